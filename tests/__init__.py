@@ -1,0 +1,1 @@
+"""The tests: unit (no server), integration (real stores), acceptance (real processes), property, chaos."""
