@@ -1,0 +1,1 @@
+"""Values that everything else speaks in: states, errors, ids, workflows, outcomes, events. Imports nothing of ours."""

@@ -1,0 +1,72 @@
+"""What an attempt came to, in the form that crosses processes (JSON) and ends in the journal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.states import StepState
+
+PAYLOAD_LIMIT: Final = 32 * 1024
+"""Bytes of JSON that an input, an output or a signal may have; larger values need blobs."""
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]
+"""Rows of a domain's own tables, by table name: the journaler writes them in the outcome's transaction."""
+
+
+def encode(value: Any, *, what: str) -> str:
+    """`value` as JSON text; refuses what no store can keep: non-JSON values, NaN, NUL characters, more than 32 KB."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        hint = "return only dicts, lists, strings, finite numbers, booleans and None"
+        raise errors.InvalidPayload(f"{what} is not JSON: {error}", hint=hint) from error
+    if "\\u0000" in text:
+        raise errors.InvalidPayload(f"{what} holds a NUL character", hint="remove \\x00 from its strings")
+    size = len(text.encode("utf-8", "surrogatepass"))
+    if size > PAYLOAD_LIMIT:
+        hint = "store it elsewhere and pass a reference"
+        raise errors.PayloadTooLarge(f"{what} has {size} bytes of JSON, the limit is {PAYLOAD_LIMIT}", hint=hint)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise errors.InvalidPayload(f"{what} holds a lone surrogate", hint="decode its text properly") from error
+    return text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """A terminal outcome of a step. Times are milliseconds of the board's clock (Redis TIME)."""
+
+    state: StepState
+    output: Any = None
+    error: Mapping[str, Any] | None = None
+    attempt: int = 1
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    worker: str | None = None
+    tokens: int = 0
+    rows: Rows = field(default_factory=dict)
+
+    @classmethod
+    def failed(cls, error: errors.ConvergioError, **rest: Any) -> Outcome:
+        """The outcome of an attempt that ended with `error`."""
+        return cls(state=StepState.FAILED, error=error.as_dict(), **rest)
+
+    def as_json(self) -> str:
+        """The journal's form; the output is checked by `encode` before."""
+        body = {
+            "state": self.state.value,
+            "output": self.output,
+            "error": self.error,
+            "attempt": self.attempt,
+            "started_ms": self.started_ms,
+            "finished_ms": self.finished_ms,
+            "worker": self.worker,
+            "tokens": self.tokens,
+            "rows": self.rows,
+        }
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,113 @@
+"""A workflow as a value: what every definition, from YAML or from Python, becomes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final
+
+EMPTY: Final[Mapping[str, Any]] = MappingProxyType({})
+
+
+def _empty() -> Mapping[str, Any]:
+    # a mapping proxy has no hash before Python 3.12, so that dataclasses refuse it as a plain default
+    return EMPTY
+
+
+class StepKind(StrEnum):
+    """What a step does."""
+
+    TASK = "task"
+    AGENT = "agent"
+    APPROVAL = "approval"
+
+
+class Durability(StrEnum):
+    """When successors may start: `step` = after the outcome is in the journal; `stream` = at once."""
+
+    STEP = "step"
+    STREAM = "stream"
+
+
+DEFAULT_QUEUE: Final = MappingProxyType(
+    {StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control"}
+)
+DEFAULT_DURABILITY: Final = MappingProxyType(
+    {StepKind.TASK: Durability.STREAM, StepKind.AGENT: Durability.STEP, StepKind.APPROVAL: Durability.STEP}
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retry:
+    """How often and how soon a failed attempt is tried again. Seconds: `backoff * factor**(attempt-1)`, at most `cap`."""
+
+    max: int = 0
+    backoff: float = 1.0
+    factor: float = 2.0
+    cap: float = 60.0
+    jitter: float = 0.1
+
+    def delay(self, attempt: int, salt: str) -> float:
+        """Seconds to wait after failed attempt `attempt` (from 1). The jitter is a hash of `salt`, so it can be replayed."""
+        plain = min(self.cap, self.backoff * self.factor ** (attempt - 1))
+        draw = int.from_bytes(hashlib.blake2b(f"{salt}:{attempt}".encode(), digest_size=4).digest(), "big") / 2**32
+        return plain * (1 + self.jitter * (2 * draw - 1))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """`step` must be resolved first; with `when` (CEL) the edge is taken only if it is true."""
+
+    step: str
+    when: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """One step. `spec` holds what only its kind knows (JSON): the function, the agent and prompt, the approval's title."""
+
+    name: str
+    kind: StepKind
+    needs: tuple[Edge, ...] = ()
+    when: str | None = None
+    arguments: Mapping[str, str] = field(default_factory=_empty)
+    spec: Mapping[str, Any] = field(default_factory=_empty)
+    retry: Retry = field(default_factory=Retry)
+    timeout: float | None = None
+    durability: Durability = Durability.STREAM
+    queue: str = "steps"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Workflow:
+    """A whole definition. `document` is its canonical JSON form: what the journal pins and the board carries."""
+
+    name: str
+    version: int
+    steps: Mapping[str, Step]
+    document: Mapping[str, Any]
+    title: str = ""
+    description: str = ""
+    input_schema: Mapping[str, Any] = field(default_factory=_empty)
+    output: Mapping[str, str] | None = None
+    sla: float | None = None
+    priority: str = "medium"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the canonical document, 32 hex characters: the version a run is pinned to."""
+        return digest_of(self.document)
+
+
+def canonical(document: Mapping[str, Any]) -> str:
+    """One text for one document: sorted keys, no spaces."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def digest_of(document: Mapping[str, Any]) -> str:
+    """The digest of a canonical document."""
+    return hashlib.sha256(canonical(document).encode()).hexdigest()[:32]
