@@ -1,0 +1,158 @@
+"""What callers may write: runs, signals and control. The row is first, the board follows."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from convergio.graphflow.journal import payload, tables
+from convergio.graphflow.journal.database import Database
+from convergio.graphflow.journal.history import find_run, unknown_run
+from convergio.graphflow.journal.rows import Accepted, NewRun, NewSignal, RunRow, SignalRow
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.states import TERMINAL_RUN, RunState
+from convergio.graphflow.model.workflow import canonical
+
+_runs: Final = tables.runs.c
+_signals: Final = tables.signals.c
+_LIVE: Final = sa.text(tables.LIVE_RUNS)
+
+
+class Doors:
+    """Submits, signals and cancels. Each method may be repeated: it answers what the first call did."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def accept(self, run: NewRun) -> Accepted:
+        """Pins the definition and accepts the run; once this returns, the run cannot be lost.
+
+        The same run id or start key with the same workflow and input gives the run that was accepted first. Raises
+        `KeyConflict` if it was used for something else, `InvalidInput` or `InvalidPayload` for a value SQL refuses.
+        """
+        columns = _run_columns(run)
+        with self._database.write() as connection:
+            connection.execute(self._database.insert_once(tables.definitions), _definition_columns(run))
+            insert = self._database.insert_once(tables.runs).returning(tables.runs)
+            row = connection.execute(insert, columns).first()
+            if row is not None:
+                return Accepted(run=RunRow.of(row), created=True)
+            found = connection.execute(sa.select(tables.runs).where(_same_run(run))).all()
+        return Accepted(run=_the_same(run, columns, [RunRow.of(row) for row in found]), created=False)
+
+    def run(self, tenant: str, run_id: str) -> RunRow:
+        """One run. Raises `UnknownRun`, also for another tenant's run."""
+        with self._database.read() as connection:
+            return find_run(connection, tenant, run_id)
+
+    def signal(self, signal: NewSignal) -> bool:
+        """Keeps a signal to be applied; False if it was kept before. One for an ended run is kept as dropped.
+
+        Raises `UnknownRun`; `KeyConflict` if the id belongs to another signal.
+        """
+        columns = _signal_columns(signal)
+        with self._database.write() as connection:
+            # Locked against the journaler: a signal that misses the end of its run must not stay open for ever.
+            lock = sa.select(_runs.state).where(_runs.run_id == signal.run_id, _runs.tenant == signal.tenant)
+            state = connection.execute(lock.with_for_update(read=True)).scalar()
+            if state is None:
+                raise unknown_run(signal.tenant, signal.run_id)
+            ended = RunState(state) in TERMINAL_RUN
+            columns["dropped_ms"] = signal.created_ms if ended else None
+            insert = self._database.insert_once(tables.signals).returning(_signals.signal_id)
+            if connection.execute(insert, columns).first() is not None:
+                return True
+            kept = sa.select(tables.signals).where(_signals.signal_id == signal.signal_id)
+            before = SignalRow.of(connection.execute(kept).one())
+        if any(getattr(before, name) != getattr(signal, name) for name in ("tenant", "run_id", "name", "data")):
+            raise errors.KeyConflict("this signal id was used before for another signal", signal=signal.signal_id)
+        return False
+
+    def request_cancel(self, run_id: str, tenant: str, by: str, reason: str | None, at_ms: int) -> RunRow:
+        """Asks for the run's end and raises its control version, once; an ended run is returned as it is.
+
+        Raises `UnknownRun`.
+        """
+        ask = (
+            sa.update(tables.runs)
+            .where(_runs.run_id == run_id, _runs.tenant == tenant, _runs.cancel_requested_ms.is_(None), _LIVE)
+            .values(
+                cancel_requested_ms=at_ms,
+                cancel_reason=None if reason is None else payload.plain(reason, what="the reason"),
+                cancel_by=payload.plain(by, what="the name of who cancels"),
+                control_version=_runs.control_version + 1,
+            )
+            .returning(tables.runs)
+        )
+        with self._database.write() as connection:
+            row = connection.execute(ask).first()
+            return find_run(connection, tenant, run_id) if row is None else RunRow.of(row)
+
+
+# --- rows ---------------------------------------------------------------------------------------------------------
+
+
+def _definition_columns(run: NewRun) -> dict[str, Any]:
+    workflow = run.workflow
+    return {
+        "digest": workflow.digest,
+        "name": workflow.name,
+        "version": workflow.version,
+        "document": payload.plain(canonical(workflow.document), what="the definition"),
+        "created_ms": run.created_ms,
+    }
+
+
+def _run_columns(run: NewRun) -> dict[str, Any]:
+    if run.start_key is not None and len(run.start_key) > tables.KEY_LIMIT:
+        raise errors.InvalidInput(f"the key is longer than {tables.KEY_LIMIT} characters", hint="use its hash")
+    texts = {
+        "run_id": run.run_id,
+        "tenant": run.tenant,
+        "submitter": run.submitter,
+        "start_key": run.start_key,
+        "priority": run.priority,
+        "trace": run.trace,
+    }
+    return {
+        **{name: None if text is None else payload.plain(text, what=name) for name, text in texts.items()},
+        "workflow": run.workflow.name,
+        "version": run.workflow.version,
+        "digest": run.workflow.digest,
+        "input": payload.reread(run.input_json, what="the input"),
+        "state": RunState.ACCEPTED.value,
+        "control_version": 0,
+        "not_after_ms": run.not_after_ms,
+        "created_ms": run.created_ms,
+    }
+
+
+def _signal_columns(signal: NewSignal) -> dict[str, Any]:
+    texts = ("signal_id", "tenant", "submitter", "run_id", "name")
+    return {
+        **{name: payload.plain(getattr(signal, name), what=name) for name in texts},
+        "data": payload.to_null(signal.data, what="the signal's data"),
+        "created_ms": signal.created_ms,
+    }
+
+
+# --- the same run again -------------------------------------------------------------------------------------------
+
+
+def _same_run(run: NewRun) -> sa.ColumnElement[bool]:
+    by_id = _runs.run_id == run.run_id
+    if run.start_key is None:
+        return by_id
+    return by_id | ((_runs.tenant == run.tenant) & (_runs.start_key == run.start_key))
+
+
+def _the_same(run: NewRun, columns: dict[str, Any], found: list[RunRow]) -> RunRow:
+    """The run that was accepted before; the definition may be newer by now: a call repeated over a deployment."""
+    wanted = (run.tenant, run.workflow.name, run.start_key, columns["input"])
+    for row in found:
+        if (row.tenant, row.workflow, row.start_key, payload.to_text(row.input, what="the input")) != wanted:
+            what = "run id" if row.run_id == run.run_id else "key"
+            hint = f"use another {what}, or repeat the call as it was"
+            raise errors.KeyConflict(f"this {what} was used before with another workflow or input", hint=hint)
+    return found[0]

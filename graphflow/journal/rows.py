@@ -1,0 +1,280 @@
+"""The values that go into the journal and come out of it. JSON is decoded here, times are milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+
+from convergio.graphflow.journal import payload
+from convergio.graphflow.model.ids import DEFAULT_TENANT
+from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
+from convergio.graphflow.model.workflow import Workflow
+
+StepKey = tuple[str, str, int]
+"""(run, step, iteration): the identity of an outcome."""
+
+
+def _decoded(row: sa.Row[Any], *names: str, **kinds: Callable[[str], Any]) -> dict[str, Any]:
+    """The row by column name: `names` are JSON, `kinds` have a type of their own."""
+    columns = row._asdict()
+    columns |= {name: payload.from_text(columns[name]) for name in names}
+    return columns | {name: kind(columns[name]) for name, kind in kinds.items()}
+
+
+# --- in -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewRun:
+    """A run to be accepted. `not_after_ms`: board time after which the sweeper starts it, if nobody did before."""
+
+    run_id: str
+    submitter: str
+    workflow: Workflow
+    input_json: str
+    not_after_ms: int
+    created_ms: int
+    tenant: str = DEFAULT_TENANT
+    start_key: str | None = None
+    priority: str = "medium"
+    trace: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewSignal:
+    """A signal for a run; `signal_id` makes sending it again harmless."""
+
+    signal_id: str
+    tenant: str
+    submitter: str
+    run_id: str
+    name: str
+    data: Any
+    created_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamEvent:
+    """One event of the board's stream: `seq` counts in the stream, `run_seq` in the run. `data` is JSON."""
+
+    seq: int
+    type: str
+    tenant: str
+    submitter: str
+    run_id: str
+    step: str | None = None
+    iteration: int = 0
+    run_seq: int
+    at_ms: int
+    data: Mapping[str, Any]
+
+
+# --- out ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRow:
+    """A run as the journal knows it; the board may be ahead."""
+
+    run_id: str
+    tenant: str
+    submitter: str
+    workflow: str
+    version: int
+    digest: str
+    start_key: str | None
+    input: Any
+    state: RunState
+    control_version: int
+    priority: str
+    not_after_ms: int
+    created_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+    output: Any
+    error: Mapping[str, Any] | None
+    cancel_requested_ms: int | None
+    cancel_reason: str | None
+    cancel_by: str | None
+    trace: str | None
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> RunRow:
+        """From a row of the table."""
+        return cls(**_decoded(row, "input", "output", "error", state=RunState))
+
+    @property
+    def terminal(self) -> bool:
+        """Whether the run has ended."""
+        return self.state in TERMINAL_RUN
+
+    @property
+    def cursor(self) -> tuple[int, str]:
+        """Where the next page of a listing goes on."""
+        return self.created_ms, self.run_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """What `Doors.accept` did: made the run, or found the one that was accepted before."""
+
+    run: RunRow
+    created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutcomeRow:
+    """How a step ended. `seq` counts in its run, `stream_seq` in the stream of `epoch`."""
+
+    run_id: str
+    step: str
+    iteration: int
+    tenant: str
+    submitter: str
+    state: StepState
+    attempt: int
+    output: Any
+    error: Mapping[str, Any] | None
+    started_ms: int | None
+    finished_ms: int | None
+    worker: str | None
+    tokens: int
+    epoch: int
+    seq: int
+    stream_seq: int
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> OutcomeRow:
+        """From a row of the table."""
+        return cls(**_decoded(row, "output", "error", state=StepState))
+
+    @property
+    def type(self) -> str:
+        """The event type it came from."""
+        return f"step.{self.state.value.lower()}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventRow:
+    """Something that happened to a run and is no outcome."""
+
+    run_id: str
+    epoch: int
+    seq: int
+    tenant: str
+    submitter: str
+    type: str
+    step: str | None
+    iteration: int
+    data: Mapping[str, Any]
+    at_ms: int
+    stream_seq: int
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> EventRow:
+        """From a row of the table."""
+        return cls(**_decoded(row, "data"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordRow:
+    """A fact recorded in the middle of a step, not to be bought twice."""
+
+    run_id: str
+    step: str
+    iteration: int
+    key: str
+    tenant: str
+    submitter: str
+    value: Any
+    epoch: int
+    at_ms: int
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> RecordRow:
+        """From a row of the table."""
+        return cls(**_decoded(row, "value"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignalRow:
+    """A signal: applied, still open, or dropped because the run ended first."""
+
+    signal_id: str
+    tenant: str
+    submitter: str
+    run_id: str
+    name: str
+    data: Any
+    created_ms: int
+    applied_ms: int | None
+    dropped_ms: int | None
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> SignalRow:
+        """From a row of the table."""
+        return cls(**_decoded(row, "data"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BoardRow:
+    """Which board the journal follows: `server` is its INFO run_id, `high_water` the last journaled stream number."""
+
+    epoch: int
+    high_water: int
+    schema: int
+    server: str
+    updated_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadEventRow:
+    """An event that SQL refused, kept for a person to look at. `body` is JSON."""
+
+    epoch: int
+    stream_seq: int
+    run_id: str
+    step: str | None
+    tenant: str
+    submitter: str
+    reason: str
+    body: Mapping[str, Any]
+    at_ms: int
+
+    @classmethod
+    def of(cls, row: sa.Row[Any]) -> DeadEventRow:
+        """From a row of the table."""
+        return cls(**_decoded(row, "body"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What one group commit did. `refused` events are dead now: the engine fails their steps."""
+
+    new_outcomes: frozenset[StepKey] = frozenset()
+    refused: tuple[StreamEvent, ...] = ()
+    finished_runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """Everything that is known of a run: enough to put it on an empty board. Rows are in the order of their streams."""
+
+    run: RunRow
+    document: Mapping[str, Any]
+    outcomes: tuple[OutcomeRow, ...]
+    events: tuple[EventRow, ...]
+    records: tuple[RecordRow, ...]
+    signals: tuple[SignalRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    """Vital signs of the journal, over all tenants."""
+
+    live_runs: Mapping[RunState, int] = field(default_factory=dict[RunState, int])
+    open_signals: int = 0
+    dead_events: int = 0
