@@ -1,0 +1,203 @@
+"""The way to the board: connections that know which server they talk to, and the epoch all scripts are called with.
+
+A server that the epoch was not made on (restarted, failed over) is another board, whether or not it lost data. So every new
+connection reads INFO `run_id` first, and no script leaves on a connection whose server is not the epoch's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections import deque
+from collections.abc import Sequence
+from functools import cache
+from importlib import resources
+from typing import Any, Final, cast
+from urllib.parse import urlsplit
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection
+from redis.retry import Retry
+
+from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
+from convergio.graphflow.model import errors
+
+SOCKET_TIMEOUT: Final = 2.0
+"""Seconds after which a silent server counts as away (architecture: worst-case recovery)."""
+
+UNREACHABLE: Final = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.ReadOnlyError, OSError)
+
+
+@cache
+def script(name: str) -> tuple[str, str]:
+    """The text of a script with its prelude, and its SHA-1 for EVALSHA."""
+    folder = resources.files("convergio.graphflow.board") / "lua"
+    text = (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def pool(url: str, *, socket_timeout: float = SOCKET_TIMEOUT, **options: Any) -> redis.ConnectionPool:
+    """Connections to the server behind `url`; a cluster is refused in words."""
+    if "cluster" in urlsplit(url).scheme:
+        hint = "use one server (redis://, rediss://, unix://) or Sentinel"
+        raise errors.UnsupportedServer("Redis Cluster cannot carry the board: its scripts touch keys of many slots", hint=hint)
+    return redis.ConnectionPool.from_url(
+        url,
+        decode_responses=True,
+        protocol=2,
+        socket_timeout=socket_timeout,
+        socket_connect_timeout=socket_timeout,
+        retry=Retry(NoBackoff(), 0),
+        **options,
+    )
+
+
+def _greet(connection: AbstractConnection) -> None:
+    connection.on_connect()
+    connection.send_command("INFO", "server")
+    answer: Any = connection.read_response()
+    text = answer.decode() if isinstance(answer, bytes) else str(answer)
+    lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    vars(connection)["board_server"] = lines["run_id"]
+
+
+class Link:
+    """Calls scripts under the current epoch. One per process; safe for threads."""
+
+    def __init__(self, url: str, *, prefix: str = "convergio", socket_timeout: float = SOCKET_TIMEOUT) -> None:
+        self.prefix = prefix
+        self.pool = pool(url, socket_timeout=socket_timeout, redis_connect_func=_greet)
+        self.client = redis.Redis(connection_pool=self.pool)
+        self._idle: deque[AbstractConnection] = deque()
+        self._epoch: Epoch | None = None
+        self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Closes every connection."""
+        while self._idle:
+            self._idle.pop().disconnect()
+        self.pool.disconnect()
+
+    # --- the epoch ------------------------------------------------------------------------------------------------
+
+    def epoch(self) -> Epoch:
+        """The epoch that scripts are called with; read from the board when none is known."""
+        return self._epoch or self.refresh()
+
+    def keys(self, epoch: Epoch) -> Keys:
+        return Keys(self.prefix, epoch.number)
+
+    def refresh(self) -> Epoch:
+        """Reads the epoch key. Raises BoardRebuilding if there is none, or if another server made it."""
+        with self._lock:
+            text, server = self._peek()
+            self._epoch = None
+            if text is None:
+                raise errors.BoardRebuilding()
+            epoch = Epoch.parse(text)
+            if epoch.schema != SCHEMA:
+                hint = "run the same version of Convergio everywhere, or rebuild the board: convergio rebuild"
+                raise errors.SchemaMismatch(f"the board has schema {epoch.schema}, this is {SCHEMA}", hint=hint)
+            if epoch.server != server:
+                raise errors.BoardRebuilding()
+            self._epoch = epoch
+            return epoch
+
+    def server(self) -> str:
+        """INFO run_id of the server that answers now."""
+        return self._peek()[1]
+
+    def _peek(self) -> tuple[str | None, str]:
+        """The epoch key and the server, over one and the same connection."""
+        connection = self._take()
+        try:
+            connection.send_command("GET", f"{self.prefix}:epoch")
+            text = cast("str | None", connection.read_response())
+            server = cast(str, vars(connection)["board_server"])
+        except UNREACHABLE as error:
+            connection.disconnect()
+            raise unavailable(error) from error
+        self._idle.append(connection)
+        return text, server
+
+    def forget(self, epoch: Epoch) -> None:
+        """The board said that `epoch` is not its own: read it again before the next script."""
+        with self._lock:
+            if self._epoch == epoch:
+                self._epoch = None
+
+    # --- scripts --------------------------------------------------------------------------------------------------
+
+    def call(self, name: str, epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        """One script. Its answer; raises BoardRebuilding or BoardUnavailable. All scripts may be asked twice."""
+        try:
+            answer = self._once(name, epoch, keys, args)
+        except redis.ConnectionError:
+            self._drop_idle()
+            answer = self._again(name, epoch, keys, args)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+        if answer[0] == "REBUILD":
+            self.forget(epoch)
+            raise errors.BoardRebuilding()
+        return answer
+
+    def _again(self, name: str, epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        try:
+            return self._once(name, epoch, keys, args)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+
+    def _once(self, name: str, epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        text, sha = script(name)
+        connection = self._take()
+        try:
+            if vars(connection)["board_server"] != epoch.server:
+                self._idle.append(connection)
+                self.forget(epoch)
+                raise errors.BoardRebuilding()
+            try:
+                answer = _ask(connection, ("EVALSHA", sha, len(keys), *keys, epoch.text, *args))
+            except redis.exceptions.NoScriptError:
+                answer = _ask(connection, ("EVAL", text, len(keys), *keys, epoch.text, *args))
+        except UNREACHABLE:
+            connection.disconnect()
+            raise
+        except redis.ResponseError:
+            self._idle.append(connection)
+            raise
+        self._idle.append(connection)
+        return answer
+
+    def _drop_idle(self) -> None:
+        """One broken connection means that the others are probably broken too: the next call makes a new one."""
+        for _ in range(len(self._idle)):
+            try:
+                self._idle.pop().disconnect()
+            except IndexError:
+                return
+
+    def _take(self) -> AbstractConnection:
+        """A connected connection: its server is known before anything is sent on it."""
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            connection = cast(AbstractConnection, self.pool.make_connection())
+        try:
+            connection.connect()
+        except UNREACHABLE as error:
+            connection.disconnect()
+            raise unavailable(error) from error
+        return connection
+
+
+def _ask(connection: AbstractConnection, command: tuple[Any, ...]) -> list[Any]:
+    connection.send_packed_command(connection.pack_command(*command), check_health=False)
+    return cast("list[Any]", connection.read_response())
+
+
+def unavailable(error: Exception) -> errors.BoardUnavailable:
+    """`error` of the client library in our words."""
+    hint = "start it (convergio up), or set CONVERGIO_REDIS_URL to a running server"
+    return errors.BoardUnavailable(f"Redis does not answer: {error}", hint=hint)

@@ -1,0 +1,130 @@
+"""Fields of a run's hash, and the words a step's state is written in.
+
+| field     | holds                                                                                   |
+|-----------|-----------------------------------------------------------------------------------------|
+| @state    | the run's state                        | @stop  | the state it is being ended with, while that lasts |
+| @cv       | control version                        | @seq   | number of the last event       |
+| @open     | steps that are not terminal            | @lock  | token|expiry (ms)              |
+| @meta     | JSON: workflow, digest, submitter, ... | @input | JSON                           |
+| s:STEP    | state, see below (absent = WAITING)    | n:STEP | rings so far                   |
+| a:STEP    | attempt (absent = 1)                   | d:STEP | deliveries lost in a row       |
+| u:STEP    | rings lost unclaimed in a row          | o:STEP | output (JSON)                  |
+| r:STEP    | names of steps whose outputs it reads  | x:STEP | recorded facts, a line each    |
+| j:STEP    | incoming edges resolved                | k:STEP | of these, taken                |
+| c:STEP    | outgoing edges already followed        | g:NAME | a signal that came early (JSON)|
+
+State words: `READY|ring`, `RUNNING|fence`, `BLOCKED|on|since_ms|detail`, `SUCCEEDED|fence` and so on; a parked outcome is
+`BLOCKED|JOURNAL|since_ms|STATE|fence`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convergio.graphflow.model.states import BlockedOn, StepState
+
+STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT = (
+    "@state",
+    "@stop",
+    "@cv",
+    "@seq",
+    "@open",
+    "@lock",
+    "@meta",
+    "@input",
+)
+
+
+def state(step: str) -> str:
+    return f"s:{step}"
+
+
+def rings(step: str) -> str:
+    return f"n:{step}"
+
+
+def attempt(step: str) -> str:
+    return f"a:{step}"
+
+
+def deliveries(step: str) -> str:
+    return f"d:{step}"
+
+
+def unclaimed(step: str) -> str:
+    return f"u:{step}"
+
+
+def output(step: str) -> str:
+    return f"o:{step}"
+
+
+def references(step: str) -> str:
+    return f"r:{step}"
+
+
+def records(step: str) -> str:
+    return f"x:{step}"
+
+
+def resolved(step: str) -> str:
+    return f"j:{step}"
+
+
+def taken(step: str) -> str:
+    return f"k:{step}"
+
+
+def cursor(step: str) -> str:
+    return f"c:{step}"
+
+
+def early(signal: str) -> str:
+    return f"g:{signal}"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """A step's state as the board writes it."""
+
+    state: StepState
+    rest: str = ""
+
+    @classmethod
+    def parse(cls, text: str | None) -> Word:
+        """None or "" is WAITING."""
+        if not text:
+            return cls(StepState.WAITING)
+        head, _, rest = text.partition("|")
+        return cls(StepState(head), rest)
+
+    @property
+    def text(self) -> str:
+        return f"{self.state}|{self.rest}" if self.rest else self.state.value
+
+    @property
+    def blocked_on(self) -> BlockedOn | None:
+        """What a BLOCKED step waits for."""
+        return BlockedOn(self.rest.split("|", 1)[0]) if self.state is StepState.BLOCKED else None
+
+    @property
+    def since_ms(self) -> int | None:
+        """Since when a BLOCKED step waits (Redis TIME)."""
+        return int(self.rest.split("|", 2)[1]) if self.state is StepState.BLOCKED else None
+
+    @property
+    def parked(self) -> Word | None:
+        """The outcome behind a step BLOCKED on the journal."""
+        if self.blocked_on is not BlockedOn.JOURNAL:
+            return None
+        return Word.parse(self.rest.split("|", 2)[2])
+
+
+def ready(ring: str) -> str:
+    """`READY|ring`."""
+    return f"{StepState.READY}|{ring}"
+
+
+def running(fence: str) -> str:
+    """`RUNNING|fence`."""
+    return f"{StepState.RUNNING}|{fence}"

@@ -1,0 +1,123 @@
+"""Every Redis key of the board, in one table. Live keys carry the epoch; nothing live ever has a TTL.
+
+| key                           | type   | holds                                                                        |
+|-------------------------------|--------|------------------------------------------------------------------------------|
+| P:epoch                       | string | number, schema and server of the board; written last by a rebuild            |
+| P:leader:ROLE                 | string | who is journaler or sweeper, for 3 s                                         |
+| P:E:journal                   | stream | facts on their way to SQL, ids `E-*`                                         |
+| P:E:released                  | string | high water: the stream sequence up to which facts are in SQL                 |
+| P:E:leases                    | zset   | tenant/run/step/fence by expiry (ms, Redis TIME)                             |
+| P:E:timers                    | zset   | tenant/run/step/ON by due time (ms)                                          |
+| P:E:held                      | zset   | tenant/run/step after a rebuild, by the time it is rung (ms)                 |
+| P:E:parked                    | zset   | tenant/run/step (or @ for the run's end) by stream sequence                  |
+| P:E:inboxes                   | zset   | tenant/run with a non-empty inbox, by time (ms)                              |
+| P:E:runs                      | zset   | live tenant/run by start (ms)                                                |
+| P:E:done                      | zset   | ended tenant/run by the time it leaves the board (ms)                        |
+| P:E:plan:DIGEST               | string | a definition as canonical JSON                                               |
+| P:E:rung:LIST                 | zset   | tenant/run/step/ring by ring time (ms), one per queue list                   |
+| P:E:canary:LIST               | hash   | id, pushed, eaten: the canary of one queue list                              |
+| P:E:TENANT:RUN                | hash   | the run: see `fields`                                                        |
+| P:E:TENANT:RUN:inbox          | list   | consequences that wait to be decided (JSON)                                  |
+| P:E:TENANT:RUN:feed           | stream | what readers follow, ids `E-seq`                                             |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convergio.graphflow.model.ids import RunRef
+
+SCHEMA = 1
+"""Version of the board's layout, compared with every script like the epoch."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Epoch:
+    """Which board: its number, its schema and the Redis server (INFO run_id) it was made on."""
+
+    number: int
+    server: str
+    schema: int = SCHEMA
+
+    @property
+    def text(self) -> str:
+        """The value of the epoch key."""
+        return f"{self.number}|{self.schema}|{self.server}"
+
+    @classmethod
+    def parse(cls, text: str) -> Epoch:
+        """The inverse of `text`."""
+        number, schema, server = text.split("|", 2)
+        return cls(number=int(number), schema=int(schema), server=server)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """Key names of one epoch."""
+
+    prefix: str
+    number: int
+
+    @property
+    def epoch(self) -> str:
+        return f"{self.prefix}:epoch"
+
+    def leader(self, role: str) -> str:
+        return f"{self.prefix}:leader:{role}"
+
+    def _of(self, name: str) -> str:
+        return f"{self.prefix}:{self.number}:{name}"
+
+    @property
+    def journal(self) -> str:
+        return self._of("journal")
+
+    @property
+    def released(self) -> str:
+        return self._of("released")
+
+    @property
+    def leases(self) -> str:
+        return self._of("leases")
+
+    @property
+    def timers(self) -> str:
+        return self._of("timers")
+
+    @property
+    def held(self) -> str:
+        return self._of("held")
+
+    @property
+    def parked(self) -> str:
+        return self._of("parked")
+
+    @property
+    def inboxes(self) -> str:
+        return self._of("inboxes")
+
+    @property
+    def runs(self) -> str:
+        return self._of("runs")
+
+    @property
+    def done(self) -> str:
+        return self._of("done")
+
+    def plan(self, digest: str) -> str:
+        return self._of(f"plan:{digest}")
+
+    def rung(self, queue_list: str) -> str:
+        return self._of(f"rung:{queue_list}")
+
+    def canary(self, queue_list: str) -> str:
+        return self._of(f"canary:{queue_list}")
+
+    def run(self, ref: RunRef) -> str:
+        return self._of(f"{ref.tenant}:{ref.run}")
+
+    def inbox(self, ref: RunRef) -> str:
+        return self._of(f"{ref.tenant}:{ref.run}:inbox")
+
+    def feed(self, ref: RunRef) -> str:
+        return self._of(f"{ref.tenant}:{ref.run}:feed")

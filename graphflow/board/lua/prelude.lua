@@ -1,0 +1,35 @@
+-- Put before every script. Small words that all scripts share; creates nothing.
+local REBUILD = {'REBUILD'}
+local function number(n) return string.format('%.0f', n) end
+local function clock()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+-- The next event of a run: to its readers, and, if `journal` is given, to SQL. Returns the stream id, or ''.
+local function tell(run, feed, journal, epoch, ref, submitter, kind, step, at, data)
+  local seq = redis.call('HINCRBY', run, '@seq', 1)
+  redis.call('XADD', feed, 'MAXLEN', '~', 10000, epoch .. '-' .. seq, 'type', kind, 'step', step, 'at', number(at),
+    'data', journal and '' or data)
+  if not journal then return '' end
+  return redis.call('XADD', journal, epoch .. '-*', 't', kind, 'r', ref, 'u', submitter, 's', step, 'q', seq,
+    'a', number(at), 'd', data)
+end
+local function sequence(id) return string.match(id, '%-(%d+)$') end
+-- Take the run's lock if it is free, and read what its inbox holds. The lock is a lease: its holder may die.
+local function lock(run, inbox, token, ms, at, first)
+  local held = redis.call('HGET', run, '@lock')
+  if held then
+    local owner, expiry = string.match(held, '^(.*)|(%d+)$')
+    if owner ~= token and tonumber(expiry) > at then return {'BUSY'} end
+  end
+  local entries = redis.call('LRANGE', inbox, 0, 99)
+  if #entries == 0 then return {'EMPTY'} end
+  redis.call('HSET', run, '@lock', token .. '|' .. number(at + ms))
+  local values = {}
+  for i = first, #ARGV, 200 do
+    for _, v in ipairs(redis.call('HMGET', run, unpack(ARGV, i, math.min(i + 199, #ARGV)))) do
+      values[#values + 1] = v or ''
+    end
+  end
+  return {'LOCKED', entries, values}
+end

@@ -1,0 +1,351 @@
+"""One typed function per Lua script. What a script may answer is a type here; REBUILD is an exception (BoardRebuilding)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.keys import Epoch, Keys
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef
+
+LEASE_MS: Final = 6_000
+LOCK_MS: Final = 2_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A claim: the fence, and everything the body needs. Times are milliseconds of Redis TIME."""
+
+    epoch: Epoch
+    ref: RunRef
+    step: str
+    fence: str
+    at_ms: int
+    attempt: int
+    deliveries: int
+    meta: Mapping[str, Any]
+    input: Any
+    records: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+    @property
+    def submitter(self) -> str:
+        return str(self.meta["submitter"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """No claim: DUPLICATE (the doorbell is old), STOPPED (the run is being ended), GONE (the run left the board)."""
+
+    why: str
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """The run's lock is ours: what its inbox holds, and the fields that were asked for."""
+
+    epoch: Epoch
+    ref: RunRef
+    token: str
+    entries: Sequence[Mapping[str, Any]]
+    values: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """The outcome waits for the journal: it is released when SQL has everything up to `sequence`."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doorbell:
+    """A message to push: the queue list, which end of it, the rendered bytes, the step and ring."""
+
+    queue_list: str
+    side: str
+    content: bytes
+    step: str
+    ring: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One COMMIT. Writes: (field, from, to). Leases: step/fence. Timers: (step/ON, due ms or ""). Events: see commit.lua."""
+
+    consumed: int
+    writes: Sequence[tuple[str, str, str]] = ()
+    posts: Sequence[str] = ()
+    leases: Sequence[str] = ()
+    timers: Sequence[tuple[str, str]] = ()
+    bells: Sequence[Doorbell] = ()
+    events: Sequence[tuple[str, str, str, str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a beat learnt: the board's time, the released high water, and the leases that are lost."""
+
+    at_ms: int
+    released: int
+    lost: frozenset[str] = field(default_factory=frozenset)
+
+
+def claim(
+    link: Link, ref: RunRef, *, step: str, ring: str, nonce: str, queue_list: str, worker: str, lease_ms: int = LEASE_MS
+) -> Claimed | Refused:
+    """CLAIM: take the step that this doorbell rang for."""
+    epoch = link.epoch()
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.rung(queue_list), keys.feed(ref)]
+    answer = link.call("claim", epoch, names, [epoch.number, step, ring, nonce, lease_ms, f"{ref}/{step}", worker])
+    if answer[0] != "OK":
+        return Refused(why=answer[0], state=answer[1] if len(answer) > 1 else "")
+    _, fence, at, attempt, deliveries, meta, given, records, references, *outputs = answer
+    return Claimed(
+        epoch=epoch,
+        ref=ref,
+        step=step,
+        fence=fence,
+        at_ms=int(at),
+        attempt=int(attempt),
+        deliveries=int(deliveries),
+        meta=json.loads(meta),
+        input=json.loads(given),
+        records=parse_records(records),
+        outputs={name: json.loads(text or "null") for name, text in zip(references.split(), outputs, strict=True)},
+    )
+
+
+def parse_records(text: str) -> dict[str, Any]:
+    """Recorded facts, a line each: key, tab, JSON. The first of a key counts."""
+    facts: dict[str, Any] = {}
+    for line in text.split("\n"):
+        key, found, value = line.partition("\t")
+        if found:
+            facts.setdefault(key, json.loads(value))
+    return facts
+
+
+def beat(link: Link, epoch: Epoch, members: Sequence[str], *, lease_ms: int = LEASE_MS) -> Beat:
+    """BEAT: prolong the leases of this process (members: tenant/run/step/fence)."""
+    keys = link.keys(epoch)
+    answer = link.call("beat", epoch, [keys.epoch, keys.leases, keys.released], [lease_ms, *members])
+    return Beat(at_ms=int(answer[1]), released=int(answer[2]), lost=frozenset(answer[3:]))
+
+
+def arrive(
+    link: Link,
+    held: Claimed,
+    *,
+    state: str,
+    output: str,
+    outcome: str,
+    durable: bool,
+    token: str,
+    wanted: Sequence[str],
+) -> Locked | Parked | None:
+    """ARRIVE: record the outcome. None: somebody else drains the inbox. Raises StaleFence if the claim is not the owner."""
+    epoch, ref = held.epoch, held.ref
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.inbox(ref), keys.inboxes, keys.journal, keys.feed(ref)]
+    args = [epoch.number, held.step, held.fence, str(ref), held.submitter, state, output, outcome]
+    args += ["step" if durable else "stream", token, LOCK_MS, *wanted]
+    answer = link.call("arrive", epoch, [*names, keys.parked], args)
+    if answer[0] == "PARKED":
+        return Parked(sequence=int(answer[1]))
+    _refuse(answer, held)
+    return _locked(answer, epoch, ref, token, wanted)
+
+
+def _refuse(answer: Sequence[Any], held: Claimed) -> None:
+    if answer[0] in ("FENCED", "GONE"):
+        raise errors.StaleFence(run=held.ref.run, step=held.step, now=answer[1] if len(answer) > 1 else "gone")
+
+
+def _locked(answer: Sequence[Any], epoch: Epoch, ref: RunRef, token: str, wanted: Sequence[str]) -> Locked | None:
+    if answer[0] != "LOCKED":
+        return None
+    entries = [json.loads(text) for text in answer[1]]
+    return Locked(epoch=epoch, ref=ref, token=token, entries=entries, values=dict(zip(wanted, answer[2], strict=True)))
+
+
+def post(link: Link, ref: RunRef, *, entry: str, token: str, wanted: Sequence[str] = ()) -> Locked | None:
+    """POST: put `entry` in the run's inbox ("" = only take the lock). Raises UnknownRun if the run is not on the board."""
+    epoch = link.epoch()
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes]
+    answer = link.call("post", epoch, names, [str(ref), entry, token, LOCK_MS, *wanted])
+    if answer[0] == "GONE":
+        raise errors.UnknownRun(f"run {ref.run} is not on the board", hint="it ended, or was never started")
+    return _locked(answer, epoch, ref, token, wanted)
+
+
+def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[Mapping[str, Any]] | None:
+    """COMMIT: write a decision. The entries that are left (then the lock is kept), or None if the decision was overtaken."""
+    epoch, ref = locked.epoch, locked.ref
+    keys = link.keys(epoch)
+    lists = {bell.queue_list: number for number, bell in reversed(list(enumerate(batch.bells)))}
+    order = {name: number for number, name in enumerate(sorted(lists), start=1)}
+    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.timers, keys.leases, keys.journal]
+    names += [keys.feed(ref), keys.parked]
+    for name in order:
+        names += [name, keys.rung(name)]
+    args: list[Any] = [epoch.number, locked.token, LOCK_MS, str(ref), submitter, batch.consumed]
+    args += [len(batch.writes), *_flat(batch.writes), len(batch.posts), *batch.posts]
+    args += [len(batch.leases), *(f"{ref}/{lease}" for lease in batch.leases)]
+    args += [len(batch.timers), *_flat((f"{ref}/{timer}", due) for timer, due in batch.timers)]
+    args.append(len(batch.bells))
+    for bell in batch.bells:
+        args += [order[bell.queue_list], bell.side, bell.content, f"{ref}/{bell.step}/{bell.ring}"]
+    args += [len(batch.events), *_flat(batch.events)]
+    answer = link.call("commit", epoch, names, args)
+    return [json.loads(text) for text in answer[1]] if answer[0] == "OK" else None
+
+
+def _flat(rows: Iterable[Sequence[Any]]) -> Iterable[Any]:
+    return (value for row in rows for value in row)
+
+
+def start(
+    link: Link,
+    ref: RunRef,
+    *,
+    not_after_ms: int | None,
+    submitter: str,
+    digest: str,
+    plan: str,
+    meta: str,
+    given: str,
+    size: int,
+    control: int,
+    token: str,
+    wanted: Sequence[str],
+) -> Locked | None:
+    """START: put an accepted run on the board. None: it is there already. Raises SubmitTooLate after `not_after_ms`."""
+    epoch = link.epoch()
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.runs, keys.plan(digest), keys.journal, keys.feed(ref)]
+    args = [epoch.number, "" if not_after_ms is None else not_after_ms, str(ref), submitter, plan, meta, given]
+    args += [size, control, token, LOCK_MS, *wanted]
+    answer = link.call("start", epoch, [*names, keys.inbox(ref), keys.inboxes], args)
+    if answer[0] == "LATE":
+        raise errors.SubmitTooLate(run=ref.run)
+    return _locked(answer, epoch, ref, token, wanted)
+
+
+def park(
+    link: Link,
+    held: Claimed,
+    *,
+    on: str,
+    delay_ms: int | None,
+    attempt: int,
+    kind: str,
+    data: str,
+    detail: str = "",
+    look_back: str = "",
+) -> bool:
+    """PARK: let the step wait without a slot. True: the signal it waits for is in the inbox already."""
+    epoch, ref = held.epoch, held.ref
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.timers, keys.inbox(ref), keys.inboxes, keys.journal]
+    args = [epoch.number, held.step, held.fence, str(ref), held.submitter, on, "" if delay_ms is None else delay_ms]
+    args += [attempt, kind, data, detail, look_back]
+    answer = link.call("park", epoch, [*names, keys.feed(ref)], args)
+    _refuse(answer, held)
+    return bool(answer[0] == "SIGNALLED")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ringing:
+    """A step to ring: the state it must have, its new doorbell, why, and what else changes (field -> value, "" = absent)."""
+
+    was: str
+    bell: Doorbell
+    count: int
+    kind: str
+    data: str = "{}"
+    lease: str = ""
+    lease_must_be_over: bool = False
+    timer: str = ""
+    sets: Mapping[str, str] = field(default_factory=dict)
+
+
+def ring(link: Link, epoch: Epoch, ref: RunRef, *, submitter: str, ringing: Ringing) -> bool:
+    """RING: make a step READY again and push its doorbell. False: it was not in the state named any more."""
+    keys = link.keys(epoch)
+    bell = ringing.bell
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.timers, keys.held, bell.queue_list]
+    names += [keys.rung(bell.queue_list), keys.journal, keys.feed(ref)]
+    args: list[Any] = [epoch.number, bell.step, ringing.was, bell.ring, ringing.count, bell.side, bell.content, str(ref)]
+    args += [submitter, f"{ref}/{bell.step}/{ringing.lease}" if ringing.lease else ""]
+    args += ["1" if ringing.lease_must_be_over else "", f"{ref}/{bell.step}/{ringing.timer}" if ringing.timer else ""]
+    args += [ringing.kind, ringing.data, *_flat(ringing.sets.items())]
+    return bool(link.call("ring", epoch, names, args)[0] == "OK")
+
+
+def reassert(link: Link, ref: RunRef, *, step: str, nonce: str, lease_ms: int = LEASE_MS) -> tuple[Epoch, str]:
+    """REASSERT after a rebuild: the epoch and new fence of a body that still runs. Raises StaleFence if it is not ours."""
+    epoch = link.epoch()
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.held]
+    answer = link.call("reassert", epoch, names, [step, nonce, lease_ms, f"{ref}/{step}"])
+    if answer[0] != "OK":
+        raise errors.StaleFence(run=ref.run, step=step, now=answer[1] if len(answer) > 1 else "gone")
+    return epoch, answer[1]
+
+
+def record(link: Link, held: Claimed, *, key: str, value: str) -> int:
+    """RECORD a fact; its stream sequence. Raises StaleFence."""
+    epoch, ref = held.epoch, held.ref
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.journal, keys.feed(ref)]
+    args = [epoch.number, held.step, held.fence, str(ref), held.submitter, key, value]
+    answer = link.call("record", epoch, names, args)
+    _refuse(answer, held)
+    return int(answer[1])
+
+
+def release(
+    link: Link, epoch: Epoch, ref: RunRef, *, steps: Sequence[str], grace_ms: int, high_water: int
+) -> tuple[int, str]:
+    """RELEASE what waited for the journal up to `high_water`: how many outcomes, and the state the run ended in or ""."""
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.parked, keys.runs, keys.done, keys.feed(ref)]
+    answer = link.call("release", epoch, names, [epoch.number, str(ref), grace_ms, high_water, *steps])
+    return int(answer[1]), answer[2]
+
+
+def publish(link: Link, epoch: Epoch) -> bool:
+    """Make `epoch` the board. False: a later one is there already."""
+    return bool(link.call("publish", epoch, [link.keys(epoch).epoch], [epoch.number])[0] == "OK")
+
+
+def eat(link: Link, *, queue_list: str, canary: str) -> bool:
+    """A canary was consumed. False: it was not the list's current one."""
+    epoch = link.epoch()
+    keys = link.keys(epoch)
+    return bool(link.call("eat", epoch, [keys.epoch, keys.canary(queue_list)], [canary])[0] == "OK")
+
+
+def hatch(link: Link, epoch: Epoch, *, queue_list: str, canary: str, instead_of: str, content: bytes) -> bool:
+    """Push a new canary at the producing end of a list. False: somebody else did."""
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.canary(queue_list), queue_list]
+    return bool(link.call("hatch", epoch, names, [canary, instead_of, content])[0] == "OK")
+
+
+def forget(link: Link, keys: Keys, refs: Sequence[RunRef]) -> None:
+    """Take ended runs off the board, after their grace tail."""
+    with link.client.pipeline(transaction=False) as pipe:
+        for ref in refs:
+            pipe.unlink(keys.run(ref), keys.inbox(ref), keys.feed(ref))
+            pipe.zrem(keys.done, str(ref))
+            pipe.zrem(keys.inboxes, str(ref))
+        pipe.execute()
