@@ -1,0 +1,61 @@
+"""What a reader of a run is told, event by event."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+
+FINISHED: Final = "run.finished"
+"""The last event of a run: `data` has `state`, `output` and `error`."""
+
+RESET: Final = "stream.reset"
+"""The board was rebuilt: ids start anew. A snapshot follows."""
+
+SNAPSHOT: Final = "run.snapshot"
+"""Where the run and its steps are: `data` has `state` and `steps` (name -> state, on, since_ms)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One event. `id` is `epoch-seq`: give it to `events(after=...)` to go on behind it. `at_ms` is the board's time."""
+
+    id: str
+    type: str
+    step: str | None = None
+    at_ms: int = 0
+    data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    @classmethod
+    def of(cls, entry: str, values: Mapping[str, str]) -> Event:
+        """From an entry of a run's feed."""
+        return cls(
+            id=entry,
+            type=values["type"],
+            step=values["step"] or None,
+            at_ms=int(values["at"]),
+            data=_data(values.get("data", "")),
+        )
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Epoch and sequence number."""
+        epoch, _, seq = self.id.partition("-")
+        return int(epoch), int(seq)
+
+    def __str__(self) -> str:
+        at = f"{datetime.fromtimestamp(self.at_ms / 1000, UTC).astimezone():%H:%M:%S} " if self.at_ms else ""
+        facts = ", ".join(f"{name}={value}" for name, value in self.data.items() if isinstance(value, str | int))
+        return " ".join(part for part in (f"{at}{self.type}", self.step or "", facts) if part)
+
+
+def _data(text: str) -> Mapping[str, Any]:
+    """The data of an event: an object, or the one word that `step.running` has."""
+    if not text:
+        return {}
+    if not text.startswith("{"):
+        return {"worker": text}
+    value: dict[str, Any] = json.loads(text)
+    return value

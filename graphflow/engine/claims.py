@@ -1,0 +1,166 @@
+"""The claims of one process: which steps it owns, what it still owes the board about them, and which of them it lost.
+
+Claims are not journaled. After a rebuild the process that still runs a body asserts its old claim on the new board; an
+outcome that SQL does not have yet is kept here and offered again.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from convergio.graphflow.board import scripts
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.outcome import Rows
+
+logger = logging.getLogger(__name__)
+
+AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding)
+
+Deliver = Callable[[scripts.Claimed], int | None]
+"""Tells the board how a claim ended; the stream sequence to wait for, or None if nothing has to be kept."""
+
+
+@dataclass(slots=True)
+class Claim:
+    """A step that this process owns. `held` changes when the claim is asserted again on a new board."""
+
+    held: scripts.Claimed
+    nonce: str
+    deadline: float | None = None
+    """time.monotonic() after which the attempt has timed out"""
+    deliver: Deliver | None = None
+    """what the board still has to be told"""
+    awaits: int | None = None
+    """told, but not in SQL yet: the stream sequence that has to be released"""
+    rows: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict[str, list[Mapping[str, Any]]])
+    """rows of domain tables that travel in the outcome"""
+    lost: threading.Event = field(default_factory=threading.Event)
+    on_lost: Callable[[], None] | None = None
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def owe(self, rows: Rows) -> None:
+        """Adds rows that the outcome takes along."""
+        for table, more in rows.items():
+            self.rows.setdefault(table, []).extend(more)
+
+    @property
+    def member(self) -> str:
+        return f"{self.held.ref}/{self.held.step}/{self.held.fence}"
+
+
+class Claims:
+    """All claims of this process. `pulse` is called by the beat thread every half second."""
+
+    def __init__(self, link: Link, *, expire: Callable[[Claim], None] | None = None) -> None:
+        self.link = link
+        self.expire = expire
+        self.fenced = 0
+        self.released: tuple[Epoch, int] | None = None
+        self._claims: dict[str, Claim] = {}
+
+    def __len__(self) -> int:
+        return len(self._claims)
+
+    def add(self, claim: Claim) -> None:
+        self._claims[claim.nonce] = claim
+
+    def settle(self, claim: Claim, deliver: Deliver) -> bool:
+        """Tells the board how the claim ended. If the board is away, that is kept and told later; False then.
+
+        Raises StaleFence if the step has another owner by now: its outcome is dropped.
+        """
+        with claim.lock:
+            claim.deliver = deliver
+            return self._tell(claim)
+
+    def owing(self) -> int:
+        """How many outcomes the board or SQL do not have yet."""
+        return sum(1 for claim in self._snapshot() if claim.deliver is not None)
+
+    def pulse(self) -> None:
+        """One beat: assert claims on a new board, prolong leases, tell what is owed, forget what is safe in SQL."""
+        claims = self._snapshot()
+        if not claims:
+            return
+        try:
+            epoch = self.link.epoch()
+            for claim in claims:
+                if claim.held.epoch != epoch:
+                    self._reassert(claim)
+            self._beat(epoch)
+            for claim in self._snapshot():
+                self._catch_up(claim)
+        except AWAY as error:
+            logger.warning("the board is away, %d claims wait: %s", len(claims), error)
+
+    def _snapshot(self) -> list[Claim]:
+        return list(self._claims.values())
+
+    def _tell(self, claim: Claim) -> bool:
+        deliver = claim.deliver
+        if deliver is None:
+            return True
+        try:
+            claim.awaits = deliver(claim.held)
+        except AWAY:
+            return False
+        except errors.StaleFence:
+            self._lose(claim)
+            raise
+        if claim.awaits is None:
+            self._claims.pop(claim.nonce, None)
+            claim.deliver = None
+        return True
+
+    def _lose(self, claim: Claim) -> None:
+        self.fenced += 1
+        claim.deliver = None
+        self._claims.pop(claim.nonce, None)
+        claim.lost.set()
+        if claim.on_lost is not None:
+            claim.on_lost()
+
+    def _reassert(self, claim: Claim) -> None:
+        held = claim.held
+        with claim.lock:
+            try:
+                epoch, fence = scripts.reassert(self.link, held.ref, step=held.step, nonce=claim.nonce)
+            except errors.StaleFence:
+                return self._lose(claim)
+            claim.held = replace(held, epoch=epoch, fence=fence)
+            claim.awaits = None
+
+    def _beat(self, epoch: Epoch) -> None:
+        live = [claim for claim in self._snapshot() if claim.held.epoch == epoch and claim.awaits is None]
+        answer = scripts.beat(self.link, epoch, [claim.member for claim in live])
+        self.released = (epoch, answer.released)
+        for claim in live:
+            if claim.member in answer.lost and not claim.lock.locked():
+                self._miss(claim)
+
+    def _miss(self, claim: Claim) -> None:
+        """The lease is gone. If the body is settling its outcome at this moment, the board's answer to that decides."""
+        with claim.lock:
+            if claim.nonce in self._claims and claim.awaits is None and claim.deliver is None:
+                self._lose(claim)
+
+    def _catch_up(self, claim: Claim) -> None:
+        if claim.awaits is not None and self.released is not None:
+            epoch, high_water = self.released
+            if claim.held.epoch == epoch and claim.awaits <= high_water:
+                self._claims.pop(claim.nonce, None)
+        elif claim.deliver is not None:
+            try:
+                with claim.lock:
+                    self._tell(claim)
+            except errors.StaleFence as error:
+                logger.warning("%s", error)
+        elif claim.deadline is not None and time.monotonic() > claim.deadline and self.expire is not None:
+            self.expire(claim)

@@ -1,0 +1,105 @@
+"""Draining a run's inbox: whoever holds the run's lock decides on everything in it, nobody waits for it (flat combining)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
+
+from convergio.graphflow import decide
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
+from convergio.graphflow.decide import Decision, Unloaded, View
+from convergio.graphflow.engine.bell import Caller
+from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.ringer import Ringer
+from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.model.ids import RunRef
+
+
+class Drain:
+    """Decides and commits until the inbox is empty, or until somebody else holds the lock."""
+
+    def __init__(self, link: Link, plans: Plans, ringer: Ringer) -> None:
+        self.link = link
+        self.plans = plans
+        self.ringer = ringer
+
+    def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None) -> None:
+        """Drains the run whose lock is held. `meta` is the run's @meta, if the caller has it."""
+        meta = meta or self.meta(locked)
+        caller = Caller(ref=locked.ref, workflow=meta["workflow"], submitter=meta["submitter"])
+        plan = self.plans.get(meta["digest"])
+        turn: scripts.Locked | None = locked
+        view = View(dict(locked.values))
+        while turn is not None:
+            decision = self._decide(turn, plan, view)
+            left = scripts.commit(self.link, turn, submitter=caller.submitter, batch=self._batch(decision, plan, caller))
+            if left is None:
+                turn = scripts.post(self.link, turn.ref, entry="", token=turn.token)
+            else:
+                turn = _next(turn, left) if left else None
+            view = View({})  # workers write states without the lock: what was read for other entries may be old
+
+    def meta(self, locked: scripts.Locked) -> Mapping[str, Any]:
+        """The run's @meta, from the board."""
+        values = self._load(locked, [fields.META])
+        return cast("Mapping[str, Any]", json.loads(values[fields.META]))
+
+    def _decide(self, locked: scripts.Locked, plan: Plan, view: View) -> Decision:
+        while True:
+            try:
+                return decide.decide(plan, view, locked.entries, epoch=locked.epoch.number)
+            except Unloaded as missing:
+                if missing.everything:
+                    view.values.update(self._states(locked))
+                    view.complete = True
+                else:
+                    names = {*missing.names, *_probably(plan, locked.entries)} - view.values.keys()
+                    view.values.update(self._load(locked, sorted(names)))
+
+    def _load(self, locked: scripts.Locked, names: Sequence[str]) -> dict[str, str]:
+        run = self.link.keys(locked.epoch).run(locked.ref)
+        try:
+            values = cast("list[str | None]", self.link.client.hmget(run, list(names)))
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+        return {name: value or "" for name, value in zip(names, values, strict=True)}
+
+    def _states(self, locked: scripts.Locked) -> dict[str, str]:
+        run = self.link.keys(locked.epoch).run(locked.ref)
+        try:
+            return dict(self.link.client.hscan_iter(run, match="s:*", count=500))
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+
+    def _batch(self, decision: Decision, plan: Plan, caller: Caller) -> scripts.Batch:
+        steps = plan.workflow.steps
+        return scripts.Batch(
+            consumed=decision.consumed,
+            writes=[(name, was, to) for name, (was, to) in decision.writes.items()],
+            posts=[json.dumps(entry, ensure_ascii=False) for entry in decision.posts],
+            leases=[f"{step}/{fence}" for step, fence in decision.leases],
+            timers=[(f"{step}/{on}", "") for step, on in decision.timers],
+            bells=[
+                self.ringer.doorbell(caller, steps[ring.step], ring=ring.ring, fresh=ring.fresh)
+                for ring in decision.rings
+            ],
+            events=[_event(event, caller.ref) for event in decision.events],
+        )
+
+
+def _event(event: decide.Event, ref: RunRef) -> tuple[str, str, str, str, str]:
+    flags = "" if not event.journal else "jp" if event.park else "j"
+    return event.kind, event.step, flags, f"{ref}/{event.step or decide.START}", event.data
+
+
+def _next(turn: scripts.Locked, left: Sequence[Mapping[str, Any]]) -> scripts.Locked:
+    return scripts.Locked(epoch=turn.epoch, ref=turn.ref, token=turn.token, entries=left, values=turn.values)
+
+
+def _probably(plan: Plan, entries: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    """Fields that these arrivals will need: one round trip instead of one per field."""
+    for entry in entries:
+        if entry["t"] == "arrived":
+            yield from decide.wanted(plan, entry["step"])

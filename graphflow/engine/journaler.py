@@ -1,0 +1,154 @@
+"""The journaler: event stream -> SQL in group commits -> RELEASE what waited for it -> trim behind a grace tail.
+
+No timer: what is there is committed, the next group collects meanwhile. There is one journaler for the board; that only
+one writes is kept by the row (epoch, high water) in SQL, not by the leader's lease.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, Protocol, cast
+
+from convergio.graphflow.board import scripts
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.submission import wake
+from convergio.graphflow.journal.boards import Boards
+from convergio.graphflow.journal.rows import StreamEvent
+from convergio.graphflow.journal.writer import Writer
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import Nonces, RunRef
+
+logger = logging.getLogger(__name__)
+
+GROUP: Final = 500
+TAIL: Final = 1_000
+"""Events that stay in the stream behind the high water, for who looks at it."""
+
+GRACE_MS: Final = 60_000
+"""How long an ended run stays on the board for its readers."""
+
+RELEASE_CHUNK: Final = 500
+
+
+class Finished(Protocol):
+    """Called after RELEASE with a run that ended; it is in SQL by then."""
+
+    def __call__(self, ref: RunRef, state: str) -> None: ...
+
+
+class Journaler:
+    """One group after the other. `step` is called in a loop by the service process."""
+
+    def __init__(
+        self, link: Link, boards: Boards, writer: Writer, drain: Drain, nonces: Nonces, *, finished: Finished
+    ) -> None:
+        self.link = link
+        self.boards = boards
+        self.writer = writer
+        self.drain = drain
+        self.nonces = nonces
+        self.finished = finished
+        self.committed = 0
+        self._at: tuple[Epoch, int] | None = None
+
+    def step(self, wait_ms: int = 200, between: Callable[[str], None] = lambda phase: None) -> int:
+        """Journals one group. Returns how many events it had. `between` is told the phase that begins (for tests).
+
+        Raises BoardUnavailable, BoardRebuilding or JournalUnavailable; nothing is lost then, the next call goes on.
+        """
+        epoch, high_water = self._position()
+        events = self._read(epoch, high_water, wait_ms)
+        if not events:
+            return 0
+        last = events[-1].seq
+        between("commit")
+        try:
+            done = self.writer.commit(events, epoch=epoch.number, high_water=high_water, new_high_water=last)
+        except errors.EpochLost:
+            self._at = None
+            return 0
+        self._at = (epoch, last)
+        self.committed += len(events)
+        for event in done.refused:
+            logger.error("SQL refused event %s of run %s; it is kept as a dead event", event.type, event.run_id)
+        between("release")
+        self.release(epoch, last)
+        between("trim")
+        self._trim(epoch, last)
+        return len(events)
+
+    def _position(self) -> tuple[Epoch, int]:
+        """Where to go on. Read from SQL whenever the epoch changed: a new leader knows nothing else."""
+        epoch = self.link.epoch()
+        if self._at is None or self._at[0] != epoch:
+            row = self.boards.current()
+            if row is None or row.epoch != epoch.number:
+                raise errors.BoardRebuilding("the journal follows another epoch than the board")
+            self._at = (epoch, row.high_water)
+            self.release(epoch, row.high_water)
+        return self._at
+
+    def _read(self, epoch: Epoch, after: int, wait_ms: int) -> list[StreamEvent]:
+        name = self.link.keys(epoch).journal
+        try:
+            answer = self.link.client.xread({name: f"{epoch.number}-{after}"}, count=GROUP, block=wait_ms)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+        streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer or [])
+        return [event_of(entry, fields) for _, entries in streams for entry, fields in entries]
+
+    def release(self, epoch: Epoch, high_water: int) -> None:
+        """Lets go on what waited for SQL, and tells who asked when a run has ended."""
+        keys = self.link.keys(epoch)
+        try:
+            self.link.client.set(keys.released, high_water)
+            while True:
+                parked = self.link.client.zrangebyscore(keys.parked, "-inf", high_water, start=0, num=RELEASE_CHUNK)
+                if not parked:
+                    return
+                self._release(epoch, cast("list[str]", parked), high_water)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+
+    def _release(self, epoch: Epoch, members: Sequence[str], high_water: int) -> None:
+        by_run: defaultdict[RunRef, list[str]] = defaultdict(list)
+        for member in members:
+            ref, step = member.rsplit("/", 1)
+            by_run[RunRef.parse(ref)].append(step)
+        for ref, steps in by_run.items():
+            moved, ended = scripts.release(
+                self.link, epoch, ref, steps=steps, grace_ms=GRACE_MS, high_water=high_water
+            )
+            if moved:
+                wake(self.link, self.drain, self.nonces, ref, None)
+            if ended:
+                self.finished(ref, ended)
+
+    def _trim(self, epoch: Epoch, last: int) -> None:
+        try:
+            behind = max(0, last - TAIL)
+            self.link.client.xtrim(self.link.keys(epoch).journal, minid=f"{epoch.number}-{behind}", approximate=True)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+
+
+def event_of(entry: str, fields: Mapping[str, str]) -> StreamEvent:
+    """An entry of the journal stream as a value."""
+    ref = RunRef.parse(fields["r"])
+    data: dict[str, Any] = json.loads(fields["d"] or "{}")
+    return StreamEvent(
+        seq=int(entry.rsplit("-", 1)[1]),
+        type=fields["t"],
+        tenant=ref.tenant,
+        submitter=fields["u"],
+        run_id=ref.run,
+        step=fields["s"] or None,
+        run_seq=int(fields["q"]),
+        at_ms=int(fields["a"]),
+        data=data,
+    )

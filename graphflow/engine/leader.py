@@ -1,0 +1,39 @@
+"""Who does a job that only one process should do. Saves work; safety comes from fences, not from here."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
+from convergio.graphflow.board.keys import Keys
+
+LEASE_MS: Final = 3_000
+
+
+class Leader:
+    """A lease on a role. It is asked for again before every round of work."""
+
+    def __init__(self, link: Link, role: str, name: str) -> None:
+        self.link = link
+        self.key = Keys(link.prefix, 0).leader(role)
+        self.name = name
+
+    def holds(self) -> bool:
+        """Takes or prolongs the lease. Raises BoardUnavailable."""
+        client = self.link.client
+        try:
+            if client.set(self.key, self.name, nx=True, px=LEASE_MS):
+                return True
+            if client.get(self.key) != self.name:
+                return False
+            return bool(client.pexpire(self.key, LEASE_MS))
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+
+    def resign(self) -> None:
+        """Gives the lease up, so that another process need not wait for its end."""
+        try:
+            if self.link.client.get(self.key) == self.name:
+                self.link.client.delete(self.key)
+        except UNREACHABLE:
+            return

@@ -1,0 +1,158 @@
+"""A new board from the journal: raise the epoch, write every live run under the new epoch's keys, publish the epoch last."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Final, cast
+
+from convergio.graphflow import decide
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
+from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
+from convergio.graphflow.engine.journaler import event_of
+from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.restore import restore
+from convergio.graphflow.engine.submission import board_time, ref_of
+from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.boards import Boards
+from convergio.graphflow.journal.history import History
+from convergio.graphflow.journal.rows import BoardRow, RunFacts
+from convergio.graphflow.journal.writer import Writer
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.workflow import canonical
+
+logger = logging.getLogger(__name__)
+
+PAGE: Final = 100
+CHUNK: Final = 400
+
+Phase = Callable[[str], None]
+
+
+def _silent(phase: str) -> None:
+    """Nobody wants to know."""
+
+
+class Rebuilder:
+    """Makes a new board. Several processes may try; SQL elects one, and only the newest board can be published."""
+
+    def __init__(self, link: Link, boards: Boards, history: History, writer: Writer, plans: Plans) -> None:
+        self.link = link
+        self.boards = boards
+        self.history = history
+        self.writer = writer
+        self.plans = plans
+
+    def needed(self) -> bool:
+        """Whether the board is missing, or is not the one that the journal follows."""
+        try:
+            epoch = self.link.refresh()
+        except errors.BoardRebuilding:
+            return True
+        row = self.boards.current()
+        return row is None or row.epoch != epoch.number
+
+    def rebuild(self, phase: Phase = _silent) -> Epoch | None:
+        """The new epoch, or None if somebody else rebuilds. Raises BoardUnavailable or JournalUnavailable."""
+        before = self.boards.current()
+        server = self.link.server()
+        number = self.boards.raise_epoch(before.epoch if before else None, server, SCHEMA)
+        if number is None:
+            return None
+        epoch = Epoch(number=number, server=server)
+        started = time.monotonic()
+        phase("raised")
+        try:
+            saved = self._salvage(before, epoch) if before else 0
+            phase("salvaged")
+            runs = self._write_runs(epoch)
+            phase("written")
+            published = scripts.publish(self.link, epoch)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+        if not published:
+            return None
+        seconds = time.monotonic() - started
+        logger.warning("epoch %d: board rebuilt with %d runs, %d facts saved, %.2f s", number, runs, saved, seconds)
+        if before:
+            self._sweep_out(before.epoch)
+        return epoch
+
+    def _salvage(self, before: BoardRow, epoch: Epoch) -> int:
+        """Facts that the old board still holds and SQL does not: they were accepted under a fence, so they are true."""
+        stream, saved, after = self.link.keys(Epoch(number=before.epoch, server="")).journal, 0, before.high_water
+        while True:
+            found = self.link.client.xrange(stream, min=f"({before.epoch}-{after}", count=PAGE * 5)
+            entries = cast("list[tuple[str, dict[str, str]]]", found)
+            if not entries:
+                return saved
+            events = [event_of(entry, values) for entry, values in entries]
+            self.writer.salvage(events, epoch=epoch.number, stream_epoch=before.epoch)
+            saved, after = saved + len(events), events[-1].seq
+
+    def _write_runs(self, epoch: Epoch) -> int:
+        keys, count, after = self.link.keys(epoch), 0, ""
+        # Sequence 0 is taken by this entry: readers of the stream ask for what is after `high water 0`.
+        client = self.link.client
+        client.xadd(keys.journal, {"t": "board.rebuilt", "r": "-/-", "u": "", "s": "", "q": "0", "a": "0", "d": "{}"},
+                    id=f"{epoch.number}-0")  # fmt: skip
+        client.set(keys.released, 0)
+        now_ms = board_time(self.link)
+        while True:
+            rows = self.history.live_runs(after, PAGE)
+            if not rows:
+                return count
+            after = rows[-1].run_id
+            boarded = [row.run_id for row in rows if row.state is not RunState.ACCEPTED]
+            for facts in self.history.facts_of(boarded):
+                self._write_run(facts, epoch, keys, now_ms)
+                count += 1
+
+    def _write_run(self, facts: RunFacts, epoch: Epoch, keys: Keys, now_ms: int) -> None:
+        plan = self._plan(facts)
+        made = restore(facts, plan, epoch=epoch.number, now_ms=now_ms)
+        ref = ref_of(facts.run)
+        made.values[fields.SEQ] = str(len(made.events))
+        with self.link.client.pipeline(transaction=False) as pipe:
+            for part in _chunks(list(made.values.items())):
+                pipe.hset(keys.run(ref), mapping=dict(part))
+            pipe.set(keys.plan(facts.run.digest), canonical(plan.workflow.document))
+            pipe.zadd(keys.runs, {str(ref): facts.run.started_ms or now_ms})
+            for part in _chunks(made.held):
+                pipe.zadd(keys.held, {f"{ref}/{step}": now_ms + scripts.LEASE_MS for step in part})
+            for member, due in made.timers.items():
+                pipe.zadd(keys.timers, {f"{ref}/{member}": due})
+            for part in _chunks(made.inbox):
+                pipe.rpush(keys.inbox(ref), *(json.dumps(entry, ensure_ascii=False) for entry in part))
+                pipe.zadd(keys.inboxes, {str(ref): now_ms})
+            for seq, event in enumerate(made.events, start=1):
+                pipe.xadd(keys.journal, _entry(event, facts, seq, now_ms), id=f"{epoch.number}-*")
+            pipe.execute()
+
+    def _plan(self, facts: RunFacts) -> Plan:
+        plan = Plan.from_json(canonical(facts.document))
+        self.plans.add(facts.run.digest, plan)
+        return plan
+
+    def _sweep_out(self, old: int) -> None:
+        """Keys of the epoch before: nobody reads them any more. SCAN is fine here, this is no hot path."""
+        try:
+            for part in _chunks(list(self.link.client.scan_iter(match=f"{self.link.prefix}:{old}:*", count=1000))):
+                self.link.client.unlink(*part)
+        except UNREACHABLE as error:
+            logger.warning("keys of epoch %d stay on the board: %s", old, error)
+
+
+def _entry(event: decide.Event, facts: RunFacts, seq: int, now_ms: int) -> dict[Any, Any]:
+    ref, submitter = str(ref_of(facts.run)), facts.run.submitter
+    return {"t": event.kind, "r": ref, "u": submitter, "s": event.step, "q": seq, "a": now_ms, "d": event.data}
+
+
+def _chunks(items: list[Any]) -> Iterable[list[Any]]:
+    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
+
+

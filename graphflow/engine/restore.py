@@ -1,0 +1,156 @@
+"""A run's place on an empty board, from what the journal knows of it. Pure: facts in, fields out.
+
+What is derived (joins, readiness) is derived by `decide` again, from the journaled outcomes in their order; what was a
+verdict (retries, approvals, timeouts, quarantine, cancel) is replayed as it was journaled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from convergio.graphflow import decide
+from convergio.graphflow.board import fields
+from convergio.graphflow.decide import Entry, Unloaded, View
+from convergio.graphflow.engine.submission import meta_of, signal_entry
+from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunFacts
+from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
+
+JOURNALED = "journal"
+"""Stands where a fence stood: the outcome came from SQL."""
+
+
+@dataclass(slots=True)
+class Restored:
+    """What goes on the board."""
+
+    values: dict[str, str] = field(default_factory=dict)
+    """fields of the run's hash"""
+    held: list[str] = field(default_factory=list)
+    """READY steps: rung after one lease, unless the process that runs them asserts its claim"""
+    timers: dict[str, int] = field(default_factory=dict)
+    """step/ON -> due (ms)"""
+    inbox: list[Entry] = field(default_factory=list)
+    """what must be decided on the live board, because it has consequences that SQL does not know"""
+    events: list[decide.Event] = field(default_factory=list)
+    """outcomes that follow from journaled ones, but were not journaled themselves yet"""
+
+
+def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored:
+    """The run as it goes on in `epoch`."""
+    work = _Work(facts, plan, epoch, now_ms)
+    work.replay({"t": "start"})
+    for outcome in facts.outcomes:
+        work.outcome(outcome)
+    for event in facts.events:
+        work.event(event)
+    work.records()
+    work.signals()
+    work.made.values = {name: value for name, value in work.view.values.items() if value != ""}
+    work.made.held = [name[2:] for name, value in work.made.values.items() if value.startswith(f"{StepState.READY}|")]
+    return work.made
+
+
+class _Work:
+    def __init__(self, facts: RunFacts, plan: Plan, epoch: int, now_ms: int) -> None:
+        self.facts = facts
+        self.plan = plan
+        self.epoch = epoch
+        self.now_ms = now_ms
+        self.made = Restored()
+        self.known = {row.step for row in facts.outcomes}
+        run = facts.run
+        values = {
+            fields.STATE: RunState.RUNNING.value,
+            fields.CONTROL: str(run.control_version),
+            fields.OPEN: str(len(plan.workflow.steps)),
+            fields.META: json.dumps(meta_of(run), ensure_ascii=False),
+            fields.INPUT: json.dumps(run.input, ensure_ascii=False),
+        }
+        self.view = View(values, complete=True)
+
+    def word(self, step: str) -> fields.Word:
+        return fields.Word.parse(self.view.values.get(fields.state(step)))
+
+    def outcome(self, row: OutcomeRow) -> None:
+        if self.word(row.step).state in TERMINAL_STEP and fields.cursor(row.step) in self.view.values:
+            return  # it was derived already, from what it follows from
+        self.view.values[fields.state(row.step)] = f"{row.state}|{JOURNALED}"
+        kept = row.output if row.error is None else row.error
+        if kept is not None:
+            self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+        self.replay({"t": "arrived", "step": row.step})
+
+    def replay(self, entry: Entry) -> None:
+        """Decides on `entry` as the board did. From the first entry that would end the run on, the live board decides."""
+        queue: list[Entry] = [entry]
+        while queue:
+            if self.made.inbox:
+                self.made.inbox.extend(queue)
+                return
+            decision = self._decide(queue)
+            if decision.writes.keys() & {fields.STATE, fields.STOP}:
+                self.made.inbox.extend(queue)
+                return
+            self.view.values.update({name: to for name, (_, to) in decision.writes.items()})
+            self.made.events += [event for event in decision.events if event.journal and event.step not in self.known]
+            queue = [*queue[decision.consumed :], *decision.posts]
+
+    def _decide(self, entries: list[Entry]) -> decide.Decision:
+        while True:
+            try:
+                return decide.decide(self.plan, self.view, entries, epoch=self.epoch)
+            except Unloaded as missing:
+                self.view.values.update(dict.fromkeys(missing.names, ""))
+
+    def event(self, row: EventRow) -> None:
+        step = row.step or ""
+        word = self.word(step)
+        if word.state not in (StepState.READY, StepState.BLOCKED):
+            return
+        match row.type:
+            case "step.retry" | "step.deferred":
+                self.wait(step, row)
+            case "step.blocked":
+                self.block(step, row.at_ms, BlockedOn.SIGNAL, step)
+            case "step.expired":
+                self.view.values[fields.deliveries(step)] = str(row.data.get("deliveries", 1))
+            case "step.rung" | "step.given_back":
+                self.ready(step)
+            case _:
+                pass
+
+    def wait(self, step: str, row: EventRow) -> None:
+        on = BlockedOn.RETRY if row.type == "step.retry" else BlockedOn.HOOK
+        data: Mapping[str, Any] = row.data
+        if "attempt" in data:
+            self.view.values[fields.attempt(step)] = str(data["attempt"])
+        due = row.at_ms + round(float(data["seconds"]) * 1000)
+        if due <= self.now_ms:
+            return self.ready(step)  # it may be running: the process that runs it must find it held
+        self.block(step, row.at_ms, on, "restored")
+        self.made.timers[f"{step}/{on}"] = due
+
+    def block(self, step: str, since_ms: int, on: BlockedOn, detail: str) -> None:
+        word = fields.Word(StepState.BLOCKED, f"{on}|{since_ms}|{detail}|{JOURNALED}")
+        self.view.values[fields.state(step)] = word.text
+
+    def ready(self, step: str) -> None:
+        count = self.view.values.get(fields.rings(step), "1")
+        self.view.values[fields.state(step)] = fields.ready(f"{self.epoch}.{count}")
+        for on in (BlockedOn.RETRY, BlockedOn.HOOK):
+            self.made.timers.pop(f"{step}/{on}", None)
+
+    def records(self) -> None:
+        for row in self.facts.records:
+            value = json.dumps(row.value, ensure_ascii=False, separators=(",", ":"))
+            name = fields.records(row.step)
+            self.view.values[name] = f"{self.view.values.get(name, '')}{row.key}\t{value}\n"
+
+    def signals(self) -> None:
+        """All of them again: what was applied before changes nothing, what came early is kept again."""
+        open_steps = {name for name in self.plan.workflow.steps if self.word(name).state not in TERMINAL_STEP}
+        self.made.inbox += [signal_entry(row) for row in self.facts.signals if row.name in open_steps]

@@ -1,0 +1,233 @@
+"""What a worker does with a step: claim it, record facts, and tell how it ended. Every verb is fenced."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from convergio.graphflow import decide
+from convergio.graphflow.board import scripts
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.engine.bell import Caller
+from convergio.graphflow.engine.claims import AWAY, Claim, Claims
+from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.ringer import Ringer
+from convergio.graphflow.flow import inputs
+from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import Nonces, RunRef
+from convergio.graphflow.model.outcome import Outcome, Rows, encode
+from convergio.graphflow.model.states import BlockedOn, StepState
+from convergio.graphflow.model.workflow import Durability, Step
+
+logger = logging.getLogger(__name__)
+
+SPENT: Final = "spent."
+"""Key prefix of recorded domain rows."""
+
+
+class Steps:
+    """The verbs of a worker process."""
+
+    def __init__(self, link: Link, plans: Plans, ringer: Ringer, drain: Drain, nonces: Nonces, *, worker: str) -> None:
+        self.link = link
+        self.plans = plans
+        self.ringer = ringer
+        self.drain = drain
+        self.nonces = nonces
+        self.worker = worker
+        self.claims = Claims(link, expire=self._expire)
+
+    # --- taking a step --------------------------------------------------------------------------------------------
+
+    def claim(self, ref: RunRef, *, step: str, ring: str, queue_list: str) -> Claim | None:
+        """CLAIM. None: the doorbell was a duplicate, or the run is over; nothing was touched."""
+        nonce = self.nonces.next()
+        held = scripts.claim(
+            self.link, ref, step=step, ring=ring, nonce=nonce, queue_list=queue_list, worker=self.worker
+        )
+        if isinstance(held, scripts.Refused):
+            logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, held.why, held.state)
+            return None
+        claim = Claim(held=held, nonce=nonce)
+        for key, rows in held.records.items():
+            if key.startswith(SPENT):
+                claim.owe(rows)
+        timeout = self.step(claim).timeout
+        if timeout is not None:
+            claim.deadline = time.monotonic() + timeout
+        self.claims.add(claim)
+        return claim
+
+    def plan(self, claim: Claim) -> Plan:
+        return self.plans.get(claim.held.meta["digest"])
+
+    def step(self, claim: Claim) -> Step:
+        """The definition of the claimed step."""
+        return self.plan(claim).workflow.steps[claim.held.step]
+
+    def names(self, claim: Claim) -> dict[str, Any]:
+        """What the step's expressions may name: `input` and the outputs of earlier steps."""
+        return {**claim.held.outputs, "input": claim.held.input}
+
+    def arguments(self, claim: Claim) -> dict[str, Any]:
+        """The values of the step's `with`. Raises ExpressionFailed."""
+        return inputs.arguments(self.step(claim), self.names(claim))
+
+    def record(self, claim: Claim, key: str, value: Any) -> None:
+        """Keep a fact that must not be bought twice: the step's next claim finds it in `held.records`."""
+        text = encode(value, what=f"the record '{key}'")
+        scripts.record(self.link, claim.held, key=key, value=text)
+
+    def spend(self, claim: Claim, rows: Rows) -> None:
+        """Rows of a domain's tables that a failed attempt leaves behind: they travel in the step's outcome, whoever makes it."""
+        self.record(claim, f"{SPENT}{claim.nonce}", rows)
+        claim.owe(rows)
+
+    # --- telling how it ended -------------------------------------------------------------------------------------
+
+    def succeed(self, claim: Claim, output: Any, *, tokens: int = 0) -> bool:
+        """ARRIVE with an output. Raises InvalidPayload or PayloadTooLarge for one that cannot be stored."""
+        encode(output, what=f"the output of step '{claim.held.step}'")
+        return self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=output, tokens=tokens))
+
+    def fail(self, claim: Claim, error: errors.ConvergioError) -> bool:
+        """The attempt failed: PARK for a retry if the policy allows one, else ARRIVE as FAILED."""
+        step, held = self.step(claim), claim.held
+        if error.retryable and held.attempt <= step.retry.max:
+            return self._retry(claim, error)
+        return self._arrive(claim, self._outcome(claim, StepState.FAILED, error=_bounded(error)))
+
+    def block(self, claim: Claim, *, signal: str, data: Mapping[str, Any]) -> bool:
+        """PARK until the signal of this name comes: no slot, no message. An earlier signal counts."""
+        text = json.dumps(data, ensure_ascii=False)
+
+        def deliver(held: scripts.Claimed) -> None:
+            signalled = scripts.park(
+                self.link,
+                held,
+                on=BlockedOn.SIGNAL,
+                delay_ms=None,
+                attempt=held.attempt,
+                kind="step.blocked",
+                data=text,
+                detail=signal,
+                look_back=signal,
+            )
+            if signalled:
+                self._drain(held)
+
+        return self.claims.settle(claim, deliver)
+
+    def defer(self, claim: Claim, *, seconds: float, reason: str) -> bool:
+        """PARK for a time: a pre-run hook said not now."""
+        data = json.dumps({"reason": reason, "seconds": seconds}, ensure_ascii=False)
+        return self._park_for(claim, BlockedOn.HOOK, seconds, claim.held.attempt, "step.deferred", data, "later")
+
+    def give_back(self, claim: Claim) -> bool:
+        """RING again without an outcome: this worker stops before the body has run."""
+
+        def deliver(held: scripts.Claimed) -> None:
+            was = f"{StepState.RUNNING}|{held.fence}"
+            step = self.plans.get(held.meta["digest"]).workflow.steps[held.step]
+            sets = {f"d:{held.step}": ""}
+            self.ringer.again(
+                held.epoch, _caller(held), step, was=was, kind="step.given_back", lease=held.fence, sets=sets
+            )
+
+        return self.claims.settle(claim, deliver)
+
+    def _outcome(self, claim: Claim, state: StepState, **rest: Any) -> Outcome:
+        held = claim.held
+        return Outcome(
+            state=state, attempt=held.attempt, started_ms=held.at_ms, worker=self.worker, rows=claim.rows, **rest
+        )
+
+    def _arrive(self, claim: Claim, outcome: Outcome) -> bool:
+        step = self.step(claim)
+        kept = outcome.output if outcome.error is None else outcome.error
+        output = "" if kept is None else json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+        text = outcome.as_json()
+        durable = step.durability is Durability.STEP
+        names = [] if durable else decide.wanted(self.plan(claim), step.name)
+
+        def deliver(held: scripts.Claimed) -> int | None:
+            answer = scripts.arrive(
+                self.link,
+                held,
+                state=outcome.state,
+                output=output,
+                outcome=text,
+                durable=durable,
+                token=self.nonces.next(),
+                wanted=names,
+            )
+            if isinstance(answer, scripts.Parked):
+                return answer.sequence
+            if answer is not None:
+                self._follow(answer, held)
+            return None
+
+        return self.claims.settle(claim, deliver)
+
+    def _follow(self, locked: scripts.Locked, held: scripts.Claimed) -> None:
+        """The outcome is recorded: what follows from it is in the inbox, and the sweeper finds it there if we fail."""
+        try:
+            self.drain.run(locked, held.meta)
+        except AWAY as error:
+            logger.warning("run %s: %s; its inbox is drained later", held.ref, error)
+
+    def _drain(self, held: scripts.Claimed) -> None:
+        try:
+            locked = scripts.post(self.link, held.ref, entry="", token=self.nonces.next())
+        except AWAY:
+            return
+        if locked is not None:
+            self._follow(locked, held)
+
+    def _retry(self, claim: Claim, error: errors.ConvergioError) -> bool:
+        held, policy = claim.held, self.step(claim).retry
+        seconds = policy.delay(held.attempt, f"{held.ref}/{held.step}")
+        seconds = max(seconds, getattr(error, "retry_after", None) or 0.0)
+        facts = {"error": _bounded(error), "attempt": held.attempt + 1, "seconds": round(seconds, 3)}
+        data = json.dumps(facts, ensure_ascii=False)
+        return self._park_for(claim, BlockedOn.RETRY, seconds, held.attempt + 1, "step.retry", data, error.code)
+
+    def _park_for(
+        self, claim: Claim, on: BlockedOn, seconds: float, attempt: int, kind: str, data: str, detail: str
+    ) -> bool:
+        def deliver(held: scripts.Claimed) -> None:
+            delay = max(0, round(seconds * 1000))
+            scripts.park(
+                self.link, held, on=on, delay_ms=delay, attempt=attempt, kind=kind, data=data, detail=detail
+            )
+
+        return self.claims.settle(claim, deliver)
+
+    def _expire(self, claim: Claim) -> None:
+        """The attempt ran longer than its timeout: the step goes on without it; a late result is fenced."""
+        claim.deadline = None
+        timeout = self.step(claim).timeout
+        error = errors.StepTimeout(f"step '{claim.held.step}' ran longer than {timeout} s")
+        try:
+            self.fail(claim, error)
+        except errors.StaleFence as stale:
+            logger.info("%s", stale)
+        finally:
+            claim.lost.set()
+            if claim.on_lost is not None:
+                claim.on_lost()
+
+
+def _caller(held: scripts.Claimed) -> Caller:
+    return Caller(ref=held.ref, workflow=held.meta["workflow"], submitter=held.submitter)
+
+
+def _bounded(error: errors.ConvergioError) -> dict[str, Any]:
+    """An error's public form, small enough for any store, without NUL characters."""
+    facts = error.as_dict()
+    return {key: value[:2000].replace("\x00", "�") if isinstance(value, str) else value for key, value in facts.items()}

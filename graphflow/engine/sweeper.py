@@ -1,0 +1,217 @@
+"""The sweeper: everything that time does. Every repair is fenced, and is an event.
+
+Age alone never proves a loss. A lease is over only if this sweeper saw the board without a break for a full lease; a
+doorbell is lost only if a canary rung after it was consumed and the step still waits for it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.engine.bell import Caller
+from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.ringer import Ringer
+from convergio.graphflow.engine.submission import Starter, board_time, cancel_entry, ref_of, signal_entry, wake
+from convergio.graphflow.journal.history import History
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import Nonces, RunRef
+from convergio.graphflow.model.states import BlockedOn, StepState
+from convergio.graphflow.model.workflow import Step
+
+logger = logging.getLogger(__name__)
+
+INTERVAL: Final = 0.5
+GAP: Final = 2.0
+"""Seconds between two sweeps after which the board was not watched without a break."""
+
+BATCH: Final = 200
+DELIVERIES: Final = 5
+"""Claims of one step that may end in lease expiry, in a row, before the step is put in quarantine."""
+
+INBOX_AGE_MS: Final = 1_000
+ROW_AGE_MS: Final = 1_500
+"""Age of a signal's row after which its wake-up counts as lost. Signals are idempotent, so too early is harmless."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A step that a sorted set named, as the board has it now."""
+
+    caller: Caller
+    step: Step
+    word: fields.Word
+    deliveries: int
+    unclaimed: int
+
+
+class Sweeper:
+    """One sweep after the other, twice a second. Called by the service process that leads."""
+
+    def __init__(
+        self,
+        link: Link,
+        plans: Plans,
+        ringer: Ringer,
+        drain: Drain,
+        starter: Starter,
+        history: History,
+        nonces: Nonces,
+    ) -> None:
+        self.link = link
+        self.plans = plans
+        self.ringer = ringer
+        self.drain = drain
+        self.starter = starter
+        self.history = history
+        self.nonces = nonces
+        self.repairs: dict[str, int] = {}
+        self._watched: tuple[Epoch, float, float] | None = None
+
+    # --- one sweep ------------------------------------------------------------------------------------------------
+
+    def sweep(self) -> None:
+        """What only the board knows. Raises BoardUnavailable or BoardRebuilding; the next sweep goes on."""
+        try:
+            epoch = self.link.epoch()
+            now_ms = board_time(self.link)
+            if self._watched_for(epoch) * 1000 > scripts.LEASE_MS:
+                self._leases(epoch, now_ms)
+            self._timers(epoch, now_ms)
+            self._held(epoch, now_ms)
+            self._inboxes(epoch, now_ms)
+            self._leave(epoch, now_ms)
+        except UNREACHABLE as error:
+            self._watched = None
+            raise unavailable(error) from error
+        except (errors.BoardUnavailable, errors.BoardRebuilding):
+            self._watched = None
+            raise
+
+    def apply_rows(self) -> None:
+        """What SQL knows and the board may have missed: accepted runs, signals, cancels. Raises JournalUnavailable too."""
+        now_ms = board_time(self.link)
+        for row in self.history.accepted_before(now_ms, BATCH):
+            plan = self.plans.get(row.digest)
+            if row.cancel_requested_ms is None and self.starter.start(row, plan, not_after_ms=None):
+                self._count("started")
+        for signal in self.history.unapplied_signals(now_ms - ROW_AGE_MS, BATCH):
+            self._count("signals")
+            wake(self.link, self.drain, self.nonces, RunRef(tenant=signal.tenant, run=signal.run_id), signal_entry(signal))
+        for run in self.history.cancels_pending(BATCH):
+            self._count("cancels")
+            wake(self.link, self.drain, self.nonces, ref_of(run), cancel_entry(run))
+
+    def _watched_for(self, epoch: Epoch) -> float:
+        """Seconds for which the board of `epoch` was seen without a break."""
+        now = time.monotonic()
+        if self._watched is None or self._watched[0] != epoch or now - self._watched[2] > GAP:
+            self._watched = (epoch, now, now)
+        self._watched = (epoch, self._watched[1], now)
+        return now - self._watched[1]
+
+    def _count(self, repair: str) -> None:
+        self.repairs[repair] = self.repairs.get(repair, 0) + 1
+
+    # --- leases, timers, held steps -------------------------------------------------------------------------------
+
+    def _leases(self, epoch: Epoch, now_ms: int) -> None:
+        for member, found in self._due(epoch, self.link.keys(epoch).leases, now_ms, parts=4):
+            fence = member.rsplit("/", 1)[1]
+            if found is None or found.word.text != fields.running(fence):
+                self.link.client.zrem(self.link.keys(epoch).leases, member)
+                continue
+            self._expire(epoch, found, fence)
+
+    def _expire(self, epoch: Epoch, found: Found, fence: str) -> None:
+        """The worker died, or is cut off: the step is rung again at the consuming end, or put in quarantine."""
+        deliveries = found.deliveries + 1
+        self._count("expired")
+        name = found.step.name
+        if deliveries >= DELIVERIES:
+            reason = f"{deliveries} workers in a row died, or lost their lease, while they ran this step"
+            entry = {"t": "quarantine", "step": name, "was": found.word.text, "reason": reason}
+            wake(self.link, self.drain, self.nonces, found.caller.ref, entry)
+            return
+        logger.warning("lease of %s/%s is over (delivery %d): rung again", found.caller.ref, name, deliveries)
+        self.ringer.again(
+            epoch,
+            found.caller,
+            found.step,
+            was=found.word.text,
+            kind="step.expired",
+            lease=fence,
+            lease_must_be_over=True,
+            sets={fields.deliveries(name): str(deliveries)},
+            data={"deliveries": deliveries, "fence": fence},
+        )
+
+    def _timers(self, epoch: Epoch, now_ms: int) -> None:
+        for member, found in self._due(epoch, self.link.keys(epoch).timers, now_ms, parts=4):
+            on = member.rsplit("/", 1)[1]
+            if found is None or found.word.blocked_on != BlockedOn(on):
+                self.link.client.zrem(self.link.keys(epoch).timers, member)
+                continue
+            self.ringer.again(
+                epoch, found.caller, found.step, was=found.word.text, kind="step.rung", timer=on, side="L"
+            )
+
+    def _held(self, epoch: Epoch, now_ms: int) -> None:
+        for member, found in self._due(epoch, self.link.keys(epoch).held, now_ms, parts=3):
+            if found is None or found.word.state is not StepState.READY:
+                self.link.client.zrem(self.link.keys(epoch).held, member)
+                continue
+            self._count("held")
+            self.ringer.again(epoch, found.caller, found.step, was=found.word.text, kind="step.rung", side="L")
+
+    def _due(self, epoch: Epoch, key: str, now_ms: int, *, parts: int) -> Iterator[tuple[str, Found | None]]:
+        """Members whose time has come, each with its step. A member is tenant/run/step and perhaps a fourth word."""
+        members = cast("list[str]", self.link.client.zrangebyscore(key, "-inf", now_ms, start=0, num=BATCH))
+        for member in members:
+            words = member.split("/")
+            assert len(words) == parts, member
+            tenant, run, step = words[:3]
+            yield member, self.find(epoch, RunRef(tenant=tenant, run=run), step)
+
+    def find(self, epoch: Epoch, ref: RunRef, step: str) -> Found | None:
+        """The step as the board has it; None if its run left the board."""
+        names = [fields.META, fields.state(step), fields.deliveries(step), fields.unclaimed(step)]
+        meta, word, deliveries, unclaimed = cast(
+            "list[str | None]", self.link.client.hmget(self.link.keys(epoch).run(ref), names)
+        )
+        if meta is None:
+            return None
+        facts: Mapping[str, Any] = json.loads(meta)
+        definition = self.plans.get(facts["digest"]).workflow.steps[step]
+        caller = Caller(ref=ref, workflow=facts["workflow"], submitter=facts["submitter"])
+        return Found(
+            caller=caller,
+            step=definition,
+            word=fields.Word.parse(word),
+            deliveries=int(deliveries or 0),
+            unclaimed=int(unclaimed or 0),
+        )
+
+    # --- inboxes, ended runs --------------------------------------------------------------------------------------
+
+    def _inboxes(self, epoch: Epoch, now_ms: int) -> None:
+        """Inboxes whose drainer died, or that a rebuild filled."""
+        key = self.link.keys(epoch).inboxes
+        old = cast("list[str]", self.link.client.zrangebyscore(key, "-inf", now_ms - INBOX_AGE_MS, start=0, num=BATCH))
+        for member in old:
+            self._count("drained")
+            wake(self.link, self.drain, self.nonces, RunRef.parse(member), None)
+
+    def _leave(self, epoch: Epoch, now_ms: int) -> None:
+        keys = self.link.keys(epoch)
+        ended = cast("list[str]", self.link.client.zrangebyscore(keys.done, "-inf", now_ms, start=0, num=BATCH))
+        if ended:
+            scripts.forget(self.link, keys, [RunRef.parse(member) for member in ended])

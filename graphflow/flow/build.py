@@ -1,0 +1,202 @@
+"""Workflows in Python: the same document as in YAML, written by calls.
+
+refund = WorkflowBuilder("refund", version=1, input=RefundRequest)
+load = refund.task("load", load_invoice, invoice_id="input.invoice_id")
+assess = refund.agent("assess", "amy-cfo", after=load, prompt="Is this refund justified? {{ load }}")
+sign = refund.approval("sign", after=assess, when="assess.amount > 500.0", title="Refund")
+pay = refund.task("pay", pay_out, after=[assess, sign.when("sign != null")], amount="assess.amount")
+workflow = refund.build()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pydantic import TypeAdapter
+
+from convergio.graphflow.flow import document
+from convergio.graphflow.flow.known import Known, Parameters
+from convergio.graphflow.flow.registry import REGISTRY, Registry
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.errors import Problem
+from convergio.graphflow.model.workflow import Workflow
+
+Constant = bool | int | float | str | None
+Duration = str | float
+Schema = Mapping[str, Any] | type[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StepRef:
+    """A step of a workflow under construction; `str()` gives its name for use in expressions."""
+
+    name: str
+
+    def when(self, condition: str) -> EdgeRef:
+        """An edge from this step that is taken only if the CEL condition holds."""
+        return EdgeRef(self.name, condition)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeRef:
+    """A need with a condition. Made by `StepRef.when`."""
+
+    name: str
+    condition: str
+
+
+Need = StepRef | EdgeRef | str
+
+_UNREGISTERED: Final = "unregistered.function"
+
+
+class WorkflowBuilder:
+    """Collects steps; `build` checks them all at once. Public as `convergio.graphflow.Workflow`."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        version: int,
+        title: str = "",
+        description: str = "",
+        input: Schema | None = None,
+        output: Mapping[str, Constant] | None = None,
+        priority: str = "medium",
+        sla: Duration | None = None,
+        registry: Registry = REGISTRY,
+    ) -> None:
+        """The fields of a document. `input`: JSON Schema, or a type (pydantic model, dataclass, TypedDict) that has
+        one."""
+        self.name = name
+        self._registry = registry
+        self._steps: dict[str, dict[str, Any]] = {}
+        self._functions: dict[str, Parameters | None] = {}
+        self._problems: list[Problem] = []
+        self._header: dict[str, Any] = {
+            "workflow": name,
+            "version": version,
+            "title": title,
+            "description": description,
+            "priority": priority,
+            "sla": sla,
+            "input": {} if input is None else _schema(input),
+            "output": None if output is None else dict(output),
+        }
+
+    def task(
+        self,
+        name: str,
+        function: Callable[..., Any] | str,
+        /,
+        *,
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        retry: int | Mapping[str, Any] | None = None,
+        timeout: Duration | None = None,
+        durability: str | None = None,
+        queue: str | None = None,
+        with_: Mapping[str, Constant] | None = None,
+        **arguments: Constant,
+    ) -> StepRef:
+        """A step that calls `function` (one decorated with @step, or a name). Keywords are its arguments, as CEL: text
+        is an expression, other scalars are constants. Arguments that are named like a keyword here (`timeout`) go into
+        `with_`."""
+        registered, defaults = self._function(name, function)
+        given = {"retry": retry, "timeout": timeout, "durability": durability, "queue": queue}
+        fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
+        return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
+
+    def agent(
+        self,
+        name: str,
+        agent: str,
+        /,
+        *,
+        prompt: str,
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        output: Schema | None = None,
+        max_tokens: int | None = None,
+        retry: int | Mapping[str, Any] = 0,
+        timeout: Duration | None = None,
+        queue: str | None = None,
+    ) -> StepRef:
+        """A step in which `agent` answers `prompt` (text with {{ CEL }} pieces); `output`: the type or schema of its
+        answer."""
+        fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
+        fields |= {"timeout": timeout, "output": None if output is None else _schema(output)}
+        return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
+
+    def approval(
+        self,
+        name: str,
+        /,
+        *,
+        title: str = "",
+        description: str = "",
+        risk: str = "medium",
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        queue: str | None = None,
+    ) -> StepRef:
+        """A step in which a person decides; `description` is text with {{ CEL }} pieces."""
+        fields: dict[str, Any] = {"approval": {"title": title, "description": description, "risk": risk}}
+        return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
+
+    def build(self, known: Known | None = None) -> Workflow:
+        """The workflow. InvalidWorkflow with every problem at once. `known`: without it, names of functions are
+        taken as they are, and arguments of functions that were given themselves are checked."""
+        problems = list(self._problems)
+        try:
+            workflow = document.parse_document(
+                {**self._header, "steps": self._steps},
+                source=self.name,
+                known=known or Known(functions=self._functions),
+            )
+        except errors.InvalidWorkflow as error:
+            problems += error.problems
+        else:
+            if not problems:
+                return workflow
+        raise errors.InvalidWorkflow(problems=problems, source=self.name)
+
+    def _function(self, step: str, function: Callable[..., Any] | str) -> tuple[str, dict[str, Any]]:
+        if isinstance(function, str):
+            self._functions.setdefault(function, None)
+            return function, {}
+        entry = self._registry.of(function)
+        if entry is None:
+            self._functions[_UNREGISTERED] = None
+            name = getattr(function, "__qualname__", repr(function))
+            said = f"is {name[:80]}, which is not registered"
+            self._problem("UNKNOWN_FUNCTION", f"steps.{step}.task", said, "decorate it with @step")
+            return _UNREGISTERED, {}
+        self._functions[entry.name] = entry.parameters
+        defaults = {"retry": entry.retry, "timeout": entry.timeout, "queue": entry.queue}
+        return entry.name, {field: value for field, value in defaults.items() if value is not None}
+
+    def _add(self, name: str, after: Need | Sequence[Need], when: str | None, fields: Mapping[str, Any]) -> StepRef:
+        if name in self._steps:
+            self._problem("DUPLICATE_STEP", f"steps.{name}", "is defined twice", "give one of them another name")
+        needs = [after] if isinstance(after, StepRef | EdgeRef | str) else after
+        self._steps[name] = {"needs": [_need(need) for need in needs], "when": when, **fields}
+        return StepRef(name)
+
+    def _problem(self, code: str, path: str, said: str, hint: str) -> None:
+        self._problems.append(Problem(code=code, path=path, message=said, hint=hint))
+
+
+def _need(need: Need) -> str | dict[str, str]:
+    if isinstance(need, EdgeRef):
+        return {"step": need.name, "when": need.condition}
+    return str(need)
+
+
+def _schema(schema: Schema) -> dict[str, Any]:
+    return dict(schema) if isinstance(schema, Mapping) else TypeAdapter(schema).json_schema()

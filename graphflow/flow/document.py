@@ -1,0 +1,223 @@
+"""The document people write (YAML, JSON or a mapping) and the workflow it becomes.
+
+A value under `with` or `output` is a CEL expression: `input.amount`, `load.total`, `'text'` (text needs quotes of its
+own). Numbers, true, false and null stand for themselves.
+
+The canonical document of a workflow is the same document with every default written out and its steps ordered by the
+graph, so that equal workflows have equal digests, whether they came from YAML, from Python or from the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import PydanticCustomError
+
+from convergio.graphflow.flow import form, graph, reader, refusal, schema, storable, validate, values
+from convergio.graphflow.flow.form import AgentForm, ApprovalForm, HeaderForm, RetryForm, TaskForm, WorkflowForm
+from convergio.graphflow.flow.known import Known
+from convergio.graphflow.flow.spelling import did_you_mean
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.errors import Problem
+from convergio.graphflow.model.workflow import Durability, Edge, Retry, Step, StepKind, Workflow
+
+AnyStep = TaskForm | AgentForm | ApprovalForm
+
+AnyForm = TypeVar("AnyForm", bound=form.Form)
+
+_STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
+    "task": {"task": "unread"},
+    "agent": {"agent": "unread", "prompt": "unread"},
+    "approval": {"approval": {}},
+}
+_LATER: Final = frozenset({"branch", "conversation", "loop", "map", "wait", "workflow"})
+
+
+def load(path: str | Path, *, known: Known | None = None) -> Workflow:
+    """The workflow in a file (`.json`: JSON; else YAML). InvalidWorkflow as `parse_yaml`; OSError if it cannot be
+    read."""
+    file = Path(path)
+    try:
+        text = file.read_bytes()[: reader.LARGEST + 1].decode("utf-8-sig")
+    except UnicodeDecodeError:
+        problem = Problem(code="BAD_YAML", path="", message="is not UTF-8 text", hint="save it as UTF-8")
+        raise errors.InvalidWorkflow(problems=[problem], source=file.name) from None
+    read = reader.read_json if file.suffix == ".json" else reader.read_yaml
+    return _parse(*read(text, file.name), source=file.name, known=known)
+
+
+def parse_yaml(text: str, source: str = "workflow.yaml", *, known: Known | None = None) -> Workflow:
+    """The workflow that YAML (or JSON) text describes.
+
+    InvalidWorkflow with every problem at once; `source` is the name it gives to the text. `known`: functions and agents
+    that exist, to check those it names.
+    """
+    return _parse(*reader.read_yaml(text, source), source=source, known=known)
+
+
+def parse_document(document: Mapping[str, Any], source: str = "workflow", *, known: Known | None = None) -> Workflow:
+    """The workflow that a mapping describes: a document as people write it, or a canonical one. Raises as
+    `parse_yaml`."""
+    return _parse(document, [], source=source, known=known)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of documents, for editors and other systems; published as docs/workflow.schema.json."""
+    made = WorkflowForm.model_json_schema(by_alias=True)
+    return {"$schema": schema.DIALECT, **made, "title": "Convergio workflow"}
+
+
+def _parse(document: Any, found: list[Problem], *, source: str, known: Known | None) -> Workflow:
+    if not values.is_map(document):
+        hint = "start with `workflow: name`"
+        found = [*found, Problem(code="BAD_DOCUMENT", path="", message="is not a mapping", hint=hint)]
+        raise errors.InvalidWorkflow(problems=found, source=source)
+    found = [*found, *storable.problems_of(document)]
+    if any(problem.code in storable.HOPELESS for problem in found):
+        raise errors.InvalidWorkflow(problems=found, source=source)
+    header, steps, unread = _read(document, found)
+    workflow = _workflow(header, steps)
+    found += validate.problems(workflow, known, unread)
+    if found:
+        raise errors.InvalidWorkflow(problems=found, source=source)
+    return workflow
+
+
+def _read(document: Mapping[str, Any], found: list[Problem]) -> tuple[HeaderForm, dict[str, AnyStep], list[str]]:
+    """The forms of all that can be read; last, the names of steps that are not read whole. Problems are added to
+    `found`."""
+    header = _header({name: value for name, value in document.items() if name != "steps"}, found)
+    written = document.get("steps", {})
+    if not values.is_map(written):
+        hint = "write `steps:` and under it each step by its name"
+        found.append(Problem(code="BAD_VALUE", path="steps", message="is not a mapping", hint=hint))
+        return header, {}, ["?"]
+    steps: dict[str, AnyStep] = {}
+    unread: list[str] = []
+    for name, value in written.items():
+        problems: list[Problem] = []
+        step = _step(str(name), value, problems)
+        if problems:
+            unread.append(str(name))
+            found += problems
+        if step is not None:
+            steps[str(name)] = step
+    return header, steps, unread
+
+
+def _header(written: Mapping[str, Any], found: list[Problem]) -> HeaderForm:
+    header, problems = _formed(HeaderForm, written, "", "a workflow", {"workflow": "unread", "version": 1})
+    found += problems
+    return header
+
+
+def _formed(
+    wanted: type[AnyForm], written: Mapping[str, Any], path: str, what: str, stand_in: Mapping[str, Any]
+) -> tuple[AnyForm, list[Problem]]:
+    """The form of what was written. Wrong fields are left out and told, so that the others' problems are found as
+    well."""
+    try:
+        return wanted.model_validate(dict(written)), []
+    except ValidationError as error:
+        problems = list(refusal.problems_of(error, path, wanted, what))
+        wrong = {str(detail["loc"][0]) for detail in error.errors(include_url=False)}
+    right = {name: value for name, value in written.items() if name not in wrong}
+    return wanted.model_validate({**stand_in, **right}), problems
+
+
+def _step(name: str, value: Any, found: list[Problem]) -> AnyStep | None:
+    path = f"steps.{name[:80]}"
+    try:
+        form.check_step_name(name)
+    except PydanticCustomError as error:
+        context = error.context or {}
+        found.append(Problem(code=context["code"], path=path, message=context["said"], hint=context["hint"]))
+    kind = _kind(value, path, found)
+    if kind is None:
+        return None
+    what = f"{'an' if kind[0] == 'a' else 'a'} {kind} step"
+    step, problems = _formed(form.KINDS[kind], value, path, what, _STAND_INS[kind])
+    found += problems
+    return step
+
+
+def _kind(value: Any, path: str, found: list[Problem]) -> str | None:
+    """Which of task, agent and approval a step is."""
+    if not values.is_map(value):
+        hint = "write a mapping such as {task: module.function}"
+        found.append(Problem(code="BAD_VALUE", path=path, message=f"is {refusal.shown(value)}", hint=hint))
+        return None
+    kinds = [kind for kind in form.KINDS if kind in value]
+    if len(kinds) == 1:
+        return kinds[0]
+    if kinds:
+        said = f"is both {' and '.join(kinds)}"
+        found.append(Problem(code="BAD_KIND", path=path, message=said, hint="a step is of one kind"))
+        return None
+    found.append(_unknown_kind(value, path))
+    return None
+
+
+def _unknown_kind(value: Mapping[str, Any], path: str) -> Problem:
+    kinds = "a step has one of task, agent, approval"
+    for field in value:
+        if field in _LATER:
+            return Problem(code="UNKNOWN_KIND", path=path, message=f"is of the unknown kind '{field}'", hint=kinds)
+        if hint := did_you_mean(str(field), form.KINDS):
+            return Problem(code="UNKNOWN_KIND", path=path, message=f"is of the unknown kind '{field}'", hint=hint)
+    return Problem(code="UNKNOWN_KIND", path=path, message="does not say what it does", hint=kinds)
+
+
+def _workflow(header: HeaderForm, steps: Mapping[str, AnyStep]) -> Workflow:
+    ordered = graph.order({name: [edge.step for edge in step.needs] for name, step in steps.items()})
+    # what is on a cycle has no place in the order: it comes last, and `validate` refuses it
+    placed = set(ordered)
+    names = [*ordered, *(name for name in steps if name not in placed)]
+    document = header.model_dump(by_alias=True)
+    document["steps"] = {name: steps[name].model_dump(by_alias=True) for name in names}
+    return Workflow(
+        name=header.workflow,
+        version=header.version,
+        steps=MappingProxyType({name: _model_step(name, steps[name]) for name in names}),
+        document=document,
+        title=header.title,
+        description=header.description,
+        input_schema=header.input,
+        output=header.output,
+        sla=header.sla,
+        priority=header.priority,
+    )
+
+
+def _model_step(name: str, step: AnyStep) -> Step:
+    return Step(
+        name=name,
+        kind=_KIND_OF[type(step)],
+        needs=tuple(Edge(step=edge.step, when=edge.when) for edge in step.needs),
+        when=step.when,
+        arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm) else {}),
+        spec=_spec(step),
+        retry=_retry(step.retry) if not isinstance(step, ApprovalForm) else Retry(),
+        timeout=step.timeout if not isinstance(step, ApprovalForm) else None,
+        durability=Durability(step.durability),
+        queue=step.queue,
+    )
+
+
+_KIND_OF: Final = {made: StepKind(kind) for kind, made in form.KINDS.items()}
+
+
+def _spec(step: AnyStep) -> dict[str, Any]:
+    if isinstance(step, TaskForm):
+        return {"function": step.task}
+    if isinstance(step, ApprovalForm):
+        return step.approval.model_dump()
+    return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}
+
+
+def _retry(retry: RetryForm) -> Retry:
+    return Retry(**retry.model_dump())

@@ -1,0 +1,242 @@
+"""The form of a workflow document, as pydantic models: fields, defaults, and the shorthands they accept.
+
+Only form: whether names exist and expressions hold is for `validate`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from convergio.graphflow.flow import durations, expressions, syntax, values
+from convergio.graphflow.model import ids
+from convergio.graphflow.model.workflow import DEFAULT_DURABILITY, DEFAULT_QUEUE, Durability, Retry, StepKind
+
+LONGEST_PROMPT: Final = 20_000
+
+_DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
+_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
+_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_RETRY: Final = Retry()
+
+
+def refused(code: str, message: str, hint: str = "") -> PydanticCustomError:
+    """An error that becomes a Problem with this code."""
+    return PydanticCustomError("problem", "{said}", {"said": message, "code": code, "hint": hint})
+
+
+def check_name(name: str) -> str:
+    """A workflow's or a step's name: an identifier of CEL and a part of keys."""
+    if not ids.NAME.fullmatch(name):
+        hint = "use a-z, 0-9 and _, a letter first, at most 63 characters"
+        raise refused("BAD_NAME", f"'{name[:64]}' is not a name", hint)
+    return name
+
+
+def check_step_name(name: str) -> str:
+    """A step's name, which must not mean something else in expressions."""
+    if name == expressions.INPUT or name in syntax.RESERVED | syntax.TYPES:
+        raise refused("BAD_NAME", f"'{name}' has a meaning of its own in expressions", "choose another name")
+    return check_name(name)
+
+
+def _pattern(pattern: re.Pattern[str], said: str, hint: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if len(text) > 200 or not pattern.fullmatch(text):
+            raise refused("BAD_NAME", f"'{text[:64]}' {said}", hint)
+        return text
+
+    return check
+
+
+def _duration(value: object) -> float:
+    try:
+        return durations.seconds(value)
+    except ValueError as error:
+        raise refused("BAD_DURATION", str(error), durations.EXPECTED) from None
+
+
+def _some_time(value: object) -> float:
+    length = _duration(value)
+    if length == 0:
+        raise refused("BAD_DURATION", "must be longer than nothing", durations.EXPECTED)
+    return length
+
+
+def _expression(value: Any) -> Any:
+    """CEL for a value under `with`: text is CEL already, other scalars are constants."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "null"
+    if isinstance(value, int) and not values.INT_MIN <= value <= values.INT_MAX:
+        raise refused("BAD_VALUE", "is a whole number of more than 64 bits", "write it as text: \"'...'\"")
+    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
+        return repr(value)
+    if isinstance(value, dict | list):
+        raise refused(
+            "BAD_VALUE", "is not an expression", "write CEL in quotes, such as \"[input.a, 'b']\" or \"{'a': 1}\""
+        )
+    return value
+
+
+def _edge(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"step": value}
+    if not isinstance(value, dict | EdgeForm):
+        raise refused("BAD_VALUE", "is not a step's name", "write a name, or {step: name, when: CEL}")
+    return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
+
+
+def _retry(value: Any) -> Any:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return {"max": value}
+    if not isinstance(value, dict | RetryForm):
+        raise refused("BAD_VALUE", "is not a retry policy", "write a number of retries, or {max: 3, backoff: 1s}")
+    return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
+
+
+_DURATION_SCHEMA: Final = {
+    "anyOf": [{"type": "string", "pattern": durations.PATTERN}, {"type": "number", "minimum": 0}],
+    "description": "250ms, 30s, 5m, 2h, 1d, or a number of seconds",
+}
+
+Name = Annotated[
+    str, AfterValidator(check_name), WithJsonSchema({"type": "string", "pattern": f"^{ids.NAME.pattern}$"})
+]
+FunctionName = Annotated[str, AfterValidator(_pattern(_DOTTED, "is not a function", "write it as module.function"))]
+Label = Annotated[str, AfterValidator(_pattern(_LABEL, "is not a name", "use letters, digits, '.', '_' and '-'"))]
+Pause = Annotated[float, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
+Duration = Annotated[float, BeforeValidator(_some_time), WithJsonSchema(_DURATION_SCHEMA)]
+Condition = Annotated[str, Field(max_length=syntax.LONGEST, description="CEL that gives true or false")]
+Text = Annotated[str, Field(max_length=4_000)]
+JsonSchema = Annotated[dict[str, Any], Field(description="JSON Schema, draft 2020-12")]
+Key = Annotated[str, AfterValidator(_pattern(_IDENTIFIER, "is not a name", "use a-z, A-Z, 0-9 and _, no digit first"))]
+Expressions = dict[
+    Key,
+    Annotated[
+        str,
+        Field(max_length=syntax.LONGEST),
+        BeforeValidator(_expression),
+        WithJsonSchema({"type": ["string", "number", "boolean", "null"], "description": "CEL, or a constant"}),
+    ],
+]
+
+
+class Form(BaseModel):
+    """What all parts of a document have in common: no unknown fields, no conversions."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
+
+
+class EdgeForm(Form):
+    """A step to wait for; with `when`, the way from it is taken only if the condition holds, else it counts as
+    skipped."""
+
+    step: str
+    when: Condition | None = None
+
+
+class RetryForm(Form):
+    """How often and how soon a failed attempt is tried again: after backoff * factor**(attempt-1), at most cap."""
+
+    max: Annotated[int, Field(ge=0, le=100, description="tries after the first")] = _RETRY.max
+    backoff: Pause = _RETRY.backoff
+    factor: Annotated[float, Field(ge=1, le=100)] = _RETRY.factor
+    cap: Duration = _RETRY.cap
+    jitter: Annotated[float, Field(ge=0, le=1, description="share of the pause drawn by lot")] = _RETRY.jitter
+
+
+Needs = list[Annotated[EdgeForm, BeforeValidator(_edge, json_schema_input_type=str | EdgeForm)]]
+RetryField = Annotated[RetryForm, BeforeValidator(_retry, json_schema_input_type=int | RetryForm)]
+
+
+class StepForm(Form):
+    """What every kind of step has."""
+
+    needs: Needs = Field([], description="steps that must be resolved before this one")
+    when: Condition | None = Field(None, description="CEL; if it is false the step is skipped, and its result is null")
+
+
+class TaskForm(StepForm):
+    """A step that calls a registered function."""
+
+    task: FunctionName = Field(description="the function, as module.function")
+    with_: Expressions = Field({}, alias="with", description="its arguments by name; text is CEL")
+    retry: RetryField = RetryForm()
+    timeout: Duration | None = None
+    durability: Literal["stream", "step"] = Field(
+        DEFAULT_DURABILITY[StepKind.TASK].value,
+        description="step: successors start only after the result is in the journal",
+    )
+    queue: Label = DEFAULT_QUEUE[StepKind.TASK]
+
+
+class AgentForm(StepForm):
+    """A step in which one agent gives one answer."""
+
+    agent: Label = Field(description="a name of the roster")
+    prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT, description="text with {{ CEL }} pieces")
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    output: JsonSchema | None = None
+    retry: RetryField = RetryForm()
+    timeout: Duration | None = None
+    durability: Literal["step"] = Durability.STEP.value
+    queue: Label = DEFAULT_QUEUE[StepKind.AGENT]
+
+
+class ApprovalDetails(Form):
+    """What the person who decides is shown."""
+
+    title: str = Field("", max_length=200)
+    description: Text = Field("", description="text with {{ CEL }} pieces")
+    risk: Literal["low", "medium", "high", "critical"] = "medium"
+
+
+class ApprovalForm(StepForm):
+    """A step in which a person decides."""
+
+    approval: ApprovalDetails
+    durability: Literal["step"] = Durability.STEP.value
+    queue: Label = DEFAULT_QUEUE[StepKind.APPROVAL]
+
+
+class HeaderForm(Form):
+    """A document without its steps."""
+
+    workflow: Name
+    version: int = Field(ge=1, le=2**31 - 1)
+    title: str = Field("", max_length=200)
+    description: Text = ""
+    priority: Literal["low", "medium", "high", "critical"] = "medium"
+    sla: Duration | None = None
+    input: JsonSchema = {}
+    output: Expressions | None = Field(
+        None, description="the run's result; without it the result of the last step, if only one is last, else null"
+    )
+
+
+_STEPS: Final[dict[str, JsonValue]] = {"propertyNames": {"pattern": f"^{ids.NAME.pattern}$"}, "minProperties": 1}
+
+
+class WorkflowForm(HeaderForm):
+    """A workflow: steps that need each other."""
+
+    steps: Annotated[dict[str, TaskForm | AgentForm | ApprovalForm], Field(json_schema_extra=_STEPS)]
+
+
+KINDS: Final[dict[str, type[TaskForm] | type[AgentForm] | type[ApprovalForm]]] = {
+    StepKind.TASK.value: TaskForm,
+    StepKind.AGENT.value: AgentForm,
+    StepKind.APPROVAL.value: ApprovalForm,
+}
+
+
+def fields_of(form: type[Form]) -> list[str]:
+    """The names of a form's fields as people write them."""
+    return [field.alias or name for name, field in form.model_fields.items()]

@@ -1,0 +1,104 @@
+"""A workflow as the engine reads it: edges both ways, and what each step and each condition needs to be evaluated.
+
+Made once per definition and process, then shared: nothing in it changes.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Self
+
+from convergio.graphflow.flow import document, expressions
+from convergio.graphflow.model.workflow import Step, StepKind, Workflow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutEdge:
+    """An edge seen from the step it starts at. `references`: the steps whose results `when` reads."""
+
+    target: str
+    when: str | None = None
+    references: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """The graph of one workflow. Every mapping has every step as a key; order is that of the canonical document.
+
+    `successors`: edges that start at a step. `indegree`: edges that end at it. `roots`: steps that need nothing.
+    `leaves`: steps nobody needs. `references`: the steps whose results the step's `with`, prompt or description reads
+    when it is claimed. `when_references`: the steps whose results its `when` and the conditions of the edges that end
+    at it read.
+    """
+
+    workflow: Workflow
+    digest: str
+    successors: Mapping[str, tuple[OutEdge, ...]]
+    indegree: Mapping[str, int]
+    roots: tuple[str, ...]
+    leaves: tuple[str, ...]
+    references: Mapping[str, tuple[str, ...]]
+    when_references: Mapping[str, tuple[str, ...]]
+
+    @property
+    def size(self) -> int:
+        """How many steps there are."""
+        return len(self.workflow.steps)
+
+    @classmethod
+    def of(cls, workflow: Workflow) -> Self:
+        """The plan of a valid workflow. Costs time in proportion to its size: keep it, or use `from_json`."""
+        steps = workflow.steps
+        successors = _successors(steps)
+        indegree = {name: len(step.needs) for name, step in steps.items()}
+        return cls(
+            workflow=workflow,
+            digest=workflow.digest,
+            successors=MappingProxyType(successors),
+            indegree=MappingProxyType(indegree),
+            roots=tuple(name for name, count in indegree.items() if count == 0),
+            leaves=tuple(name for name, edges in successors.items() if not edges),
+            references=MappingProxyType({name: _results(_body(step)) for name, step in steps.items()}),
+            when_references=MappingProxyType({name: _results(_conditions(step)) for name, step in steps.items()}),
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Plan:
+        """The plan of a canonical document as the journal and the board keep it; cached by text. InvalidWorkflow."""
+        return _from_json(text)
+
+
+@functools.lru_cache(maxsize=128)
+def _from_json(text: str) -> Plan:
+    return Plan.of(document.parse_document(json.loads(text), source="the stored definition"))
+
+
+def _successors(steps: Mapping[str, Step]) -> dict[str, tuple[OutEdge, ...]]:
+    found: dict[str, list[OutEdge]] = {name: [] for name in steps}
+    for name, step in steps.items():
+        for edge in step.needs:
+            reads = _results(expressions.references(edge.when)) if edge.when is not None else ()
+            found[edge.step].append(OutEdge(target=name, when=edge.when, references=reads))
+    return {name: tuple(edges) for name, edges in found.items()}
+
+
+def _body(step: Step) -> frozenset[str]:
+    if step.kind is StepKind.AGENT:
+        return expressions.template_references(step.spec["prompt"])
+    if step.kind is StepKind.APPROVAL:
+        return expressions.template_references(step.spec["description"])
+    return frozenset[str]().union(*(expressions.references(text) for text in step.arguments.values()))
+
+
+def _conditions(step: Step) -> frozenset[str]:
+    conditions = [step.when, *(edge.when for edge in step.needs)]
+    return frozenset[str]().union(*(expressions.references(text) for text in conditions if text is not None))
+
+
+def _results(names: Iterable[str]) -> tuple[str, ...]:
+    """The steps among `names`, in a fixed order: a run's input always comes along and is not a step."""
+    return tuple(sorted(set(names) - {expressions.INPUT}))
