@@ -1,0 +1,159 @@
+"""Bare Celery, the yardstick: stock app and transport, tuned like people tune it. Also the worker module of these apps."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import redis
+from celery import Celery, chain, chord, group
+
+from convergio.benchmarks import rig, stamping
+
+URL: Final = "CONVERGIO_BENCH_URL"
+QUEUE: Final = "celery"
+
+
+def make_app(url: str, *, prefetch: int = 4) -> Celery:
+    """The app: no results, late acks, no rate limits."""
+    app = Celery("bare", broker=url, backend=url, set_as_current=False)
+    app.conf.update(
+        task_ignore_result=True,
+        task_acks_late=True,
+        worker_prefetch_multiplier=prefetch,
+        worker_disable_rate_limits=True,
+        broker_connection_retry_on_startup=True,
+        task_store_errors_even_if_ignored=False,
+        worker_send_task_events=False,
+    )
+
+    @app.task(name="bare.noop")
+    def noop() -> None:
+        """Nothing."""
+
+    @app.task(name="bare.again")
+    def again(left: int) -> None:
+        """A task that enqueues the next: the least that a chain can cost."""
+        stamping.stamp()
+        if left:
+            app.tasks["bare.again"].delay(left - 1)
+
+    @app.task(name="bare.link", ignore_result=False)
+    def link(previous: Any = None) -> int:
+        """A link of Celery's own chain, a member of its group, or the body of its chord."""
+        stamping.stamp()
+        return 0
+
+    assert all((noop, again, link))
+    return app
+
+
+def worker_argv(*, prefetch: int, events: bool) -> list[str]:
+    """The command of one solo worker process."""
+    return [sys.executable, "-m", "convergio.benchmarks.bare", str(prefetch), "-E" if events else ""]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bare:
+    """Running workers of bare Celery, and the app to send with."""
+
+    app: Celery
+    client: redis.Redis
+    place: rig.Folder
+    pids: list[int]
+
+    def independent(self, count: int) -> rig.Measure:
+        """`count` no-op tasks, sent one by one while the workers run."""
+
+        def work() -> None:
+            noop = self.app.tasks["bare.noop"]
+            for _ in range(count):
+                noop.delay()
+            self.wait_idle()
+
+        return rig.measured(work, items=count, pids=self.pids)
+
+    def wait_idle(self) -> None:
+        """Until nothing is queued and nothing unacknowledged."""
+
+        def idle() -> bool:
+            with self.client.pipeline() as pipe:
+                pipe.llen(QUEUE)
+                pipe.hlen("unacked")
+                return not any(pipe.execute())
+
+        rig.wait_for(idle, what="bare tasks to end")
+
+    def hops(self, length: int) -> list[float]:
+        """Seconds from task to task, where each enqueues the next."""
+        self.app.tasks["bare.again"].delay(length)
+        return _gaps(self._stamps(length + 1))
+
+    def chain_hops(self, length: int) -> list[float]:
+        """Seconds from link to link of Celery's own chain."""
+        link = self.app.tasks["bare.link"]
+        chain(link.s() for _ in range(length))(ignore_result=True)
+        return _gaps(self._stamps(length))
+
+    def chord_seconds(self, width: int) -> float:
+        """Seconds from sending a chord of `width` members to its body."""
+        link = self.app.tasks["bare.link"]
+        start = time.time()
+        chord(group(link.s() for _ in range(width)), link.s())()
+        return self._stamps(width + 1)[-1] - start
+
+    def _stamps(self, count: int) -> list[float]:
+        found: list[float] = []
+
+        def complete() -> bool:
+            found.extend(self.place.take_stamps())
+            return len(found) >= count
+
+        rig.wait_for(complete, what=f"{count} timestamps of bare tasks", interval=0.05)
+        return sorted(found)
+
+
+def _gaps(stamps: Iterable[float]) -> list[float]:
+    times = list(stamps)
+    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+
+
+@contextmanager
+def workers(place: rig.Folder, url: str, *, prefetch: int, events: bool = False) -> Generator[Bare]:
+    """Two solo workers of bare Celery on an emptied server."""
+    client = redis.Redis.from_url(url)
+    client.flushall()
+    env = {URL: url, stamping.VARIABLE: str(place.stamps)}
+    app = make_app(url, prefetch=prefetch)
+    argv = worker_argv(prefetch=prefetch, events=events)
+    with rig.processes(place, [argv, argv], env) as pids:
+        bare = Bare(app=app, client=client, place=place, pids=[*pids, rig.server_pid(client)])
+        for _ in range(20):
+            app.tasks["bare.noop"].delay()
+        rig.wait_for(lambda: _consumers(client) >= 2, what="two bare workers")
+        bare.wait_idle()
+        yield bare
+    app.close()
+    client.close()
+
+
+def _consumers(client: redis.Redis) -> int:
+    """Connections that wait in BRPOP: one per consuming worker."""
+    clients = cast("list[dict[str, str]]", client.client_list())
+    return sum(1 for one in clients if one["cmd"] == "brpop")
+
+
+def main() -> None:
+    """One solo worker: `python -m convergio.benchmarks.bare PREFETCH [-E]`."""
+    app = make_app(os.environ[URL], prefetch=int(sys.argv[1]))
+    flags = ["-P", "solo", "--without-gossip", "--without-mingle", "-l", "WARNING", "-n", f"w{os.getpid()}@bench"]
+    app.worker_main(["worker", *flags, *[flag for flag in sys.argv[2:] if flag]])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""What bodies really did, written by themselves: one append-only file per process, one JSON line per fact.
+
+The engine neither writes nor reads it: it is the other half of the evidence beside the journal. A line is one `write`, so
+a `kill -9` loses none that was begun. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share, and wall
+milliseconds, which the board's clock shares.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+VARIABLE: Final = "CONVERGIO_CHAOS_EFFECTS"
+"""Names the directory of the log."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Execution:
+    """One execution of a body, under one claim. `nonce` names the claim; `saw` the executions whose outputs it was given.
+
+    `early`: parents with durability `step` whose outcome was not in the journal when the body began.
+    """
+
+    nonce: str
+    run: str
+    step: str
+    attempt: int
+    pid: int
+    began: float
+    began_ms: int
+    saw: Mapping[str, str] = field(default_factory=dict[str, str])
+    early: Sequence[str] = ()
+    ended: float | None = None
+    ended_ms: int | None = None
+    succeeded: bool = False
+    fenced: float | None = None
+
+
+class Log:
+    """Writes this process's file. Safe for threads and after a fork."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._files: dict[int, int] = {}
+        self._lock = threading.Lock()
+
+    def write(self, fact: str, nonce: str, **rest: Any) -> None:
+        """Adds one line: `began`, `ended` or `fenced`, and for which claim."""
+        line = {"fact": fact, "nonce": nonce, "at": time.monotonic(), "ms": time.time_ns() // 1_000_000, **rest}
+        os.write(self._file(), json.dumps(line).encode() + b"\n")
+
+    def _file(self) -> int:
+        pid = os.getpid()
+        with self._lock:
+            if pid not in self._files:
+                path = self.directory / f"{pid}.jsonl"
+                self._files[pid] = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            return self._files[pid]
+
+
+class Effects:
+    """Reads the files of all processes; what was read before is not read again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._executions: dict[str, Execution] = {}
+        self._offsets: dict[Path, int] = {}
+
+    def all(self) -> list[Execution]:
+        """Every execution so far, by its beginning."""
+        for path in sorted(self.directory.glob("*.jsonl")):
+            for line in self._new_lines(path):
+                self._take(line)
+        return sorted(self._executions.values(), key=lambda execution: execution.began)
+
+    def running(self) -> list[Execution]:
+        """Those that have begun and neither ended nor lost their claim; those of dead processes are among them."""
+        return [execution for execution in self.all() if execution.ended is None and execution.fenced is None]
+
+    def _new_lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        with path.open("rb") as file:
+            file.seek(self._offsets.get(path, 0))
+            content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._offsets[path] = self._offsets.get(path, 0) + len(whole)
+        yield from (json.loads(line) for line in whole.splitlines())
+
+    def _take(self, line: dict[str, Any]) -> None:
+        nonce = line["nonce"]
+        if line["fact"] == "began":
+            self._executions[nonce] = Execution(
+                nonce=nonce,
+                run=line["run"],
+                step=line["step"],
+                attempt=line["attempt"],
+                pid=line["pid"],
+                began=line["at"],
+                began_ms=line["ms"],
+                saw=line["saw"],
+                early=tuple(line["early"]),
+            )
+        elif line["fact"] == "ended":
+            execution = self._executions[nonce]
+            execution.ended, execution.ended_ms, execution.succeeded = line["at"], line["ms"], line["succeeded"]
+        else:
+            self._executions[nonce].fenced = line["at"]

@@ -1,0 +1,149 @@
+"""The journal as a witness: its tables read with plain SQL, by nothing of the engine's."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import psycopg
+
+TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How a step ended, by the journal. `output` is what its body returned, `order` where it stands in the streams."""
+
+    run: str
+    step: str
+    state: str
+    attempt: int
+    output: Any
+    order: tuple[int, int]
+    started_ms: int | None
+    finished_ms: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something else that happened, by the journal."""
+
+    run: str
+    step: str
+    type: str
+    at_ms: int
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run, by the journal."""
+
+    run: str
+    state: str
+    created_ms: int
+    started_ms: int | None
+    finished_ms: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signal:
+    """A signal, by the journal: when it came, and whether it was applied or dropped."""
+
+    run: str
+    step: str
+    created_ms: int
+    settled: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """All that the journal says about some runs, and the events it could not keep."""
+
+    runs: Sequence[Run]
+    outcomes: Sequence[Outcome] = ()
+    events: Sequence[Event] = ()
+    signals: Sequence[Signal] = ()
+    dead: int = 0
+
+
+class Journal:
+    """Reads one database. Each call opens a connection of its own."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.path = unquote(urlsplit(url).path)[1:] if url.startswith("sqlite") else ""
+
+    def history(self, prefix: str) -> History:
+        """Everything about the runs whose ids begin with `prefix`."""
+        among, these = "substr(run_id, 1, ?) = ?", (len(prefix), prefix)
+        runs = self._ask(f"SELECT run_id, state, created_ms, started_ms, finished_ms FROM runs WHERE {among}", these)
+        outcomes = self._ask(
+            "SELECT run_id, step, state, attempt, output, epoch, stream_seq, started_ms, finished_ms FROM outcomes "
+            f"WHERE {among} ORDER BY epoch, stream_seq",
+            these,
+        )
+        events = self._ask(
+            f"SELECT run_id, step, type, at_ms, data FROM events WHERE {among} ORDER BY epoch, stream_seq", these
+        )
+        signals = self._ask(f"SELECT run_id, name, created_ms, applied_ms, dropped_ms FROM signals WHERE {among}", these)
+        return History(
+            runs=[Run(run=a, state=b, created_ms=c, started_ms=d, finished_ms=e) for a, b, c, d, e in runs],
+            outcomes=[_outcome(row) for row in outcomes],
+            events=[_event(row) for row in events],
+            signals=[Signal(run=a, step=b, created_ms=c, settled=bool(d or e)) for a, b, c, d, e in signals],
+            dead=self._ask(f"SELECT count(*) FROM dead_events WHERE {among}", these)[0][0],
+        )
+
+    def unfinished(self, runs: Iterable[str]) -> list[str]:
+        """Those of `runs` that have not ended."""
+        ended = {row[0] for row in self._ask("SELECT run_id FROM runs WHERE state IN (?, ?, ?)", TERMINAL)}
+        return [run for run in runs if run not in ended]
+
+    def has_outcome(self, run: str, step: str) -> bool:
+        """Whether the journal has an outcome of this step."""
+        return bool(self._ask("SELECT 1 FROM outcomes WHERE run_id = ? AND step = ?", (run, step)))
+
+    def epoch(self) -> int:
+        """The number of the board that the journal follows; 0 before the first."""
+        rows = self._ask("SELECT epoch FROM boards", ())
+        return int(rows[0][0]) if rows else 0
+
+    def blocked(self, prefix: str) -> set[tuple[str, str]]:
+        """(run, step) of approvals that the journal knows to wait, or to have waited, for a signal."""
+        query = "SELECT run_id, step FROM events WHERE type = 'step.blocked' AND substr(run_id, 1, ?) = ?"
+        return {(run, step) for run, step in self._ask(query, (len(prefix), prefix))}
+
+    def _ask(self, query: str, values: Sequence[Any]) -> list[tuple[Any, ...]]:
+        if self.path:
+            connection = sqlite3.connect(self.path, timeout=10)
+            try:
+                return connection.execute(query, values).fetchall()
+            finally:
+                connection.close()
+        address = self.url.replace("postgresql+psycopg", "postgresql", 1)
+        with psycopg.connect(address, connect_timeout=5) as session:
+            return session.execute(query.replace("?", "%s").encode(), values).fetchall()
+
+
+def _outcome(row: Sequence[Any]) -> Outcome:
+    run, step, state, attempt, output, epoch, stream_seq, started_ms, finished_ms = row
+    return Outcome(
+        run=run,
+        step=step,
+        state=state,
+        attempt=attempt,
+        output=json.loads(output) if output else None,
+        order=(epoch, stream_seq),
+        started_ms=started_ms,
+        finished_ms=finished_ms,
+    )
+
+
+def _event(row: Sequence[Any]) -> Event:
+    run, step, kind, at_ms, data = row
+    return Event(run=run, step=step or "", type=kind, at_ms=at_ms, data=json.loads(data))

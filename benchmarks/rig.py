@@ -1,0 +1,143 @@
+"""The rig of a benchmark: its own servers and worker processes in a temporary folder, and what they cost in CPU time."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import redis
+
+from convergio.workers.embedded import valkey
+from convergio.workers.embedded.child import Child
+from convergio.workers.embedded.supervisor import Supervisor
+
+T = TypeVar("T")
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def say(text: str) -> None:
+    """Progress, on stderr: stdout is for the result."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def wait_for(predicate: Callable[[], T], *, what: str, timeout: float = 120.0, interval: float = 0.003) -> T:
+    """The first truthy value of `predicate`; RuntimeError after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not within {timeout} s: {what}")
+        time.sleep(interval)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Folder:
+    """Where a benchmark's files are: the server's data, the journal, logs, and timestamps that tasks write."""
+
+    path: Path
+
+    @property
+    def stamps(self) -> Path:
+        return self.path / "stamps"
+
+    def take_stamps(self) -> list[float]:
+        """Timestamps (seconds) that tasks of all processes wrote, in order; they are gone after that."""
+        found: list[float] = []
+        for file in self.stamps.iterdir():
+            found += [float(line) for line in file.read_text().split()]
+            file.unlink()
+        return sorted(found)
+
+
+@contextmanager
+def folder() -> Generator[Folder]:
+    """A temporary folder, removed at the end."""
+    path = Path(tempfile.mkdtemp(prefix="convergio-bench-"))
+    (path / "stamps").mkdir()
+    try:
+        yield Folder(path=path)
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def server(place: Folder) -> Generator[str]:
+    """A Valkey of our own, with an append-only file like in production. Its URL."""
+    own = valkey.Server.open(place.path / "valkey")
+    (place.path / "logs").mkdir(exist_ok=True)
+    with Supervisor([own.child()], logs=place.path / "logs"):
+        yield own.url
+
+
+@contextmanager
+def processes(place: Folder, argvs: Sequence[Sequence[str]], env: Mapping[str, str]) -> Generator[list[int]]:
+    """Worker processes under a supervisor, and their pids. They are not restarted: a dead one spoils the figure."""
+    children = [
+        Child(name=f"worker{number}", argv=tuple(argv), env=env, restart=False)
+        for number, argv in enumerate(argvs)
+    ]
+    with Supervisor(children, logs=place.path / "logs") as supervisor:
+        yield [pid for child in children if (pid := supervisor.pid(child.name)) is not None]
+
+
+def cpu_seconds(pids: Iterable[int]) -> float:
+    """User and system CPU time of these processes and their children that still run."""
+    return sum(_cpu(pid) for pid in {*pids, *(child for pid in pids for child in _children(pid))})
+
+
+def _cpu(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except FileNotFoundError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / TICKS
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except FileNotFoundError:
+        return []
+
+
+def server_pid(client: redis.Redis) -> int:
+    """The process of the server behind a client on this machine."""
+    return int(cast("dict[str, Any]", client.info("server"))["process_id"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """How long something took, and what it cost. Seconds."""
+
+    seconds: float
+    cpu: float
+    items: int
+
+    @property
+    def per_second(self) -> float:
+        return self.items / self.seconds
+
+    @property
+    def cpu_us(self) -> float:
+        """CPU microseconds per item, all processes together."""
+        return self.cpu / self.items * 1e6
+
+
+def measured(work: Callable[[], None], *, items: int, pids: Iterable[int]) -> Measure:
+    """Runs `work` once and measures it, with the CPU time of `pids` and of this process."""
+    watched = [*pids, os.getpid()]
+    before, start = cpu_seconds(watched), time.perf_counter()
+    work()
+    seconds = time.perf_counter() - start
+    return Measure(seconds=seconds, cpu=cpu_seconds(watched) - before, items=items)

@@ -1,0 +1,106 @@
+"""Every setting, its default and what it means. Each is the environment variable CONVERGIO_<NAME>, or a line in `.env`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "CONVERGIO_"
+
+
+class SettingError(ValueError):
+    """A variable has a wrong value; the message names it and says what would be right."""
+
+
+class Settings(BaseSettings):
+    """All settings, validated whole, frozen."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
+
+    home: Path = Field(Path(".convergio"), description="directory of the embedded stack: Valkey, SQLite, logs")
+    redis_url: str = Field("", description="broker and board, e.g. redis://host:6379/0; empty = the embedded Valkey")
+    journal_url: str = Field("", description="journal, e.g. postgresql://user@host/db; empty = SQLite in HOME")
+    key_prefix: str = Field("convergio", description="first part of every Redis key of the board")
+    include: str = Field("", description="Python modules with your steps and workflows, separated by commas")
+    workflows: str = Field("", description="directories with workflow YAML files, separated by commas")
+    tenant: str = Field("default", description="tenant of runs submitted from this machine")
+    submitter: str = Field("", description="who submits from this machine; empty = the user's login name")
+    visibility_timeout: int = Field(15, ge=5, description="seconds after which a public entry of a dead worker runs again")
+    socket_timeout: float = Field(2.0, gt=0, description="seconds after which a silent Redis counts as away")
+    sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
+        "FULL", description="FULL survives a power cut, NORMAL only a killed process"
+    )
+    concurrency: int = Field(8, ge=1, description="threads of one worker process")
+    pool: Literal["threads", "solo", "prefork"] = Field("threads", description="Celery pool of the workers")
+    queues: str = Field("steps,turns,tools,control,convergio", description="queues that `convergio worker` serves")
+    drain_seconds: float = Field(25.0, gt=0, description="seconds a stopping worker has for the steps it runs")
+    model_name: str = Field("", description="model of the agents; empty = the embedded local model, or 'scripted'")
+    model_base_url: str = Field("", description="OpenAI-compatible endpoint; empty = OpenAI or the embedded model")
+    model_api_key: SecretStr = Field(SecretStr(""), description="key of the model endpoint (OPENAI_API_KEY counts too)")
+    model_local: bool = Field(False, description="the endpoint is the embedded model: sample as was chosen for it")
+    model_timeout: float = Field(120.0, gt=0, description="seconds one model call may take")
+    model_threads: int = Field(1, ge=1, description="threads of the embedded model; more is slower on busy machines")
+    agents: str = Field("", description="YAML file with a roster of agents; empty = the roster that ships")
+    otlp_endpoint: str = Field("", description="OTLP/HTTP endpoint for traces; empty = no traces")
+    flower_port: int = Field(5555, ge=0, le=65535, description="port of `convergio flower`; 0 = any free one")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="how much is logged")
+
+    @field_validator("redis_url")
+    @classmethod
+    def _no_cluster(cls, value: str) -> str:
+        if "cluster" in value.split("://")[0]:
+            raise ValueError("Redis Cluster cannot carry the board; use one server or Sentinel")
+        return value
+
+    @property
+    def included(self) -> tuple[str, ...]:
+        """Modules to import in workers and in the CLI."""
+        return _listed(self.include)
+
+    @property
+    def workflow_dirs(self) -> tuple[Path, ...]:
+        """Directories with workflow files."""
+        return tuple(Path(name) for name in _listed(self.workflows))
+
+    @property
+    def queue_names(self) -> tuple[str, ...]:
+        """Queues of a worker."""
+        return _listed(self.queues)
+
+
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def load(**overrides: Any) -> Settings:
+    """The settings of this process; `overrides` win over the environment. Raises SettingError naming the variable."""
+    try:
+        return Settings(**overrides)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise SettingError("; ".join(lines)) from error
+
+
+def _explain(problem: Mapping[str, Any]) -> str:
+    name = str(problem["loc"][0]) if problem["loc"] else "?"
+    meaning = Settings.model_fields[name].description if name in Settings.model_fields else ""
+    return f"{variable(name)}={problem.get('input')!r}: {problem['msg']} ({meaning})"
+
+
+def variable(name: str) -> str:
+    """The environment variable of a setting."""
+    return f"{PREFIX}{name.upper()}"
+
+
+def source(settings: Settings, name: str) -> str:
+    """Where a value came from: the environment, a file, the command line, or the default."""
+    if variable(name) in os.environ:
+        return f"environment {variable(name)}"
+    if name in settings.model_fields_set:
+        return ".env or command line"
+    return "default"

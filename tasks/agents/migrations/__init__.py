@@ -1,0 +1,1 @@
+"""Alembic revisions of the agents' own tables (branch label `agents`)."""

@@ -1,0 +1,126 @@
+"""One attempt of an agent step, from request to output and ledger rows. Knows neither Celery nor the board."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from convergio.tasks.agents import tables
+from convergio.tasks.agents.model import ModelSettings
+from convergio.tasks.agents.roster import Roster
+from convergio.tasks.agents.spec import ModelUsage
+
+if TYPE_CHECKING:
+    from convergio.tasks.agents.autogen_adapter import AutogenRunner
+
+ADAPTER = "convergio.tasks.agents.autogen_adapter"
+
+Ledger = list[dict[str, Any]]
+"""Rows of `model_calls`, filled as calls end: after a failed attempt it holds what the attempt cost."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentRequest:
+    """One attempt. `claim` is the claim's nonce: call ids are made of it, so that no two attempts share one.
+
+    `prompt` is rendered. `max_tokens` None = the agent's own. `deadline_s` bounds the attempt, model calls included.
+    """
+
+    tenant: str
+    submitter: str
+    run_id: str
+    step: str
+    iteration: int
+    attempt: int
+    claim: str
+    agent: str
+    prompt: str
+    output_schema: Mapping[str, Any] | None = None
+    max_tokens: int | None = None
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentResult:
+    """A step's output (`text`, `output`, `usage`, `finish`, `notes`) and the ledger rows that travel in its outcome."""
+
+    output: dict[str, Any]
+    rows: tuple[dict[str, Any], ...]
+
+
+class Agents:
+    """What a worker process keeps between agent steps: the roster, the model, and AutoGen once it was needed."""
+
+    def __init__(self, *, roster: Roster, model: ModelSettings) -> None:
+        self.roster = roster
+        self.model = model
+        self._runner: AutogenRunner | None = None
+        self._importing = asyncio.Lock()
+
+    async def run_agent_step(
+        self,
+        request: AgentRequest,
+        *,
+        on_delta: Callable[[str], None] | None = None,
+        ledger: Ledger | None = None,
+    ) -> AgentResult:
+        """Asks the agent once. Every call must come on the same event loop.
+
+        Raises: errors.UnknownAgent, and what `AutogenRunner.answer` raises. `ledger` is filled in either case.
+        """
+        spec = self.roster.get(request.agent)
+        if request.max_tokens is not None:
+            spec = replace(spec, max_tokens=request.max_tokens)
+        rows: Ledger = [] if ledger is None else ledger
+
+        def book(usage: ModelUsage) -> None:
+            rows.append(_row(request, spec.name, usage, number=len(rows) + 1))
+
+        answer = await (await self._ready()).answer(
+            spec,
+            self.model,
+            request.prompt,
+            output_schema=request.output_schema,
+            on_delta=on_delta,
+            on_usage=book,
+            deadline_s=request.deadline_s,
+        )
+        output = {
+            "text": answer.text,
+            "output": answer.output,
+            "usage": answer.usage.as_dict(),
+            "finish": answer.finish,
+            "notes": list(answer.notes),
+        }
+        return AgentResult(output=output, rows=tuple(rows))
+
+    async def close(self) -> None:
+        """Closes the model's HTTP connections."""
+        if self._runner is not None:
+            await self._runner.close()
+
+    async def _ready(self) -> AutogenRunner:
+        async with self._importing:
+            if self._runner is None:
+                # In a thread: the import takes a second or two, and the loop serves other steps meanwhile.
+                adapter = await asyncio.to_thread(importlib.import_module, ADAPTER)
+                runner: AutogenRunner = adapter.AutogenRunner()
+                self._runner = runner
+        return self._runner
+
+
+def _row(request: AgentRequest, agent: str, usage: ModelUsage, *, number: int) -> dict[str, Any]:
+    return tables.usage_row(
+        usage,
+        call_id=f"{request.run_id}:{request.claim}:{number}",
+        tenant=request.tenant,
+        submitter=request.submitter,
+        run_id=request.run_id,
+        step=request.step,
+        iteration=request.iteration,
+        attempt=request.attempt,
+        agent=agent,
+    )

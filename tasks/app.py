@@ -1,0 +1,122 @@
+"""The Celery app, and FlowTask: the base of every doorbell task, which claims the step and asks the pre-run hooks."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from typing import Any, Protocol, cast
+
+from celery import Celery, Task
+from celery.exceptions import Ignore
+
+from convergio.graphflow.engine.claims import Claim
+from convergio.graphflow.engine.steps import Steps
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef
+from convergio.tasks import hooks, transport
+
+logger = logging.getLogger(__name__)
+
+PRIORITY_SEPARATOR = "\x06\x16"
+"""kombu's own: a queue's lists are `queue`, `queue<sep>3`, ..."""
+
+
+class Worker(Protocol):
+    """What a worker process gives its tasks. Set as `app.worker` by `workers/boot.py`."""
+
+    steps: Steps
+    hooks: hooks.Hooks
+    draining: bool
+
+
+def make_app(redis_url: str, *, visibility_timeout: int = 15, socket_timeout: float = 5.0) -> Celery:
+    """The app that workers, doors and Flower share. It connects to nothing until it is used."""
+    app = Celery("convergio", amqp=transport.AMQP, set_as_current=False)
+    app.conf.update(
+        **transport.broker_settings(
+            redis_url, visibility_timeout=visibility_timeout, socket_timeout=max(2.0, socket_timeout)
+        ),
+        **transport.consumer_settings(),
+        result_backend=redis_url,
+        result_expires=24 * 3600,
+        task_serializer="json",
+        accept_content=["json"],
+        result_accept_content=["json"],
+        task_ignore_result=True,
+        task_track_started=False,
+        task_send_sent_event=False,
+        worker_send_task_events=True,
+        worker_disable_rate_limits=True,
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_log_color=False,
+        enable_utc=True,
+        result_backend_always_retry=True,
+        result_backend_max_retries=100,
+        result_backend_base_sleep_between_retries_ms=50,
+        result_backend_max_sleep_between_retries_ms=1000,
+        redis_socket_timeout=max(5.0, socket_timeout),
+        redis_backend_health_check_interval=10,
+    )
+    return app
+
+
+class FlowTask(Task):  # type: ignore[misc]  # Celery has no types
+    """Claims the step that the doorbell rang for, and asks the pre-run hooks, before the body runs."""
+
+    abstract = True
+    acks_late = True
+    ignore_result = True
+    throws = (errors.ConvergioError,)
+    typing = False
+
+    @property
+    def worker(self) -> Worker:
+        """What this process gives its tasks."""
+        return cast(Worker, self.app.worker)
+
+    @property
+    def claim(self) -> Claim:
+        """The claim of the doorbell that is being answered."""
+        return cast(Claim, self.request.claim)
+
+    def before_start(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """CLAIM, then the hooks under its fence. Raises Ignore where nothing is to be done, StepDenied on a veto."""
+        run, step, ring = args
+        ref = RunRef(tenant=self.request.tenant, run=run)
+        try:
+            claim = self.worker.steps.claim(ref, step=step, ring=ring, queue_list=self._queue_list())
+        except (errors.BoardUnavailable, errors.BoardRebuilding) as error:
+            # The board is away or new: it rings again what is ready there.
+            logger.warning("doorbell %s: %s", task_id, error)
+            raise Ignore from error
+        if claim is None:
+            self.send_event("task-duplicate")
+            raise Ignore
+        self.request.claim = claim
+        if self.worker.draining:
+            self.worker.steps.give_back(claim)
+            raise Ignore
+        self._ask_hooks(claim)
+
+    def _queue_list(self) -> str:
+        info = self.request.delivery_info or {}
+        queue, priority = info.get("routing_key", ""), info.get("priority") or 0
+        return f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else str(queue)
+
+    def _ask_hooks(self, claim: Claim) -> None:
+        steps = self.worker.steps
+        answer = self.worker.hooks.ask(hooks.context(claim.held, steps.step(claim).kind))
+        match answer:
+            case hooks.Deny(reason):
+                denied = errors.StepDenied(reason, run=claim.held.ref.run, step=claim.held.step)
+                steps.fail(claim, denied)
+                self.send_event("task-denied", reason=reason)
+                raise denied
+            case hooks.Defer(until, reason):
+                seconds = max(0.0, (until - datetime.now(UTC)).total_seconds())
+                steps.defer(claim, seconds=seconds, reason=reason)
+                self.send_event("task-deferred", reason=reason)
+                raise Ignore
+            case _:
+                return

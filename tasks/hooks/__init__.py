@@ -1,0 +1,120 @@
+"""The pre-run hooks: what must agree before a step's body runs. Celery's `task_prerun` cannot veto; these can.
+
+A hook is called after the claim, under its fence, and answers `Allow()`, `Deny(reason)` or `Defer(until, reason)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from convergio.graphflow.model.workflow import StepKind
+
+
+@dataclass(frozen=True, slots=True)
+class Allow:
+    """The body may run."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """The step fails, with this reason."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Defer:
+    """Not now: the step waits without a slot until `until` (aware), and is asked again."""
+
+    until: datetime
+    reason: str
+
+
+Answer = Allow | Deny | Defer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HookContext:
+    """What a hook may look at."""
+
+    tenant: str
+    submitter: str
+    run: str
+    workflow: str
+    step: str
+    kind: StepKind
+    attempt: int
+    now: datetime
+
+    def next(self, *, hour: int) -> datetime:
+        """The next time at which it is `hour` o'clock, in the zone of `now`."""
+        today = self.now.replace(hour=hour, minute=0, second=0, microsecond=0)
+        return today if today > self.now else today + timedelta(days=1)
+
+
+Hook = Callable[[HookContext], Answer]
+H = TypeVar("H", bound=Hook)
+
+
+class Hooks:
+    """Hooks in the order in which they were added, each for some kinds of steps."""
+
+    def __init__(self) -> None:
+        self._hooks: list[tuple[frozenset[StepKind], Hook]] = []
+
+    def add(self, hook: Hook, kinds: Iterable[StepKind] = tuple(StepKind)) -> None:
+        self._hooks.append((frozenset(kinds), hook))
+
+    def ask(self, context: HookContext) -> Answer:
+        """The first answer that is not Allow, or Allow. A hook that raises denies: the guard fails closed."""
+        for kinds, hook in self._hooks:
+            if context.kind not in kinds:
+                continue
+            try:
+                answer = hook(context)
+            except Exception as error:  # a guard that breaks must not wave steps through
+                return Deny(f"hook {getattr(hook, '__name__', hook)} failed: {error}")
+            if not isinstance(answer, Allow):
+                return answer
+        return Allow()
+
+
+REGISTERED = Hooks()
+"""Where `@hook` puts hooks while modules are imported; a worker takes them from here."""
+
+_KINDS: dict[str, tuple[StepKind, ...]] = {
+    "step": tuple(StepKind),
+    "task": (StepKind.TASK,),
+    "agent": (StepKind.AGENT,),
+    "approval": (StepKind.APPROVAL,),
+}
+
+
+def hook(*, before: str = "step") -> Callable[[H], H]:
+    """Registers a pre-run hook. `before`: "step" for all, or "task", "agent", "approval"."""
+    kinds = _KINDS.get(before)
+    if kinds is None:
+        raise ValueError(f"before={before!r}: use one of {', '.join(_KINDS)}")
+
+    def register(function: H) -> H:
+        REGISTERED.add(function, kinds)
+        return function
+
+    return register
+
+
+def context(claimed: Any, kind: StepKind) -> HookContext:
+    """The context of a claim (`scripts.Claimed`), in board time."""
+    return HookContext(
+        tenant=claimed.ref.tenant,
+        submitter=claimed.submitter,
+        run=claimed.ref.run,
+        workflow=claimed.meta["workflow"],
+        step=claimed.step,
+        kind=kind,
+        attempt=claimed.attempt,
+        now=datetime.fromtimestamp(claimed.at_ms / 1000, UTC).astimezone(),
+    )

@@ -1,0 +1,211 @@
+"""How doorbells travel: kombu's Redis transport with two facts changed, and the Celery settings that go with it.
+
+1. Acknowledging a message that asked for no receipt is nothing (kombu sends ZREM and HDEL for it, and keeps its tag).
+2. Every sixteenth pop looks at the lists of low priority first, so that new runs are not starved by long ones.
+
+Everything else is kombu's. `tests/integration/test_transport_contract.py` holds each fact against the installed kombu,
+and says so when kombu itself has learned one. Producers and clients need none of this.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import kombu
+from celery.app import amqp
+from kombu.transport import redis as stock
+
+from convergio.graphflow.engine import bell
+from convergio.graphflow.model import errors
+
+ENTRY_QUEUE: Final = "convergio"
+"""The public entries' queue: acknowledged late, redelivered when a worker dies."""
+
+REVERSE_EVERY: Final = 16
+"""Every how many pops the lists are looked at from the lowest priority up."""
+
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "sentinel")
+
+if TYPE_CHECKING:
+
+    class _StockChannel(stock.Channel):
+        """The private names of kombu's that this module builds on."""
+
+        def _brpop_start(self, timeout: float | None = None) -> None: ...
+
+else:
+    _StockChannel = stock.Channel
+
+
+class QoS(stock.QoS):
+    """Acknowledges what was delivered against a receipt, and nothing else.
+
+    Celery acknowledges every message, also those of `no_ack` queues. `_delivered` holds exactly the others.
+    """
+
+    def ack(self, delivery_tag: str) -> None:
+        """Takes the message off the list of the unacknowledged; a doorbell is on none."""
+        if delivery_tag in (self._delivered or ()):
+            super().ack(delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        """Drops or requeues the message; a doorbell is gone already, and the board rings it again."""
+        if delivery_tag in (self._delivered or ()):
+            super().reject(delivery_tag, requeue=requeue)
+
+
+class _FromTheEnd(list[int]):
+    """Priority steps that are walked backwards; indexing, which kombu bisects by, stays as it was."""
+
+    def __iter__(self) -> Iterator[int]:
+        return self.__reversed__()
+
+
+class Channel(_StockChannel):
+    """kombu's channel, fair to low priorities."""
+
+    QoS = QoS
+    _pops = 0
+
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        self._pops += 1
+        if self._pops % REVERSE_EVERY:
+            super()._brpop_start(timeout)
+            return
+        steps = self.priority_steps
+        self.priority_steps = _FromTheEnd(steps)
+        try:
+            super()._brpop_start(timeout)
+        finally:
+            self.priority_steps = steps
+
+
+class SentinelChannel(Channel, stock.SentinelChannel):
+    """The same, through Sentinel."""
+
+
+class Transport(stock.Transport):
+    """kombu's Redis transport with our channel."""
+
+    Channel = Channel
+
+
+class SentinelTransport(Transport, stock.SentinelTransport):
+    """The same, through Sentinel."""
+
+    Channel = SentinelChannel
+
+
+OURS: Final[Mapping[Any, Any]] = {stock.Transport: Transport, stock.SentinelTransport: SentinelTransport}
+
+
+class Connection(kombu.Connection):
+    """kombu's connection, with our transport wherever a URL names kombu's.
+
+    The setting `broker_transport` would not do: a `redis+socket://` URL overrides it, and so does each switch to the
+    next URL of a list, that is, every failed attempt with more than one Sentinel.
+    """
+
+    def get_transport_cls(self) -> Any:
+        """Our transport for `redis`, `rediss`, `redis+socket` and `sentinel`, kombu's for any other."""
+        named = super().get_transport_cls()
+        return OURS.get(named, named)
+
+
+class AMQP(amqp.AMQP):
+    """What a Celery app connects with: `Celery("convergio", amqp=transport.AMQP)`."""
+
+    Connection = Connection
+
+
+def queues(extra: Iterable[str] = ()) -> list[kombu.Queue]:
+    """Every queue: those of doorbells, and `extra` ones, without acknowledgements; the entries' with them."""
+    exchange = kombu.Exchange(ENTRY_QUEUE)
+    doorbells = dict.fromkeys((*bell.QUEUES, *extra))
+    return [
+        *(kombu.Queue(name, exchange, routing_key=name, no_ack=True) for name in doorbells),
+        kombu.Queue(ENTRY_QUEUE, exchange, routing_key=ENTRY_QUEUE),
+    ]
+
+
+def broker_settings(
+    url: str,
+    *,
+    visibility_timeout: int = 15,
+    restore_interval: int = 5,
+    socket_timeout: float = 5.0,
+    health_check_interval: int = 5,
+    key_prefix: str = "",
+    master_name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The `broker_*` settings of a Celery app made with `amqp=transport.AMQP`. All times are seconds.
+
+    A killed worker's public entry is delivered again within `visibility_timeout + restore_interval`; the keys of the
+    unacknowledged are our own, so that this short time never reaches other apps on the same Redis. `socket_timeout`
+    must exceed kombu's pop of 1 s. `key_prefix` is put before every key, `master_name` is Sentinel's name for the
+    server, `options` are further transport options of kombu's.
+    Raises `InvalidSetting` for a URL that cannot carry the broker.
+    """
+    scheme = _scheme(url)
+    transport_options: dict[str, Any] = {
+        "unacked_key": "convergio.unacked",
+        "unacked_index_key": "convergio.unacked_index",
+        "unacked_mutex_key": "convergio.unacked_mutex",
+        "unacked_mutex_expire": 30,
+        "visibility_timeout": visibility_timeout,
+        "unacked_restore_interval": restore_interval,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": socket_timeout,
+        "health_check_interval": health_check_interval,
+        "client_name": "convergio",
+    }
+    if scheme != "redis+socket":
+        transport_options["socket_keepalive"] = True
+    if key_prefix:
+        transport_options["global_keyprefix"] = key_prefix
+    if master_name is not None:
+        transport_options["master_name"] = master_name
+    settings: dict[str, Any] = {
+        "broker_url": url,
+        "broker_transport_options": transport_options | dict(options or {}),
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,
+        # A server that became a replica, or refuses writes for now, answers with an error: reconnect, do not die of it.
+        "broker_channel_error_retry": True,
+    }
+    if scheme == "rediss" and "ssl_cert_reqs" not in url:
+        settings["broker_use_ssl"] = {"ssl_cert_reqs": ssl.CERT_REQUIRED}  # kombu alone would check no certificate
+    return settings
+
+
+def consumer_settings(extra_queues: Iterable[str] = ()) -> dict[str, Any]:
+    """The Celery settings that consuming doorbells relies on; the contract tests show what breaks without each."""
+    return {
+        "task_queues": queues(extra_queues),
+        "task_default_queue": ENTRY_QUEUE,
+        "task_create_missing_queues": False,
+        # The late acknowledgement is what wakes the event loop when a thread is free again: early ones stall the pool.
+        "task_acks_late": True,
+        # Without acknowledgements there is no prefetch limit: a worker would pop a whole queue into its memory.
+        "worker_disable_prefetch": True,
+        "worker_prefetch_multiplier": 1,
+        "worker_enable_prefetch_count_reduction": False,
+        # A step outlives a lost broker connection; the board's fence, not Celery, says whether its result still counts.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+    }
+
+
+def _scheme(url: str) -> str:
+    schemes = {urlsplit(part).scheme for part in url.split(";")}
+    scheme = schemes.pop()
+    if schemes or scheme not in SCHEMES:
+        raise errors.InvalidSetting(
+            f"The broker cannot be reached by a URL of the kind {scheme!r}.",
+            hint="Use redis://, rediss://, redis+socket:// or sentinel://. Redis Cluster cannot carry a Celery broker.",
+        )
+    return scheme

@@ -1,0 +1,400 @@
+"""A published board with runs in chosen states, and every script of the board as a call that has something to do."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final, cast
+
+import redis
+
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.model.ids import Nonces, RunRef
+
+LIST: Final = "queue"
+"""The queue list that doorbells of these tests go to."""
+
+META: Final = '{"workflow":"demo","digest":"digest","submitter":"ann"}'
+TIMES: Final = re.compile(r"\b1[6-9]\d{11}\b")
+
+Dump = Mapping[str, Any]
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """One process that plays with the board. `nonces` names its claims and locks."""
+
+    link: Link
+    nonces: Nonces = field(default_factory=Nonces)
+
+    @property
+    def client(self) -> redis.Redis:
+        return self.link.client
+
+    @property
+    def epoch(self) -> Epoch:
+        return self.link.epoch()
+
+    def key(self, ref: RunRef) -> str:
+        """The run's hash."""
+        return self.link.keys(self.epoch).run(ref)
+
+    def now_ms(self) -> int:
+        """Redis TIME."""
+        seconds, micros = cast("tuple[int, int]", self.client.time())
+        return seconds * 1000 + micros // 1000
+
+    # --- what is there ----------------------------------------------------------------------------------------------
+
+    def dump(self) -> dict[str, Any]:
+        """Every key with its whole value, by name."""
+        names = cast("list[str]", sorted(self.client.scan_iter(count=1000)))
+        return {name: self._value(name) for name in names}
+
+    def _value(self, name: str) -> Any:
+        client = self.client
+        match client.type(name):
+            case "string":
+                return client.get(name)
+            case "hash":
+                return client.hgetall(name)
+            case "list":
+                return client.lrange(name, 0, -1)
+            case "zset":
+                return dict(cast("list[tuple[str, float]]", client.zrange(name, 0, -1, withscores=True)))
+            case "stream":
+                return client.xrange(name)
+            case other:
+                raise AssertionError(f"{name} is a {other}")
+
+    def lasting(self) -> list[str]:
+        """Keys that have no TTL."""
+        return [name for name in cast("list[str]", list(self.client.scan_iter())) if self.client.pttl(name) == -1]
+
+    def word(self, ref: RunRef, step: str) -> str:
+        """The step's state as the board writes it."""
+        return cast("str | None", self.client.hget(self.key(ref), fields.state(step))) or ""
+
+    def values(self, ref: RunRef) -> dict[str, str]:
+        """The run's hash."""
+        return cast("dict[str, str]", self.client.hgetall(self.key(ref)))
+
+    def inbox(self, ref: RunRef) -> list[str]:
+        return cast("list[str]", self.client.lrange(self.link.keys(self.epoch).inbox(ref), 0, -1))
+
+    def leases(self) -> dict[str, float]:
+        return self.scores(self.link.keys(self.epoch).leases)
+
+    def scores(self, key: str) -> dict[str, float]:
+        """A sorted set."""
+        return dict(cast("list[tuple[str, float]]", self.client.zrange(key, 0, -1, withscores=True)))
+
+    def journaled(self) -> list[tuple[str, dict[str, str]]]:
+        """The journal's stream."""
+        return cast("list[tuple[str, dict[str, str]]]", self.client.xrange(self.link.keys(self.epoch).journal))
+
+    # --- how it got there -------------------------------------------------------------------------------------------
+
+    def start(self, name: str = "r1", *, size: int = 3, wanted: Sequence[str] = ()) -> scripts.Locked | None:
+        """START as the submitter does it."""
+        return scripts.start(
+            self.link,
+            run_ref(name),
+            not_after_ms=None,
+            submitter="ann",
+            digest="digest",
+            plan="{}",
+            meta=META,
+            given='{"n":1}',
+            size=size,
+            control=0,
+            token=self.nonces.next(),
+            wanted=wanted,
+        )
+
+    def begun(self, name: str = "r1") -> RunRef:
+        """A run on the board whose start was decided: its inbox is empty."""
+        locked = self.start(name)
+        assert locked is not None
+        assert scripts.commit(self.link, locked, submitter="ann", batch=scripts.Batch(consumed=1)) == []
+        return locked.ref
+
+    def lock(self, ref: RunRef, entry: str = '{"t":"x"}', wanted: Sequence[str] = ()) -> scripts.Locked:
+        """The run's lock, by an entry put in its inbox."""
+        locked = scripts.post(self.link, ref, entry=entry, token=self.nonces.next(), wanted=wanted)
+        assert locked is not None
+        return locked
+
+    def decided(self, ref: RunRef, **batch: Any) -> None:
+        """One COMMIT that is not overtaken."""
+        locked = self.lock(ref)
+        made = scripts.Batch(consumed=len(locked.entries), **batch)
+        assert scripts.commit(self.link, locked, submitter="ann", batch=made) == []
+
+    def ready(self, ref: RunRef, step: str = "a") -> str:
+        """The step becomes READY; its ring."""
+        ring = f"{self.epoch.number}.1"
+        bell = doorbell(step, ring)
+        writes = [(fields.state(step), "", fields.ready(ring)), (fields.rings(step), "", "1")]
+        self.decided(ref, writes=writes, bells=[bell], events=[("step.ready", step, "", "", "{}")])
+        return ring
+
+    def claim(self, ref: RunRef, step: str, ring: str, *, nonce: str | None = None, lease_ms: int = 6_000) -> Any:
+        """CLAIM as a worker does it."""
+        return scripts.claim(
+            self.link,
+            ref,
+            step=step,
+            ring=ring,
+            nonce=nonce or self.nonces.next(),
+            queue_list=LIST,
+            worker="w1",
+            lease_ms=lease_ms,
+        )
+
+    def running(self, ref: RunRef, step: str = "a", *, lease_ms: int = 6_000) -> scripts.Claimed:
+        """The step is RUNNING in this process's hands."""
+        held = self.claim(ref, step, self.ready(ref, step), lease_ms=lease_ms)
+        assert isinstance(held, scripts.Claimed)
+        return held
+
+    def rung_again(self, held: scripts.Claimed) -> str:
+        """The claim's step is taken out of its hands and rung again; the new ring."""
+        ring = f"{held.epoch.number}.2"
+        assert scripts.ring(self.link, held.epoch, held.ref, submitter="ann", ringing=ringing(held, ring))
+        return ring
+
+    def arrive(
+        self, held: scripts.Claimed, *, state: str = "SUCCEEDED", durable: bool = False, token: str = ""
+    ) -> scripts.Locked | scripts.Parked | None:
+        """ARRIVE as a worker does it."""
+        return scripts.arrive(
+            self.link,
+            held,
+            state=state,
+            output='{"x":1}',
+            outcome='{"output":{"x":1}}',
+            durable=durable,
+            token=token or self.nonces.next(),
+            wanted=[fields.state(held.step), "@open", "absent"],
+        )
+
+    def park(self, held: scripts.Claimed, *, on: str = "RETRY", delay_ms: int | None = 1_000, look_back: str = "") -> bool:
+        """PARK as a worker does it."""
+        return scripts.park(
+            self.link,
+            held,
+            on=on,
+            delay_ms=delay_ms,
+            attempt=2,
+            kind="step.retry",
+            data='{"seconds":1}',
+            detail="E",
+            look_back=look_back,
+        )
+
+    def parked(self, ref: RunRef, step: str = "a") -> int:
+        """An outcome that waits for the journal; its stream sequence."""
+        answer = self.arrive(self.running(ref, step), durable=True)
+        assert isinstance(answer, scripts.Parked)
+        return answer.sequence
+
+    def release(self, ref: RunRef, *steps: str, up_to: int) -> tuple[int, str]:
+        """RELEASE as the journaler does it."""
+        return scripts.release(self.link, self.epoch, ref, steps=steps, grace_ms=60_000, high_water=up_to)
+
+
+def run_ref(name: str = "r1") -> RunRef:
+    return RunRef(tenant="default", run=name)
+
+
+def doorbell(step: str, ring: str, side: str = "L") -> scripts.Doorbell:
+    return scripts.Doorbell(queue_list=LIST, side=side, content=f"ding-{step}-{ring}".encode(), step=step, ring=ring)
+
+
+def ringing(held: scripts.Claimed, ring: str, **more: Any) -> scripts.Ringing:
+    """A claimed step is rung again."""
+    count = int(ring.rsplit(".", 1)[1])
+    was, bell = fields.running(held.fence), doorbell(held.step, ring, side="R")
+    return scripts.Ringing(was=was, bell=bell, count=count, kind="step.rung", lease=held.fence, **more)
+
+
+def timeless(dump: Dump) -> Any:
+    """A dump without the times in it: what two boards with the same history have in common."""
+    if isinstance(dump, Mapping):
+        return {_untimed(name): timeless(value) for name, value in dump.items()}
+    if isinstance(dump, list | tuple):
+        return [timeless(value) for value in cast("list[Any]", dump)]
+    if isinstance(dump, float):
+        return "T" if dump > 1e12 else dump
+    return _untimed(dump) if isinstance(dump, str) else dump
+
+
+def _untimed(text: str) -> str:
+    return TIMES.sub("T", text)
+
+
+@contextmanager
+def stage_on(url: str, number: int = 1) -> Iterator[Stage]:
+    """A stage on the server at `url`, with epoch `number` published."""
+    link = Link(url)
+    try:
+        assert scripts.publish(link, Epoch(number=number, server=link.server()))
+        yield Stage(link=link)
+    finally:
+        link.close()
+
+
+# --- every script, ready to be called -------------------------------------------------------------------------------
+
+Call = Callable[[], Any]
+
+
+def _claim(stage: Stage) -> Call:
+    ref = stage.begun()
+    ring, nonce = stage.ready(ref), stage.nonces.next()
+    return lambda: stage.claim(ref, "a", ring, nonce=nonce)
+
+
+def _beat(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: scripts.beat(stage.link, held.epoch, [f"{held.ref}/a/{held.fence}"], lease_ms=9_000)
+
+
+def _arrive_stream(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    return lambda: stage.arrive(held, token=token)
+
+
+def _arrive_step(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    return lambda: stage.arrive(held, durable=True, token=token)
+
+
+def _post(stage: Stage) -> Call:
+    ref, token = stage.begun(), stage.nonces.next()
+    return lambda: scripts.post(stage.link, ref, entry='{"t":"x"}', token=token)
+
+
+def _look(stage: Stage) -> Call:
+    ref, token = stage.begun(), stage.nonces.next()
+    scripts.post(stage.link, ref, entry='{"t":"x"}', token=token)
+    return lambda: scripts.post(stage.link, ref, entry="", token=token, wanted=["@state"])
+
+
+def rich_batch(ref: RunRef, held: scripts.Claimed, **more: Any) -> scripts.Batch:
+    """A COMMIT with one of everything."""
+    made: dict[str, Any] = {
+        "consumed": 1,
+        "writes": [("s:b", "", "READY|1.1"), ("n:b", "", "1"), ("s:a", fields.running(held.fence), "CANCELLED")],
+        "posts": ['{"t":"later"}'],
+        "leases": [f"a/{held.fence}"],
+        "timers": [("c/RETRY", ""), ("b/HOOK", "1700000000000")],
+        "bells": [doorbell("b", "1.1")],
+        "events": [
+            ("step.ready", "b", "", "", "{}"),
+            ("step.cancelled", "a", "j", "", '{"state":"CANCELLED"}'),
+            ("run.cancelled", "", "jp", f"{ref}/@", "{}"),
+        ],
+    }
+    return scripts.Batch(**{**made, **more})
+
+
+def _commit(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    locked = stage.lock(held.ref)
+    return lambda: scripts.commit(stage.link, locked, submitter="ann", batch=rich_batch(held.ref, held))
+
+
+def _park(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: stage.park(held)
+
+
+def _park_signalled(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    stage.client.hset(stage.key(held.ref), fields.early("a"), '{"t":"signal","name":"a"}')
+    return lambda: stage.park(held, on="SIGNAL", delay_ms=None, look_back="a")
+
+
+def _ring(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    epoch, call = held.epoch, ringing(held, "1.2", sets={"d:a": "1", "u:a": ""})
+    return lambda: scripts.ring(stage.link, epoch, held.ref, submitter="ann", ringing=call)
+
+
+def _record(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: scripts.record(stage.link, held, key="answer", value='{"paid":true}')
+
+
+def _release(stage: Stage) -> Call:
+    ref = stage.begun()
+    sequence = stage.parked(ref)
+    return lambda: stage.release(ref, "a", up_to=sequence)
+
+
+def ended(stage: Stage, ref: RunRef) -> int:
+    """The run is SUCCEEDED, and SQL does not know it yet; the stream sequence of its end."""
+    writes = [("@state", "RUNNING", "SUCCEEDED"), ("@output", "", '{"y":2}')]
+    stage.decided(ref, writes=writes, events=[("run.succeeded", "", "jp", f"{ref}/@", '{"output":{"y":2}}')])
+    return int(stage.scores(stage.link.keys(stage.epoch).parked)[f"{ref}/@"])
+
+
+def _release_end(stage: Stage) -> Call:
+    ref = stage.begun()
+    sequence = ended(stage, ref)
+    return lambda: stage.release(ref, "@", up_to=sequence)
+
+
+def held_step(stage: Stage, ref: RunRef, step: str = "a") -> None:
+    """A step as a rebuild leaves it: READY without a doorbell, held."""
+    stage.client.hset(stage.key(ref), fields.state(step), fields.ready("1.1"))
+    stage.client.zadd(stage.link.keys(stage.epoch).held, {f"{ref}/{step}": stage.now_ms() + 6_000})
+
+
+def _reassert(stage: Stage) -> Call:
+    ref = stage.begun()
+    held_step(stage, ref)
+    return lambda: scripts.reassert(stage.link, ref, step="a", nonce="old-1")
+
+
+def _start(stage: Stage) -> Call:
+    stage.link.epoch()
+    return lambda: stage.start(wanted=["@state", "@stop"])
+
+
+def _hatch(stage: Stage) -> Call:
+    epoch = stage.epoch
+    return lambda: scripts.hatch(stage.link, epoch, queue_list=LIST, canary="c1", instead_of="", content=b"cheep")
+
+
+def _eat(stage: Stage) -> Call:
+    assert _hatch(stage)()
+    return lambda: scripts.eat(stage.link, queue_list=LIST, canary="c1")
+
+
+CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
+    "claim": _claim,
+    "beat": _beat,
+    "arrive (stream)": _arrive_stream,
+    "arrive (step)": _arrive_step,
+    "post": _post,
+    "post (look)": _look,
+    "commit": _commit,
+    "park": _park,
+    "park (signalled)": _park_signalled,
+    "ring": _ring,
+    "record": _record,
+    "release": _release,
+    "release (run's end)": _release_end,
+    "reassert": _reassert,
+    "start": _start,
+    "hatch": _hatch,
+    "eat": _eat,
+}
+"""By script: prepares a board on which the call has something to do, and returns the call."""

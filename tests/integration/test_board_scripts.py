@@ -1,0 +1,245 @@
+"""What every script of the board promises whoever calls it: under the wrong epoch it creates nothing, asked twice it does
+its work once, it touches only the keys it was given, and nothing it writes ever expires."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
+import pytest
+import redis
+
+from convergio.graphflow.board import connection, scripts
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.keys import SCHEMA, Epoch
+from convergio.graphflow.model import errors
+from tests.integration.board_stage import CALLS, Stage, stage_on, timeless
+from tests.waiting import wait_until
+
+SCRIPTS = sorted(path.name[:-4] for path in (resources.files("convergio.graphflow.board") / "lua").iterdir())
+every_call = pytest.mark.parametrize("name", CALLS)
+
+
+@pytest.fixture
+def stage(board_url: str) -> Iterator[Stage]:
+    with stage_on(board_url) as made:
+        yield made
+
+
+def test_every_script_is_called_by_these_tests() -> None:
+    called = {name.split(" ")[0] for name in CALLS}
+    assert called | {"prelude", "publish"} == set(SCRIPTS)
+
+
+@every_call
+def test_a_script_has_something_to_do_on_the_board_that_these_tests_prepare(stage: Stage, name: str) -> None:
+    call = CALLS[name](stage)
+    before = stage.dump()
+    call()
+    assert stage.dump() != before or name == "post (look)"
+
+
+# --- the epoch --------------------------------------------------------------------------------------------------------
+
+
+@every_call
+def test_without_an_epoch_key_a_script_answers_rebuild_and_creates_nothing(stage: Stage, name: str) -> None:
+    call = CALLS[name](stage)
+    stage.client.delete(f"{stage.link.prefix}:epoch")
+    before = stage.dump()
+    with pytest.raises(errors.BoardRebuilding):
+        call()
+    assert stage.dump() == before
+
+
+@every_call
+def test_on_a_flushed_server_a_script_answers_rebuild_and_creates_nothing(stage: Stage, name: str) -> None:
+    call = CALLS[name](stage)
+    stage.client.flushall()
+    with pytest.raises(errors.BoardRebuilding):
+        call()
+    assert stage.dump() == {}
+
+
+@every_call
+@pytest.mark.parametrize("change", ["number", "schema", "server"])
+def test_under_another_epoch_schema_or_server_a_script_answers_rebuild_and_creates_nothing(
+    stage: Stage, name: str, change: str
+) -> None:
+    call, epoch = CALLS[name](stage), stage.epoch
+    others = {
+        "number": Epoch(number=epoch.number + 1, server=epoch.server),
+        "schema": Epoch(number=epoch.number, server=epoch.server, schema=SCHEMA + 1),
+        "server": Epoch(number=epoch.number, server="0" * 40),
+    }
+    stage.client.set(f"{stage.link.prefix}:epoch", others[change].text)
+    before = stage.dump()
+    with pytest.raises(errors.BoardRebuilding):
+        call()
+    assert stage.dump() == before
+
+
+# --- asked twice ------------------------------------------------------------------------------------------------------
+
+
+@every_call
+def test_a_script_whose_answer_got_lost_does_its_work_once(
+    stage: Stage, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    once = CALLS[name](stage)
+    once()
+    expected = timeless(renamed(stage.dump(), stage.nonces.boot))
+
+    stage.client.flushall()
+    stage.link.client.set(f"{stage.link.prefix}:epoch", stage.epoch.text)
+    stage.nonces = type(stage.nonces)()
+    twice = CALLS[name](stage)
+    with monkeypatch.context() as patch:
+        lost = lose_next_answer(patch)
+        twice()
+    assert lost == ["lost"]
+    assert timeless(renamed(stage.dump(), stage.nonces.boot)) == expected
+
+
+def lose_next_answer(patch: pytest.MonkeyPatch) -> list[str]:
+    """The server does what the next script says, and the connection breaks before its answer is read."""
+    ask, lost = connection._ask, []
+
+    def asked(wire: Any, command: tuple[Any, ...]) -> list[Any]:
+        answer = ask(wire, command)
+        if not lost:
+            lost.append("lost")
+            raise redis.ConnectionError("the connection broke")
+        return answer
+
+    patch.setattr(connection, "_ask", asked)
+    return lost
+
+
+def renamed(dump: Any, boot: str) -> Any:
+    """The dump with the process's name of claims and locks taken out."""
+    if isinstance(dump, dict):
+        return {renamed(name, boot): renamed(value, boot) for name, value in dump.items()}
+    if isinstance(dump, list | tuple):
+        return [renamed(value, boot) for value in dump]
+    return dump.replace(boot, "BOOT") if isinstance(dump, str) else dump
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+@every_call
+def test_every_key_that_a_script_touches_is_one_of_its_keys(stage: Stage, name: str) -> None:
+    call = CALLS[name](stage)
+    text, sha = connection.script(name.split(" ")[0])
+    assert stage.client.script_load(text) == sha
+    commands = overheard(stage, call)
+
+    declared = {key for command in commands for key in keys_of(command, sha)}
+    touched = {command.split(" ")[1] for kind, command in commands if kind == "lua" and command != "TIME"}
+    assert declared
+    assert touched
+    assert touched <= declared
+
+
+def overheard(stage: Stage, call: Any) -> list[tuple[str, str]]:
+    """(client type, command) of everything the server does during `call`, as MONITOR tells it."""
+    heard: list[tuple[str, str]] = []
+    with stage.client.monitor() as monitor, redis.Redis(connection_pool=stage.link.pool) as other:
+
+        def listen() -> None:
+            for told in monitor.listen():
+                heard.append((str(told["client_type"]), str(told["command"])))
+                if told["command"] == "ECHO over":
+                    return
+
+        listener = threading.Thread(target=listen)
+        listener.start()
+        call()
+        other.echo("over")
+        listener.join(timeout=10)
+        assert not listener.is_alive()
+    return heard
+
+
+def keys_of(command: tuple[str, str], sha: str) -> list[str]:
+    """KEYS of the script call, if it is one."""
+    words = command[1].split(" ")
+    if command[0] == "lua" or words[:2] != ["EVALSHA", sha]:
+        return []
+    return words[3 : 3 + int(words[2])]
+
+
+@every_call
+def test_nothing_that_a_script_writes_has_a_ttl(stage: Stage, name: str) -> None:
+    CALLS[name](stage)()
+    assert stage.lasting() == [key for key in stage.lasting() if key]
+    assert sorted(stage.lasting()) == sorted(stage.dump())
+
+
+# --- the texts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_is_at_most_forty_lines_of_code(name: str) -> None:
+    text = source(name)
+    code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("--")]
+    assert 0 < len(code) <= 40
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "prelude"])
+def test_a_header_says_purpose_keys_arguments_and_answers(name: str) -> None:
+    text = source(name)
+    header = header_of(text)
+    assert header.startswith(f"-- {name}: ")
+    for word in ("-- KEYS: 1 epoch", "-- ARGV: 1 token", "-- Returns: "):
+        assert word in header
+
+    documented = {int(number) for number in re.findall(r"(?:KEYS:|,) (\d+)", keys_line(header))}
+    used = {int(number) for number in re.findall(r"KEYS\[(\d+)\]", text[len(header) :])}
+    assert used <= documented
+    assert documented - used <= {10}, "keys that no line uses"  # commit counts its lists
+
+
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("prelude", "publish")])
+def test_a_script_compares_the_epoch_before_it_does_anything(name: str) -> None:
+    text = source(name)
+    first = text[len(header_of(text)) :].strip().splitlines()[0]
+    assert first == "if redis.call('GET', KEYS[1]) ~= ARGV[1] then return REBUILD end"
+
+
+def source(name: str) -> str:
+    return (resources.files("convergio.graphflow.board") / "lua" / f"{name}.lua").read_text()
+
+
+def header_of(text: str) -> str:
+    return "".join(line for line in text.splitlines(keepends=True) if line.startswith("--"))
+
+
+def keys_line(header: str) -> str:
+    return header[header.index("-- KEYS:") : header.index("-- ARGV:")]
+
+
+# --- the server itself --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["redis+cluster", "rediscluster"])
+def test_a_cluster_url_is_refused_in_words(scheme: str) -> None:
+    with pytest.raises(errors.UnsupportedServer, match="Cluster"):
+        Link(f"{scheme}://127.0.0.1:1/0")
+
+
+def test_a_script_flushed_from_the_server_is_sent_again(stage: Stage) -> None:
+    stage.begun()
+    stage.client.script_flush()
+    assert isinstance(stage.start("r2"), scripts.Locked)
+
+
+def test_a_broken_connection_does_not_fail_a_call(stage: Stage) -> None:
+    ref = stage.begun()
+    stage.client.client_kill_filter(skipme=True)
+    wait_until(lambda: len(stage.client.client_list()) == 1)
+    assert stage.running(ref).fence

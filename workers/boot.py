@@ -1,0 +1,223 @@
+"""Settings -> engine. The only place where objects are built; everything else receives them."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import SecretStr
+
+from convergio.config.settings import Settings
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.plans import Definitions, Plans
+from convergio.graphflow.engine.ringer import Ringer
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import Nonces
+from convergio.graphflow.model.workflow import Workflow
+from convergio.tasks.app import make_app
+from convergio.tasks.bell import Bell
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+    from convergio.graphflow.engine.journaler import Finished
+    from convergio.graphflow.engine.submission import Entrance
+    from convergio.graphflow.journal.database import Database
+    from convergio.graphflow.journal.history import History
+    from convergio.graphflow.library import Catalog
+    from convergio.tasks.agents.step import Agents
+    from convergio.workers.process import WorkerProcess
+    from convergio.workers.service import Service
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Core:
+    """What every role shares: the app, the way to the board, and how decisions are made and rung."""
+
+    app: Celery
+    link: Link
+    nonces: Nonces
+    plans: Plans
+    ringer: Ringer
+    drain: Drain
+
+
+def resolve(settings: Settings) -> Settings:
+    """The settings with the addresses of the stack that runs in HOME, where they name none themselves."""
+    if settings.redis_url and settings.journal_url:
+        return settings
+    from convergio.workers.embedded.directory import DataDirectory
+
+    running = DataDirectory(root=settings.home.absolute()).running()
+    urls = dict(running.urls) if running is not None else {}
+    journal = f"sqlite:///{settings.home.absolute() / 'journal.sqlite3'}"
+    found = {
+        "redis_url": settings.redis_url or urls.get("redis", ""),
+        "journal_url": settings.journal_url or urls.get("journal", journal),
+    }
+    if "model" in urls and not settings.model_base_url:
+        found |= {
+            "model_base_url": urls["model"],
+            "model_api_key": SecretStr(urls.get("model_key", "")),
+            "model_name": settings.model_name or urls.get("model_name", ""),
+            "model_local": True,
+        }
+    return settings.model_copy(update=found)
+
+
+def core(settings: Settings, definitions: Definitions | None = None) -> Core:
+    """The shared parts. Nothing is connected yet."""
+    url = resolve(settings).redis_url
+    if not url:
+        hint = "start one with `convergio up`, or set CONVERGIO_REDIS_URL"
+        raise errors.BoardUnavailable(f"no stack runs in {settings.home}", hint=hint)
+    app = make_app(url, visibility_timeout=settings.visibility_timeout, socket_timeout=settings.socket_timeout)
+    link = Link(board_url(url), prefix=settings.key_prefix, socket_timeout=settings.socket_timeout)
+    plans = Plans(link, definitions)
+    ringer = Ringer(link, Bell(app))
+    return Core(
+        app=app, link=link, nonces=Nonces(), plans=plans, ringer=ringer, drain=Drain(link, plans, ringer)
+    )
+
+
+def board_url(url: str) -> str:
+    """redis-py's name for the server behind a Celery broker URL."""
+    return url.replace("redis+socket://", "unix://", 1)
+
+
+def database(settings: Settings) -> Database:
+    """The journal's database; nothing is connected yet."""
+    from convergio.graphflow.journal.database import connect
+
+    return connect(resolve(settings).journal_url, synchronous=settings.sqlite_synchronous)
+
+
+def migrations() -> list[Path]:
+    """Where the domains keep their own migrations."""
+    from importlib import resources
+
+    with resources.as_file(resources.files("convergio.tasks.agents") / "migrations") as path:
+        return [path]
+
+
+def migrate(journal_url: str) -> None:
+    """Brings the journal's tables, and those of the domains, to this version."""
+    from convergio.graphflow.journal.schema import migrate as upgrade
+
+    upgrade(journal_url, migrations())
+
+
+def catalog(settings: Settings) -> Catalog:
+    """The workflows this process knows: shipped, from directories, and built by the included modules."""
+    from convergio.graphflow.library import Catalog
+
+    return Catalog(settings.workflow_dirs, built=include(settings))
+
+
+def include(settings: Settings) -> list[Workflow]:
+    """Imports the user's modules: their steps and hooks register themselves, their workflows are returned."""
+    importlib.import_module("convergio.tasks.tools.market")
+    found: list[Workflow] = []
+    for name in settings.included:
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            hint = "CONVERGIO_INCLUDE names modules that Python can import; is the directory on PYTHONPATH?"
+            raise errors.InvalidSetting(f"module '{name}' cannot be imported: {error}", hint=hint) from error
+        found += [value for value in vars(module).values() if isinstance(value, Workflow)]
+    return found
+
+
+def history(settings: Settings) -> History:
+    """Reads of the journal."""
+    from convergio.graphflow.journal.history import History
+
+    return History(database(settings))
+
+
+def entrance(settings: Settings, shared: Core | None = None) -> Entrance:
+    """The doors: submit, signal, cancel."""
+    from convergio.graphflow.engine.submission import Entrance, Starter
+    from convergio.graphflow.journal.doors import Doors
+    from convergio.graphflow.journal.history import History
+
+    rows = database(settings)
+    parts = shared or core(settings)
+    plans = Plans(parts.link, History(rows))
+    drain = Drain(parts.link, plans, parts.ringer)
+    starter = Starter(parts.link, plans, drain, parts.nonces)
+    return Entrance(parts.link, Doors(rows), starter, drain, parts.nonces)
+
+
+def worker(settings: Settings, *, name: str | None = None) -> WorkerProcess:
+    """A worker process: the app with its tasks, and what they need."""
+    from convergio.workers.process import WorkerProcess
+
+    return WorkerProcess(settings, core(settings), name=name or worker_name())
+
+
+def worker_name() -> str:
+    """What this process is called in outcomes, events and Flower."""
+    return f"{socket.gethostname()}-{os.getpid()}"
+
+
+def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -> Service:
+    """The service process: journaler and sweeper."""
+    from convergio.graphflow.engine.canaries import Canaries
+    from convergio.graphflow.engine.journaler import Journaler
+    from convergio.graphflow.engine.rebuild import Rebuilder
+    from convergio.graphflow.engine.submission import Starter
+    from convergio.graphflow.engine.sweeper import Sweeper
+    from convergio.graphflow.journal.boards import Boards
+    from convergio.graphflow.journal.history import History
+    from convergio.graphflow.journal.writer import Writer
+    from convergio.tasks.agents.tables import MODEL_CALLS, model_calls
+    from convergio.workers.callers import Callers
+    from convergio.workers.service import Service
+
+    rows = database(settings)
+    past, boards = History(rows), Boards(rows)
+    writer = Writer(rows, {MODEL_CALLS: model_calls})
+    parts = core(settings, past)
+    finished: Finished = Callers(parts.app, parts.link, past).finished
+    journaler = Journaler(parts.link, boards, writer, parts.drain, parts.nonces, finished=finished)
+    starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces)
+    sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces)
+    return Service(
+        link=parts.link,
+        journaler=journaler,
+        sweeper=sweeper,
+        canaries=Canaries(parts.link, parts.ringer.bell, sweeper, parts.nonces),
+        rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans),
+        name=f"{worker_name()}-service",
+        phase=phase or (lambda name: None),
+    )
+
+
+def agents(settings: Settings) -> Agents:
+    """Roster and model of the agent steps."""
+    from convergio.tasks.agents.model import local_model, model_settings
+    from convergio.tasks.agents.roster import Roster
+    from convergio.tasks.agents.step import Agents
+
+    known = resolve(settings)
+    key = known.model_api_key.get_secret_value() or os.environ.get("OPENAI_API_KEY")
+    if known.model_local and known.model_base_url:
+        model = local_model(
+            known.model_base_url, key or "", name=known.model_name, timeout_s=known.model_timeout
+        )
+    else:
+        model = model_settings(
+            name=known.model_name or None,
+            base_url=known.model_base_url or None,
+            api_key=key,
+            timeout_s=known.model_timeout,
+        )
+    path = Path(settings.agents) if settings.agents else None
+    return Agents(roster=Roster.load(path), model=model)

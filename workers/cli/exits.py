@@ -1,0 +1,64 @@
+"""What `convergio` ends with. Scripts rely on these numbers.
+
+| exit | meaning                                                                           |
+|------|-----------------------------------------------------------------------------------|
+| 0    | done                                                                              |
+| 1    | the run failed or was cancelled, a check or a bound failed, or a fault of our own |
+| 2    | the command line is wrong                                                         |
+| 3    | something a person wrote is wrong: a definition, an input, a setting, a payload   |
+| 4    | there is no such workflow, run, step, agent or function                           |
+| 5    | it is taken: the key, the directory, the name                                     |
+| 6    | a machine is away: Redis, SQL, a worker, the model; trying again may help         |
+| 7    | it took too long                                                                  |
+| 8    | this server or this version cannot do it                                          |
+| 130  | Ctrl-C                                                                            |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+OK: Final = 0
+FAILED: Final = 1
+USAGE: Final = 2
+INVALID: Final = 3
+UNKNOWN: Final = 4
+TAKEN: Final = 5
+AWAY: Final = 6
+TIMEOUT: Final = 7
+UNSUPPORTED: Final = 8
+INTERRUPTED: Final = 130
+
+OF_CODE: Final[Mapping[str, int]] = {
+    "PROBLEMS": INVALID,
+    "INVALID_WORKFLOW": INVALID,
+    "INVALID_INPUT": INVALID,
+    "INVALID_SETTING": INVALID,
+    "INVALID_PAYLOAD": INVALID,
+    "PAYLOAD_TOO_LARGE": INVALID,
+    "EXPRESSION_FAILED": INVALID,
+    "UNKNOWN_WORKFLOW": UNKNOWN,
+    "UNKNOWN_RUN": UNKNOWN,
+    "UNKNOWN_STEP": UNKNOWN,
+    "UNKNOWN_AGENT": UNKNOWN,
+    "UNKNOWN_FUNCTION": UNKNOWN,
+    "KEY_CONFLICT": TAKEN,
+    "DIRECTORY_IN_USE": TAKEN,
+    "NAME_TAKEN": TAKEN,
+    "BOARD_UNAVAILABLE": AWAY,
+    "BOARD_REBUILDING": AWAY,
+    "JOURNAL_UNAVAILABLE": AWAY,
+    "MODEL_UNAVAILABLE": AWAY,
+    "NO_WORKER": AWAY,
+    "PROCESS_NOT_READY": AWAY,
+    "RESULT_TIMEOUT": TIMEOUT,
+    "SCHEMA_MISMATCH": UNSUPPORTED,
+    "UNSUPPORTED_SERVER": UNSUPPORTED,
+}
+"""Exit by error code; every other error ends with FAILED."""
+
+
+def of(code: str) -> int:
+    """The exit for an error's code."""
+    return OF_CODE.get(code, FAILED)

@@ -1,0 +1,139 @@
+"""What a command works with: settings, and the parts that boot makes of them, each when it is first asked for."""
+
+from __future__ import annotations
+
+import getpass
+from collections.abc import Callable
+from functools import cached_property, update_wrapper
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+if TYPE_CHECKING:
+    from convergio.config.settings import Settings
+    from convergio.graphflow.engine.inquiry import Inquiry
+    from convergio.graphflow.engine.submission import Entrance
+    from convergio.graphflow.journal.history import History
+    from convergio.graphflow.library import Catalog
+    from convergio.graphflow.model.ids import RunRef
+    from convergio.workers.boot import Core
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SHORTEST_PREFIX = 4
+"""Characters of a run id that are enough to look for it."""
+
+
+class Session:
+    """One call of the command line. `close` ends its connections."""
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        if settings is not None:
+            vars(self)["settings"] = settings
+
+    @cached_property
+    def settings(self) -> Settings:
+        """The settings, with the addresses of the stack that runs in HOME."""
+        from convergio.config import settings
+        from convergio.workers import boot
+
+        return boot.resolve(settings.load())
+
+    @cached_property
+    def core(self) -> Core:
+        """App and link to the board. Raises BoardUnavailable if nothing says where the board is."""
+        from convergio.workers import boot
+
+        return boot.core(self.settings, self.history)
+
+    @cached_property
+    def history(self) -> History:
+        """Reads of the journal."""
+        from convergio.workers import boot
+
+        return boot.history(self.settings)
+
+    @cached_property
+    def catalog(self) -> Catalog:
+        """Workflows by name."""
+        from convergio.workers import boot
+
+        return boot.catalog(self.settings)
+
+    @cached_property
+    def entrance(self) -> Entrance:
+        """Submit, signal, cancel."""
+        from convergio.workers import boot
+
+        return boot.entrance(self.settings, self.core)
+
+    @cached_property
+    def inquiry(self) -> Inquiry:
+        """The live view of runs."""
+        from convergio.graphflow.engine.inquiry import Inquiry
+
+        return Inquiry(self.core.link, self.history, self.core.ringer.bell)
+
+    @property
+    def submitter(self) -> str:
+        """Who acts: the setting, else the login name."""
+        return self.settings.submitter or login_name()
+
+    def ref(self, text: str) -> RunRef:
+        """The run that `text` names: a whole id, or the beginning of just one. Raises UnknownRun."""
+        from convergio.graphflow.model.ids import RunRef
+
+        return RunRef(tenant=self.settings.tenant, run=self._run_id(text))
+
+    def _run_id(self, text: str) -> str:
+        from convergio.graphflow.model import errors
+
+        try:
+            return self.history.run(self.settings.tenant, text).run_id
+        except errors.UnknownRun:
+            found = self.history.like(self.settings.tenant, text) if len(text) >= SHORTEST_PREFIX else []
+            if len(found) == 1:
+                return found[0]
+            if not found:
+                raise
+            hint = f"write more of it: {', '.join(found)}"
+            raise errors.UnknownRun(f"several runs begin with '{text}'", hint=hint) from None
+
+    def close(self) -> None:
+        """Ends what was connected."""
+        if "core" in vars(self):
+            self.core.link.close()
+            self.core.app.close()
+
+
+def login_name() -> str:
+    """The user's name, also where the user has no entry (a container)."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "anonymous"
+
+
+def with_session(function: Callable[Concatenate[Session, P], R]) -> Callable[P, R]:
+    """Gives the command a session as its first argument, and closes it."""
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        session = Session()
+        try:
+            return function(session, *args, **kwargs)
+        finally:
+            session.close()
+
+    return update_wrapper(call, function)
+
+
+def as_json(value: Any) -> str:
+    """Any of our values as JSON for people and scripts."""
+    import dataclasses
+    import json
+
+    def plain(other: Any) -> Any:
+        if dataclasses.is_dataclass(other) and not isinstance(other, type):
+            return dataclasses.asdict(other)
+        return str(other)
+
+    return json.dumps(value, default=plain, ensure_ascii=False, indent=2)

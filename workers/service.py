@@ -1,0 +1,130 @@
+"""The service process: journaler and sweeper, each on its own thread, each leader by a lease.
+
+Never threads beside task bodies: a commit beside busy Python threads takes a hundred times longer, with SQL's lock held.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.engine.canaries import Canaries
+from convergio.graphflow.engine.journaler import Journaler
+from convergio.graphflow.engine.leader import Leader
+from convergio.graphflow.engine.rebuild import Rebuilder
+from convergio.graphflow.engine.sweeper import INTERVAL, Sweeper
+from convergio.graphflow.model import errors
+
+logger = logging.getLogger(__name__)
+
+PATIENCE: Final = 0.2
+"""Seconds between two tries while a store is away."""
+
+REBUILD_PATIENCE: Final = 5.0
+"""Seconds after which a rebuild that another process began, and did not publish, is begun again."""
+
+AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable, *UNREACHABLE)
+
+
+class Service:
+    """Runs until it is stopped. `phase` is told what begins, for tests that kill it there."""
+
+    def __init__(
+        self,
+        *,
+        link: Link,
+        journaler: Journaler,
+        sweeper: Sweeper,
+        canaries: Canaries,
+        rebuilder: Rebuilder,
+        name: str,
+        phase: Callable[[str], None],
+    ) -> None:
+        self.link = link
+        self.journaler = journaler
+        self.sweeper = sweeper
+        self.canaries = canaries
+        self.rebuilder = rebuilder
+        self.phase = phase
+        self.writer_lease = Leader(link, "journaler", name)
+        self.sweeper_lease = Leader(link, "sweeper", name)
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._serve, args=(self._journal,), name="convergio-journaler", daemon=True),
+            threading.Thread(target=self._serve, args=(self._sweep,), name="convergio-sweeper", daemon=True),
+        ]
+        self._swept = 0
+        self._stranded_since: float | None = None
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        """Ends both threads and gives the leases up."""
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(timeout=10)
+        self.writer_lease.resign()
+        self.sweeper_lease.resign()
+        self.link.close()
+
+    def run(self) -> None:
+        """Until `stop` is called on another thread or in a signal handler."""
+        self.start()
+        while not self._stop.wait(1.0):
+            pass
+
+    def request_stop(self) -> None:
+        """May be called in a signal handler: `run` returns soon after."""
+        self._stop.set()
+
+    def _serve(self, work: Callable[[], float]) -> None:
+        """Calls `work` again and again; it returns how long to wait."""
+        while not self._stop.is_set():
+            try:
+                wait = work()
+            except AWAY as error:
+                logger.warning("%s: %s", threading.current_thread().name, error)
+                wait = PATIENCE
+            except Exception:  # the loop must outlive one bad row: it is logged, and tried again
+                logger.exception("%s failed", threading.current_thread().name)
+                wait = 1.0
+            self._stop.wait(wait)
+
+    def _journal(self) -> float:
+        if not self.writer_lease.holds():
+            return 1.0
+        self.journaler.step(between=self.phase)
+        return 0.0
+
+    def _sweep(self) -> float:
+        """Whoever notices that the board is missing rebuilds it: SQL elects one. Everything else is the leader's."""
+        if self._rebuild_if_needed() or not self.sweeper_lease.holds():
+            return INTERVAL
+        self.phase("sweep")
+        self.sweeper.sweep()
+        self._swept += 1
+        if self._swept % 2 == 0:
+            self.canaries.watch()
+            self.sweeper.apply_rows()
+        return INTERVAL
+
+    def _rebuild_if_needed(self) -> bool:
+        if not self.rebuilder.needed():
+            self._stranded_since = None
+            return False
+        now = time.monotonic()
+        since = self._stranded_since
+        self._stranded_since = since or now
+        if since is None or now - since > REBUILD_PATIENCE:
+            self._stranded_since = now
+            self.phase("rebuild")
+            if self.rebuilder.rebuild(self.phase) is not None:
+                self._stranded_since = None
+                return False
+        return True
