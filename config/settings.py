@@ -36,8 +36,9 @@ class Settings(BaseSettings):
         "FULL", description="FULL survives a power cut, NORMAL only a killed process"
     )
     concurrency: int = Field(8, ge=1, description="threads of one worker process")
-    pool: Literal["threads", "solo", "prefork"] = Field("threads", description="Celery pool of the workers")
+    pool: Literal["threads", "solo"] = Field("threads", description="Celery pool of the workers")
     queues: str = Field("steps,turns,tools,control,convergio", description="queues that `convergio worker` serves")
+    task_events: bool = Field(True, description="workers tell Flower about every step; Flower itself turns it on, too")
     drain_seconds: float = Field(25.0, gt=0, description="seconds a stopping worker has for the steps it runs")
     model_name: str = Field("", description="model of the agents; empty = the embedded local model, or 'scripted'")
     model_base_url: str = Field("", description="OpenAI-compatible endpoint; empty = OpenAI or the embedded model")

@@ -25,6 +25,9 @@ from convergio.graphflow.model.workflow import Durability
 BUDGET: Final = 400
 """Writes after which a decision ends; a COMMIT has at most 500 items."""
 
+AHEAD: Final = 200
+"""Steps whose fields are asked for at once where a decision goes through many."""
+
 START: Final = "@"
 DONE: Final = "x"
 
@@ -46,15 +49,21 @@ class View:
 
     values: dict[str, str]
     complete: bool = False
+    blank: bool = False
+    """the run was made a moment ago: a field that was not read is absent"""
 
     def get(self, name: str) -> str:
         """The field's value; raises Unloaded if nobody read it."""
         try:
             return self.values[name]
         except KeyError:
-            if self.complete and name.startswith("s:"):
+            if self.knows(name):
                 return ""
             raise Unloaded([name]) from None
+
+    def knows(self, name: str) -> bool:
+        """Whether `get` has an answer."""
+        return name in self.values or self.blank or (self.complete and name.startswith("s:"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +112,15 @@ def decide(plan: Plan, view: View, entries: Sequence[Entry], *, epoch: int, budg
 def wanted(plan: Plan, step: str) -> list[str]:
     """The fields that deciding the arrival of `step` nearly always needs: read with it, they save a round trip."""
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
-    for edge in plan.successors[step]:
-        names += [fields.state(edge.target), fields.rings(edge.target)]
-        if plan.indegree[edge.target] > 1:
-            names += [fields.resolved(edge.target), fields.taken(edge.target)]
-    return names if len(names) < 4000 else names[:5]
+    for edge in plan.successors[step][:AHEAD]:
+        names += of_target(plan, edge.target)
+    return names
+
+
+def of_target(plan: Plan, step: str) -> list[str]:
+    """The fields that change when an incoming edge of `step` is resolved."""
+    names = [fields.state(step), fields.rings(step)]
+    return names if plan.indegree[step] < 2 else [*names, fields.resolved(step), fields.taken(step)]
 
 
 class _Full(Exception):
@@ -153,6 +166,12 @@ class _Draft:
         if len(self.made.writes) + len(self.made.events) >= self.budget:
             raise _Full
 
+    def foresee(self, targets: Sequence[str], index: int) -> None:
+        """Asks for the fields of many steps at once, where the one at `index` was not read."""
+        if not self.view.knows(fields.state(targets[index])):
+            ahead = [name for target in targets[index : index + AHEAD] for name in of_target(self.plan, target)]
+            raise Unloaded(name for name in ahead if not self.view.knows(name))
+
     def word(self, step: str) -> fields.Word:
         return fields.Word.parse(self.get(fields.state(step)))
 
@@ -166,7 +185,7 @@ class _Draft:
     def names(self, steps: Iterable[str], *, given: bool = True) -> dict[str, Any]:
         """The outputs of `steps` and, if `given`, the input: what an expression may name. What is not there is null."""
         wanted = [*map(fields.output, steps), *([fields.INPUT] if given else [])]
-        missing = [name for name in wanted if name not in self.view.values]
+        missing = [name for name in wanted if not self.view.knows(name)]
         if missing:
             raise Unloaded(missing)
         values = {step: self.output(step) for step in steps}
@@ -200,6 +219,7 @@ class _Draft:
         if done == DONE or self.ended():
             return
         for index in range(int(done or 0), len(self.plan.roots)):
+            self.foresee(self.plan.roots, index)
             self.room()
             self.fire_or_skip(self.plan.roots[index], fresh=True)
             self.put(fields.cursor(START), str(index + 1))
@@ -217,7 +237,9 @@ class _Draft:
             self.put(fields.cursor(step), DONE)
             return self.end(RunState.FAILED, self.reason(step, word))
         edges = self.plan.successors[step]
+        targets = [edge.target for edge in edges]
         for index in range(int(done or 0), len(edges)):
+            self.foresee(targets, index)
             self.room()
             self.resolve(edges[index], word)
             self.put(fields.cursor(step), str(index + 1))

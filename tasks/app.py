@@ -29,7 +29,9 @@ class Worker(Protocol):
     draining: bool
 
 
-def make_app(redis_url: str, *, visibility_timeout: int = 15, socket_timeout: float = 5.0) -> Celery:
+def make_app(
+    redis_url: str, *, visibility_timeout: int = 15, socket_timeout: float = 5.0, task_events: bool = True
+) -> Celery:
     """The app that workers, doors and Flower share. It connects to nothing until it is used."""
     app = Celery("convergio", amqp=transport.AMQP, set_as_current=False)
     app.conf.update(
@@ -45,7 +47,7 @@ def make_app(redis_url: str, *, visibility_timeout: int = 15, socket_timeout: fl
         task_ignore_result=True,
         task_track_started=False,
         task_send_sent_event=False,
-        worker_send_task_events=True,
+        worker_send_task_events=task_events,
         worker_disable_rate_limits=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,

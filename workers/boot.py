@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
-
 from convergio.config.settings import Settings
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.drain import Drain
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
     from convergio.tasks.agents.step import Agents
+    from convergio.workers.embedded.model_endpoint import ModelEndpoint
     from convergio.workers.process import WorkerProcess
     from convergio.workers.service import Service
 
@@ -61,13 +60,6 @@ def resolve(settings: Settings) -> Settings:
         "redis_url": settings.redis_url or urls.get("redis", ""),
         "journal_url": settings.journal_url or urls.get("journal", journal),
     }
-    if "model" in urls and not settings.model_base_url:
-        found |= {
-            "model_base_url": urls["model"],
-            "model_api_key": SecretStr(urls.get("model_key", "")),
-            "model_name": settings.model_name or urls.get("model_name", ""),
-            "model_local": True,
-        }
     return settings.model_copy(update=found)
 
 
@@ -77,7 +69,12 @@ def core(settings: Settings, definitions: Definitions | None = None) -> Core:
     if not url:
         hint = "start one with `convergio up`, or set CONVERGIO_REDIS_URL"
         raise errors.BoardUnavailable(f"no stack runs in {settings.home}", hint=hint)
-    app = make_app(url, visibility_timeout=settings.visibility_timeout, socket_timeout=settings.socket_timeout)
+    app = make_app(
+        url,
+        visibility_timeout=settings.visibility_timeout,
+        socket_timeout=settings.socket_timeout,
+        task_events=settings.task_events,
+    )
     link = Link(board_url(url), prefix=settings.key_prefix, socket_timeout=settings.socket_timeout)
     plans = Plans(link, definitions)
     ringer = Ringer(link, Bell(app))
@@ -200,24 +197,32 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     )
 
 
+def embedded_model(settings: Settings) -> ModelEndpoint | None:
+    """The model server of the stack that started this process, or that runs in HOME."""
+    from convergio.workers.embedded.directory import DataDirectory
+    from convergio.workers.embedded.model_endpoint import ModelEndpoint
+
+    running = DataDirectory(root=settings.home.absolute()).running()
+    return ModelEndpoint.given() or (ModelEndpoint.given(running.env) if running is not None else None)
+
+
 def agents(settings: Settings) -> Agents:
     """Roster and model of the agent steps."""
     from convergio.tasks.agents.model import local_model, model_settings
     from convergio.tasks.agents.roster import Roster
     from convergio.tasks.agents.step import Agents
 
-    known = resolve(settings)
-    key = known.model_api_key.get_secret_value() or os.environ.get("OPENAI_API_KEY")
-    if known.model_local and known.model_base_url:
-        model = local_model(
-            known.model_base_url, key or "", name=known.model_name, timeout_s=known.model_timeout
-        )
+    key = settings.model_api_key.get_secret_value() or os.environ.get("OPENAI_API_KEY") or ""
+    seconds, endpoint = settings.model_timeout, embedded_model(settings)
+    if settings.model_local and settings.model_base_url:
+        model = local_model(settings.model_base_url, key, name=settings.model_name, timeout_s=seconds)
     else:
         model = model_settings(
-            name=known.model_name or None,
-            base_url=known.model_base_url or None,
+            name=settings.model_name,
+            base_url=settings.model_base_url,
             api_key=key,
-            timeout_s=known.model_timeout,
+            timeout_s=seconds,
+            local=endpoint and local_model(endpoint.url, endpoint.key, name=endpoint.name, timeout_s=seconds),
         )
     path = Path(settings.agents) if settings.agents else None
     return Agents(roster=Roster.load(path), model=model)

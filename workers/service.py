@@ -13,7 +13,7 @@ from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.engine.canaries import Canaries
-from convergio.graphflow.engine.journaler import Journaler
+from convergio.graphflow.engine.journaler import GATHER, Journaler
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.rebuild import Rebuilder
 from convergio.graphflow.engine.sweeper import INTERVAL, Sweeper
@@ -99,8 +99,8 @@ class Service:
     def _journal(self) -> float:
         if not self.writer_lease.holds():
             return 1.0
-        self.journaler.step(between=self.phase)
-        return 0.0
+        events = self.journaler.step(between=self.phase)
+        return GATHER if events and not self.journaler.awaited else 0.0
 
     def _sweep(self) -> float:
         """Whoever notices that the board is missing rebuilds it: SQL elects one. Everything else is the leader's."""

@@ -6,6 +6,8 @@
 | @cv       | control version                        | @seq   | number of the last event       |
 | @open     | steps that are not terminal            | @lock  | token|expiry (ms)              |
 | @meta     | JSON: workflow, digest, submitter, ... | @input | JSON                           |
+| @output   | the run's result (JSON)                | @error | why it failed (JSON)           |
+| @commit   | name of the lock holder's last COMMIT  |        |                                |
 | s:STEP    | state, see below (absent = WAITING)    | n:STEP | rings so far                   |
 | a:STEP    | attempt (absent = 1)                   | d:STEP | deliveries lost in a row       |
 | u:STEP    | rings lost unclaimed in a row          | o:STEP | output (JSON)                  |

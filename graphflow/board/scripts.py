@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -196,7 +197,7 @@ def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[
     names += [keys.feed(ref), keys.parked]
     for name in order:
         names += [name, keys.rung(name)]
-    args: list[Any] = [epoch.number, locked.token, LOCK_MS, str(ref), submitter, batch.consumed]
+    args: list[Any] = [epoch.number, locked.token, LOCK_MS, str(ref), submitter, batch.consumed, secrets.token_hex(8)]
     args += [len(batch.writes), *_flat(batch.writes), len(batch.posts), *batch.posts]
     args += [len(batch.leases), *(f"{ref}/{lease}" for lease in batch.leases)]
     args += [len(batch.timers), *_flat((f"{ref}/{timer}", due) for timer, due in batch.timers)]

@@ -42,7 +42,7 @@ class Feed:
         self._seen = 0.0
 
     def events(self, after: str = "") -> Generator[Event | None]:
-        """Every event behind `after`, up to `run.finished`; None about once a second while nothing happens.
+        """Every event behind `after`, up to `run.finished`; None after each group, about once a second at least.
 
         Ids are without gap or repeat within an epoch; where events are missing (a new epoch, a trimmed feed), a
         snapshot stands in for them. Raises BoardUnavailable when the board stays away for longer than `patience`.
@@ -51,9 +51,10 @@ class Feed:
         self._seen = time.monotonic()
         while True:
             found = self._patiently()
-            yield from found or [None]
+            yield from found
             if found and found[-1].type == FINISHED:
                 return
+            yield None
 
     def _patiently(self) -> Sequence[Event]:
         try:

@@ -25,13 +25,13 @@ class Drain:
         self.plans = plans
         self.ringer = ringer
 
-    def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None) -> None:
-        """Drains the run whose lock is held. `meta` is the run's @meta, if the caller has it."""
+    def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
+        """Drains the run whose lock is held. `meta` is the run's @meta, if the caller has it; `blank`: it was just made."""
         meta = meta or self.meta(locked)
         caller = Caller(ref=locked.ref, workflow=meta["workflow"], submitter=meta["submitter"])
         plan = self.plans.get(meta["digest"])
         turn: scripts.Locked | None = locked
-        view = View(dict(locked.values))
+        view = View(dict(locked.values), blank=blank)
         while turn is not None:
             decision = self._decide(turn, plan, view)
             left = scripts.commit(self.link, turn, submitter=caller.submitter, batch=self._batch(decision, plan, caller))

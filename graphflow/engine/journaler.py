@@ -34,6 +34,12 @@ GRACE_MS: Final = 60_000
 
 RELEASE_CHUNK: Final = 500
 
+GATHER: Final = 0.02
+"""Seconds that the next group collects when nothing waits for the journal: fewer, larger commits for the same events."""
+
+TRIM_EVERY: Final = 1_000
+"""Events between two trims of the stream."""
+
 
 class Finished(Protocol):
     """Called after RELEASE with a run that ended; it is in SQL by then."""
@@ -54,6 +60,8 @@ class Journaler:
         self.nonces = nonces
         self.finished = finished
         self.committed = 0
+        self.awaited = False
+        self._trimmed = 0
         self._at: tuple[Epoch, int] | None = None
 
     def step(self, wait_ms: int = 200, between: Callable[[str], None] = lambda phase: None) -> int:
@@ -78,8 +86,9 @@ class Journaler:
             logger.error("SQL refused event %s of run %s; it is kept as a dead event", event.type, event.run_id)
         between("release")
         self.release(epoch, last)
-        between("trim")
-        self._trim(epoch, last)
+        if last - self._trimmed >= TRIM_EVERY:
+            between("trim")
+            self._trim(epoch, last)
         return len(events)
 
     def _position(self) -> tuple[Epoch, int]:
@@ -90,6 +99,7 @@ class Journaler:
             if row is None or row.epoch != epoch.number:
                 raise errors.BoardRebuilding("the journal follows another epoch than the board")
             self._at = (epoch, row.high_water)
+            self._trimmed = row.high_water
             self.release(epoch, row.high_water)
         return self._at
 
@@ -106,9 +116,13 @@ class Journaler:
         """Lets go on what waited for SQL, and tells who asked when a run has ended."""
         keys = self.link.keys(epoch)
         try:
-            self.link.client.set(keys.released, high_water)
             while True:
-                parked = self.link.client.zrangebyscore(keys.parked, "-inf", high_water, start=0, num=RELEASE_CHUNK)
+                with self.link.client.pipeline(transaction=False) as pipe:
+                    pipe.set(keys.released, high_water)
+                    pipe.zrangebyscore(keys.parked, "-inf", high_water, start=0, num=RELEASE_CHUNK)
+                    pipe.zcard(keys.parked)
+                    _, parked, waiting = pipe.execute()
+                self.awaited = waiting > 0
                 if not parked:
                     return
                 self._release(epoch, cast("list[str]", parked), high_water)
@@ -130,6 +144,7 @@ class Journaler:
                 self.finished(ref, ended)
 
     def _trim(self, epoch: Epoch, last: int) -> None:
+        self._trimmed = last
         try:
             behind = max(0, last - TAIL)
             self.link.client.xtrim(self.link.keys(epoch).journal, minid=f"{epoch.number}-{behind}", approximate=True)

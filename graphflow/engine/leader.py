@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Keys
 
 LEASE_MS: Final = 3_000
+
+SURE: Final = 1.0
+"""Seconds for which a lease that was just prolonged need not be asked for again."""
 
 
 class Leader:
@@ -17,21 +21,28 @@ class Leader:
         self.link = link
         self.key = Keys(link.prefix, 0).leader(role)
         self.name = name
+        self._sure_until = 0.0
 
     def holds(self) -> bool:
         """Takes or prolongs the lease. Raises BoardUnavailable."""
-        client = self.link.client
+        client, now = self.link.client, time.monotonic()
+        if now < self._sure_until:
+            return True
         try:
             if client.set(self.key, self.name, nx=True, px=LEASE_MS):
                 return True
             if client.get(self.key) != self.name:
                 return False
-            return bool(client.pexpire(self.key, LEASE_MS))
+            if not client.pexpire(self.key, LEASE_MS):
+                return False
+            self._sure_until = now + SURE
+            return True
         except UNREACHABLE as error:
             raise unavailable(error) from error
 
     def resign(self) -> None:
         """Gives the lease up, so that another process need not wait for its end."""
+        self._sure_until = 0.0
         try:
             if self.link.client.get(self.key) == self.name:
                 self.link.client.delete(self.key)

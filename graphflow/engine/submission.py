@@ -8,8 +8,7 @@ import secrets
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from convergio.graphflow import decide
-from convergio.graphflow.board import scripts
+from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.claims import AWAY
@@ -77,11 +76,11 @@ class Starter:
             size=len(plan.workflow.steps),
             control=run.control_version,
             token=self.nonces.next(),
-            wanted=[decide.fields.STATE, decide.fields.STOP, decide.fields.cursor(decide.START)],
+            wanted=[fields.STATE, fields.OPEN, fields.INPUT],
         )
         if locked is None:
             return False
-        self.drain.run(locked, meta)
+        self.drain.run(locked, meta, blank=True)
         return True
 
 

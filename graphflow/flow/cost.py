@@ -72,10 +72,11 @@ def _elements(sample: Any) -> Sequence[Any]:
 
 
 class _Meter:
-    """Adds up the work while it finds the extents."""
+    """Adds up the work while it finds the extents. A loop's body has a meter of its own, inside that of the whole."""
 
-    def __init__(self) -> None:
+    def __init__(self, whole: _Meter | None = None) -> None:
         self.spent = 0
+        self._whole = whole or self
 
     def charge(self, units: int) -> None:
         self.spent += units
@@ -139,12 +140,13 @@ class _Meter:
 
     def _macro(self, node: Node, scope: Mapping[str, Extent]) -> Extent:
         over = self.extent(node.parts[0], scope)
-        inner = _Meter()
+        # finding the elements is work too, done once, in Python
+        self._whole.charge(5 * over.weight)
+        inner = _Meter(self._whole)
         inside = {**scope, node.variable: over.element()}
         bodies = [inner.extent(body, inside) for body in node.parts[1:]]
         turns = over.length
-        # the first term is for `element`, which looks at every value in Python
-        self.charge(5 * over.weight + turns * (1 + inner.spent))
+        self.charge(over.weight // 4 + turns * (1 + inner.spent))
         if node.text == "filter":
             self.charge(turns * over.weight // 2)
             return over

@@ -9,6 +9,7 @@ graph, so that equal workflows have equal digests, whether they came from YAML, 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -41,13 +42,7 @@ def load(path: str | Path, *, known: Known | None = None) -> Workflow:
     """The workflow in a file (`.json`: JSON; else YAML). InvalidWorkflow as `parse_yaml`; OSError if it cannot be
     read."""
     file = Path(path)
-    try:
-        text = file.read_bytes()[: reader.LARGEST + 1].decode("utf-8-sig")
-    except UnicodeDecodeError:
-        problem = Problem(code="BAD_YAML", path="", message="is not UTF-8 text", hint="save it as UTF-8")
-        raise errors.InvalidWorkflow(problems=[problem], source=file.name) from None
-    read = reader.read_json if file.suffix == ".json" else reader.read_yaml
-    return _parse(*read(text, file.name), source=file.name, known=known)
+    return _parse(*reader.read_file(file), source=file.name, known=known)
 
 
 def parse_yaml(text: str, source: str = "workflow.yaml", *, known: Known | None = None) -> Workflow:
@@ -84,7 +79,7 @@ def _parse(document: Any, found: list[Problem], *, source: str, known: Known | N
     found += validate.problems(workflow, known, unread)
     if found:
         raise errors.InvalidWorkflow(problems=found, source=source)
-    return workflow
+    return _ordered(workflow, header, steps)
 
 
 def _read(document: Mapping[str, Any], found: list[Problem]) -> tuple[HeaderForm, dict[str, AnyStep], list[str]]:
@@ -173,23 +168,28 @@ def _unknown_kind(value: Mapping[str, Any], path: str) -> Problem:
 
 
 def _workflow(header: HeaderForm, steps: Mapping[str, AnyStep]) -> Workflow:
-    ordered = graph.order({name: [edge.step for edge in step.needs] for name, step in steps.items()})
-    # what is on a cycle has no place in the order: it comes last, and `validate` refuses it
-    placed = set(ordered)
-    names = [*ordered, *(name for name in steps if name not in placed)]
-    document = header.model_dump(by_alias=True)
-    document["steps"] = {name: steps[name].model_dump(by_alias=True) for name in names}
+    """The workflow in the order in which it is written; its canonical document comes when it is known to be valid."""
     return Workflow(
         name=header.workflow,
         version=header.version,
-        steps=MappingProxyType({name: _model_step(name, steps[name]) for name in names}),
-        document=document,
+        steps={name: _model_step(name, step) for name, step in steps.items()},
+        document={},
         title=header.title,
         description=header.description,
         input_schema=header.input,
         output=header.output,
         sla=header.sla,
         priority=header.priority,
+    )
+
+
+def _ordered(workflow: Workflow, header: HeaderForm, steps: Mapping[str, AnyStep]) -> Workflow:
+    names = graph.order({name: [edge.step for edge in step.needs] for name, step in workflow.steps.items()})
+    canonical = {name: steps[name].model_dump(by_alias=True) for name in names}
+    return dataclasses.replace(
+        workflow,
+        steps=MappingProxyType({name: workflow.steps[name] for name in names}),
+        document={**header.model_dump(by_alias=True), "steps": canonical},
     )
 
 

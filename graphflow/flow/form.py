@@ -138,12 +138,16 @@ class EdgeForm(Form):
     """A step to wait for; with `when`, the way from it is taken only if the condition holds, else it counts as
     skipped."""
 
+    model_config = ConfigDict(title="A need with a condition")
+
     step: str
     when: Condition | None = None
 
 
 class RetryForm(Form):
     """How often and how soon a failed attempt is tried again: after backoff * factor**(attempt-1), at most cap."""
+
+    model_config = ConfigDict(title="Retry policy")
 
     max: Annotated[int, Field(ge=0, le=100, description="tries after the first")] = _RETRY.max
     backoff: Pause = _RETRY.backoff
@@ -166,6 +170,8 @@ class StepForm(Form):
 class TaskForm(StepForm):
     """A step that calls a registered function."""
 
+    model_config = ConfigDict(title="Task step")
+
     task: FunctionName = Field(description="the function, as module.function")
     with_: Expressions = Field({}, alias="with", description="its arguments by name; text is CEL")
     retry: RetryField = RetryForm()
@@ -180,6 +186,8 @@ class TaskForm(StepForm):
 class AgentForm(StepForm):
     """A step in which one agent gives one answer."""
 
+    model_config = ConfigDict(title="Agent step")
+
     agent: Label = Field(description="a name of the roster")
     prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT, description="text with {{ CEL }} pieces")
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
@@ -193,6 +201,8 @@ class AgentForm(StepForm):
 class ApprovalDetails(Form):
     """What the person who decides is shown."""
 
+    model_config = ConfigDict(title="Approval")
+
     title: str = Field("", max_length=200)
     description: Text = Field("", description="text with {{ CEL }} pieces")
     risk: Literal["low", "medium", "high", "critical"] = "medium"
@@ -200,6 +210,8 @@ class ApprovalDetails(Form):
 
 class ApprovalForm(StepForm):
     """A step in which a person decides."""
+
+    model_config = ConfigDict(title="Approval step")
 
     approval: ApprovalDetails
     durability: Literal["step"] = Durability.STEP.value
@@ -226,6 +238,8 @@ _STEPS: Final[dict[str, JsonValue]] = {"propertyNames": {"pattern": f"^{ids.NAME
 
 class WorkflowForm(HeaderForm):
     """A workflow: steps that need each other."""
+
+    model_config = ConfigDict(title="Workflow")
 
     steps: Annotated[dict[str, TaskForm | AgentForm | ApprovalForm], Field(json_schema_extra=_STEPS)]
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import yaml
@@ -30,6 +31,19 @@ _BOOLEANS: Final = {word: word.lower() == "true" for word in ("true", "True", "T
 _INTEGER: Final = re.compile(r"[-+]?[0-9]{1,40}|0o[0-7]{1,40}|0x[0-9a-fA-F]{1,40}")
 _FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
 _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_file(path: Path) -> tuple[Any, list[Problem]]:
+    """The value in a file (`.json`: JSON; else YAML), as `read_yaml`. OSError if the file cannot be read."""
+    with path.open("rb") as stream:
+        content = stream.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise _too_large(path.name)
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _unreadable(path.name, 1, "is not UTF-8 text", "save the file as UTF-8") from None
+    return (read_json if path.suffix == ".json" else read_yaml)(text, path.name)
 
 
 def read_yaml(text: str, source: str) -> tuple[Any, list[Problem]]:
@@ -69,10 +83,13 @@ def read_json(text: str, source: str) -> tuple[Any, list[Problem]]:
 
 
 def _check_size(text: str, source: str) -> None:
-    size = len(text.encode("utf-8", "surrogatepass"))
-    if size > LARGEST:
-        said = f"the text has {size:,} bytes, the limit is {LARGEST:,}"
-        raise errors.InvalidWorkflow(problems=[Problem(code="TOO_LARGE", path="", message=said)], source=source)
+    if len(text.encode("utf-8", "surrogatepass")) > LARGEST:
+        raise _too_large(source)
+
+
+def _too_large(source: str) -> errors.InvalidWorkflow:
+    said = f"has more than {LARGEST:,} bytes"
+    return errors.InvalidWorkflow(problems=[Problem(code="TOO_LARGE", path="", message=said)], source=source)
 
 
 def _unreadable(source: str, line: int, said: str, hint: str = "", code: str = "BAD_YAML") -> errors.InvalidWorkflow:
@@ -111,7 +128,8 @@ class _Reader:
         if isinstance(event, yaml.AliasEvent):
             return self._alias(event)
         if event.tag not in (None, "!") or (isinstance(event, yaml.ScalarEvent) and event.tag == "!"):
-            self._note(event, "BAD_YAML", f"has the tag '{event.tag[:40]}'", "tags are not allowed: remove it")
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")[:40]
+            self._note(event, "BAD_YAML", f"has the tag '{tag}'", "tags are not allowed: remove it")
         if depth > DEEPEST:
             raise self._failed(event, f"it nests deeper than {DEEPEST} levels")
         before = self._values

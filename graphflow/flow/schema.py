@@ -8,11 +8,12 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
-
-import jsonschema_rs
+from typing import TYPE_CHECKING, Any, Final
 
 from convergio.graphflow.flow import values
+
+if TYPE_CHECKING:
+    import jsonschema_rs
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 MOST_VIOLATIONS: Final = 100
@@ -25,6 +26,10 @@ Found = tuple[str, str]
 
 def problems_of(schema: Mapping[str, Any]) -> list[Found]:
     """What is wrong with a schema itself; paths lead into the schema."""
+    if not schema:
+        return []
+    import jsonschema_rs
+
     dialect = schema.get("$schema", DIALECT)
     if str(dialect).rstrip("#") != DIALECT:
         return [("$schema", f"must be {DIALECT}, or left out")]
@@ -45,9 +50,11 @@ def violations(schema: Mapping[str, Any], value: Any) -> list[Found]:
     values."""
     try:
         values.survey(value)
+        if not schema:
+            return []
         errors = _validator(_text(schema)).iter_errors(value)
         found = [(_path(error.instance_path), _said(error.message)) for error in errors]
-    except (ValueError, UnicodeError) as error:
+    except ValueError as error:
         reason = "has text that cannot be encoded" if isinstance(error, UnicodeError) else f"cannot be checked: {error}"
         return [("", reason)]
     return sorted(found[:MOST_VIOLATIONS])
@@ -59,6 +66,9 @@ def _validator(schema: str) -> jsonschema_rs.Draft202012Validator:
 
 
 def _compiled(schema: dict[str, Any], mask: str | None = None) -> jsonschema_rs.Draft202012Validator:
+    # here, not above: most workflows of a process may have no schema at all
+    import jsonschema_rs
+
     # formats are annotations in 2020-12; checked here, because people who write "format: email" mean it
     return jsonschema_rs.Draft202012Validator(
         schema, mask=mask, offline=True, validate_formats=True, pattern_options=jsonschema_rs.RegexOptions()
@@ -67,7 +77,7 @@ def _compiled(schema: dict[str, Any], mask: str | None = None) -> jsonschema_rs.
 
 @functools.cache
 def _meta() -> jsonschema_rs.Draft202012Validator:
-    return jsonschema_rs.Draft202012Validator({"$ref": DIALECT}, offline=True)
+    return _compiled({"$ref": DIALECT})
 
 
 def _text(schema: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ _ENTRY: Final = 3
 
 def is_map(value: object) -> TypeGuard[Mapping[Any, Any]]:
     """Whether the value is a mapping of any kind."""
-    return isinstance(value, Mapping)
+    # dicts first: the general question costs a microsecond, and definitions ask it a million times
+    return isinstance(value, dict) or isinstance(value, Mapping)  # noqa: SIM101
 
 
 def is_list(value: object) -> TypeGuard[Sequence[Any]]:

@@ -64,7 +64,8 @@ class Group:
                 "output": payload.to_null(data["output"], what="the output"),
                 "error": payload.to_null(data["error"], what="the error"),
                 "started_ms": data["started_ms"],
-                "finished_ms": data["finished_ms"],
+                # The board's clock when it took the outcome: workers know only when their claim began.
+                "finished_ms": event.at_ms if data["finished_ms"] is None else data["finished_ms"],
                 "worker": data["worker"],
                 "tokens": data["tokens"],
                 "epoch": self._epoch,

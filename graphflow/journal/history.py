@@ -63,6 +63,13 @@ class History:
             select = select.where(sa.tuple_(_runs.created_ms, _runs.run_id) < sa.tuple_(*before))
         return self._runs(select.order_by(_runs.created_ms.desc(), _runs.run_id.desc()).limit(limit))
 
+    def like(self, tenant: str, prefix: str, limit: int = 6) -> list[str]:
+        """Run ids of a tenant that begin with `prefix`, in order."""
+        select = sa.select(_runs.run_id).where(_runs.tenant == tenant, _runs.run_id.startswith(prefix, autoescape=True))
+        with self._database.read() as connection:
+            found = connection.execute(select.order_by(_runs.run_id).limit(limit)).scalars()
+            return [run_id for run_id in found if run_id.startswith(prefix)]
+
     def timeline(self, tenant: str, run_id: str) -> tuple[OutcomeRow | EventRow, ...]:
         """All that happened to a run, in order. Raises `UnknownRun`."""
         with self._database.read() as connection:

@@ -50,7 +50,10 @@ class Country:
 
 @registry.step(name="market.country_profile")
 def country_profile(countries: Sequence[str]) -> dict[str, Any]:
-    """Compares candidate countries; the best comes first in `countries`, and is `best`. `summary` is for prompts.
+    """Compares candidate countries; the best comes first in `countries`, and is `best`.
+
+    Each `summary` is for prompts: the outer one has a sentence for every country, that of `best` fewer figures, as a
+    small model mixes up many.
 
     Raises: errors.Permanent for a country that the data lacks, or if the data is not installed.
     """
@@ -66,7 +69,7 @@ def country_profile(countries: Sequence[str]) -> dict[str, Any]:
         "year": ranked[0].year,
         "weights": dict(WEIGHTS),
         "countries": listed,
-        "best": {**listed[0], "summary": _sentence(ranked[0])},
+        "best": {**listed[0], "summary": _trend(ranked[0])},
         "summary": " ".join(_sentence(profile) for profile in ranked),
     }
 
@@ -163,8 +166,19 @@ def _scores(profiles: Sequence[Country]) -> dict[str, float]:
 
 
 def _sentence(profile: Country) -> str:
-    people = f"{profile.people / 1_000_000:.1f} million people"
     return (
-        f"{profile.country} had {people} in {profile.year} and an income of {profile.income_usd:,} dollars per person, "
-        f"growing {profile.income_growth_percent:g} percent a year."
+        f"{profile.country} had {_millions(profile)} million people in {profile.year} and an income of "
+        f"{profile.income_usd:,} dollars per person, growing {profile.income_growth_percent:g} percent a year."
     )
+
+
+def _trend(profile: Country) -> str:
+    growth = profile.income_growth_percent
+    return (
+        f"{profile.country} had {_millions(profile)} million people in {profile.year}. "
+        f"Their income {'grew' if growth >= 0 else 'fell'} by {abs(growth):g} percent a year."
+    )
+
+
+def _millions(profile: Country) -> str:
+    return f"{profile.people / 1_000_000:.1f}"

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
-
-import redis
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import Link
@@ -21,8 +19,6 @@ LIST: Final = "queue"
 META: Final = '{"workflow":"demo","digest":"digest","submitter":"ann"}'
 TIMES: Final = re.compile(r"\b1[6-9]\d{11}\b")
 
-Dump = Mapping[str, Any]
-
 
 @dataclass(kw_only=True)
 class Stage:
@@ -32,7 +28,8 @@ class Stage:
     nonces: Nonces = field(default_factory=Nonces)
 
     @property
-    def client(self) -> redis.Redis:
+    def client(self) -> Any:
+        """The server itself. redis-py types its answers for every mode it has; here they are text."""
         return self.link.client
 
     @property
@@ -45,15 +42,14 @@ class Stage:
 
     def now_ms(self) -> int:
         """Redis TIME."""
-        seconds, micros = cast("tuple[int, int]", self.client.time())
-        return seconds * 1000 + micros // 1000
+        seconds, micros = self.client.time()
+        return int(seconds) * 1000 + int(micros) // 1000
 
     # --- what is there ----------------------------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Any]:
         """Every key with its whole value, by name."""
-        names = cast("list[str]", sorted(self.client.scan_iter(count=1000)))
-        return {name: self._value(name) for name in names}
+        return {name: self._value(name) for name in sorted(self.client.scan_iter(count=1000))}
 
     def _value(self, name: str) -> Any:
         client = self.client
@@ -65,7 +61,7 @@ class Stage:
             case "list":
                 return client.lrange(name, 0, -1)
             case "zset":
-                return dict(cast("list[tuple[str, float]]", client.zrange(name, 0, -1, withscores=True)))
+                return self.scores(name)
             case "stream":
                 return client.xrange(name)
             case other:
@@ -73,29 +69,33 @@ class Stage:
 
     def lasting(self) -> list[str]:
         """Keys that have no TTL."""
-        return [name for name in cast("list[str]", list(self.client.scan_iter())) if self.client.pttl(name) == -1]
+        return [name for name in self.client.scan_iter() if self.client.pttl(name) == -1]
 
     def word(self, ref: RunRef, step: str) -> str:
         """The step's state as the board writes it."""
-        return cast("str | None", self.client.hget(self.key(ref), fields.state(step))) or ""
+        return self.client.hget(self.key(ref), fields.state(step)) or ""
 
     def values(self, ref: RunRef) -> dict[str, str]:
         """The run's hash."""
-        return cast("dict[str, str]", self.client.hgetall(self.key(ref)))
+        return dict(self.client.hgetall(self.key(ref)))
 
     def inbox(self, ref: RunRef) -> list[str]:
-        return cast("list[str]", self.client.lrange(self.link.keys(self.epoch).inbox(ref), 0, -1))
+        return list(self.client.lrange(self.link.keys(self.epoch).inbox(ref), 0, -1))
 
     def leases(self) -> dict[str, float]:
         return self.scores(self.link.keys(self.epoch).leases)
 
     def scores(self, key: str) -> dict[str, float]:
         """A sorted set."""
-        return dict(cast("list[tuple[str, float]]", self.client.zrange(key, 0, -1, withscores=True)))
+        return dict(self.client.zrange(key, 0, -1, withscores=True))
 
     def journaled(self) -> list[tuple[str, dict[str, str]]]:
         """The journal's stream."""
-        return cast("list[tuple[str, dict[str, str]]]", self.client.xrange(self.link.keys(self.epoch).journal))
+        return list(self.client.xrange(self.link.keys(self.epoch).journal))
+
+    def feed(self, ref: RunRef) -> list[tuple[str, dict[str, str]]]:
+        """What the run's readers are told."""
+        return list(self.client.xrange(self.link.keys(self.epoch).feed(ref)))
 
     # --- how it got there -------------------------------------------------------------------------------------------
 
@@ -183,7 +183,9 @@ class Stage:
             wanted=[fields.state(held.step), "@open", "absent"],
         )
 
-    def park(self, held: scripts.Claimed, *, on: str = "RETRY", delay_ms: int | None = 1_000, look_back: str = "") -> bool:
+    def park(
+        self, held: scripts.Claimed, *, on: str = "RETRY", delay_ms: int | None = 1_000, look_back: str = ""
+    ) -> bool:
         """PARK as a worker does it."""
         return scripts.park(
             self.link,
@@ -223,10 +225,10 @@ def ringing(held: scripts.Claimed, ring: str, **more: Any) -> scripts.Ringing:
     return scripts.Ringing(was=was, bell=bell, count=count, kind="step.rung", lease=held.fence, **more)
 
 
-def timeless(dump: Dump) -> Any:
+def timeless(dump: Any) -> Any:
     """A dump without the times in it: what two boards with the same history have in common."""
-    if isinstance(dump, Mapping):
-        return {_untimed(name): timeless(value) for name, value in dump.items()}
+    if isinstance(dump, dict):
+        return {_untimed(name): timeless(value) for name, value in cast("dict[str, Any]", dump).items()}
     if isinstance(dump, list | tuple):
         return [timeless(value) for value in cast("list[Any]", dump)]
     if isinstance(dump, float):
@@ -239,7 +241,7 @@ def _untimed(text: str) -> str:
 
 
 @contextmanager
-def stage_on(url: str, number: int = 1) -> Iterator[Stage]:
+def stage_on(url: str, number: int = 1) -> Generator[Stage]:
     """A stage on the server at `url`, with epoch `number` published."""
     link = Link(url)
     try:

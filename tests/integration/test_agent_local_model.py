@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
@@ -30,18 +32,17 @@ RISK = {
 }
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ModelServer, Supervisor]]:
-    directory = tmp_path_factory.mktemp("model")
+@contextmanager
+def serving(directory: Path) -> Generator[tuple[ModelSettings, Supervisor]]:
     server = ModelServer.open(directory / "model.json", context=1024)
     with Supervisor([server.child()], logs=directory) as supervisor:
-        yield server, supervisor
+        yield local_model(server.url, server.key, name=server.name, timeout_s=60), supervisor
 
 
-@pytest.fixture
-def model(stack: tuple[ModelServer, Supervisor]) -> ModelSettings:
-    server, _ = stack
-    return local_model(server.url, server.key, name=server.name, timeout_s=60)
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModelSettings]:
+    with serving(tmp_path_factory.mktemp("model")) as (settings, _):
+        yield settings
 
 
 def request(prompt: str = QUESTION, **changes: Any) -> AgentRequest:
@@ -144,28 +145,26 @@ def test_a_deadline_ends_the_answer_books_it_and_frees_the_model(model: ModelSet
     assert result.output["text"]
 
 
-def test_a_server_killed_in_the_middle_of_an_answer_is_worth_another_attempt(
-    model: ModelSettings, stack: tuple[ModelServer, Supervisor]
-) -> None:
-    _, supervisor = stack
-    heard: list[str] = []
+def test_a_server_killed_in_the_middle_of_an_answer_is_worth_another_attempt(tmp_path: Path) -> None:
+    # a server of its own: the restarted process is this test's to end
+    with serving(tmp_path) as (settings, supervisor):
+        heard: list[str] = []
+        dead: list[int | None] = []
 
-    dead: list[int | None] = []
+        def kill_at_the_fifth_piece(piece: str) -> None:
+            heard.append(piece)
+            if len(heard) == 5:
+                dead.append(supervisor.kill("model"))
 
-    def kill_at_the_fifth_piece(piece: str) -> None:
-        heard.append(piece)
-        if len(heard) == 5:
-            dead.append(supervisor.kill("model"))
+        def revived() -> None:
+            wait_until(lambda: supervisor.pid("model") not in (None, *dead))
+            supervisor.wait_ready("model")
 
-    def revived() -> None:
-        wait_until(lambda: supervisor.pid("model") not in (None, *dead))
-        supervisor.wait_ready("model")
+        async def killed(agents: Agents) -> AgentResult:
+            with pytest.raises(errors.ConvergioError) as caught:
+                await agents.run_agent_step(request(STORY, max_tokens=900), on_delta=kill_at_the_fifth_piece)
+            assert caught.value.retryable
+            await asyncio.to_thread(revived)
+            return await agents.run_agent_step(request(attempt=2, claim="c2"))
 
-    async def killed(agents: Agents) -> AgentResult:
-        with pytest.raises(errors.ConvergioError) as caught:
-            await agents.run_agent_step(request(STORY, max_tokens=900), on_delta=kill_at_the_fifth_piece)
-        assert caught.value.retryable
-        await asyncio.to_thread(revived)
-        return await agents.run_agent_step(request(attempt=2, claim="c2"))
-
-    assert with_agents(replace(model, stop=()), killed).output["text"]
+        assert with_agents(replace(settings, stop=()), killed).output["text"]

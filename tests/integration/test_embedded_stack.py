@@ -41,7 +41,7 @@ import os, signal, sqlite3, redis
 from convergio.workers.embedded import model_server, readiness
 from convergio.workers.embedded.model_endpoint import ModelEndpoint
 redis.Redis.from_url(os.environ["CONVERGIO_REDIS_URL"]).rpush("visits", os.getpid())
-path = os.environ["CONVERGIO_DATABASE_URL"].removeprefix("sqlite:///")
+path = os.environ["CONVERGIO_JOURNAL_URL"].removeprefix("sqlite:///")
 sqlite3.connect(path).execute("SELECT * FROM migrated")
 model = ModelEndpoint.given()
 if model is None or model_server.ready(model.url, model.key):

@@ -217,6 +217,8 @@ def test_a_postgres_that_goes_away_and_comes_back_costs_an_error_and_nothing_els
         server.start()
         assert [run.run_id for run in History(opened).live_runs("", 10)] == ["run1"]
         assert stream.write(samples.outcome(1)).new_outcomes
+        server.stop()
+        server.start()  # nobody called in between: a connection of the pool is dead, and is found out before it is used
         assert doors.accept(samples.new_run("run2")).created
 
 

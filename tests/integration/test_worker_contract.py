@@ -30,6 +30,8 @@ UNACKED = "convergio.unacked"
 
 Server = redis.Redis
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def server(valkey: str) -> Generator[Server]:
@@ -154,10 +156,28 @@ def test_late_acknowledgements_keep_a_threads_pool_busy_and_early_ones_still_sta
     assert with_early > 4 * with_late, spans
 
 
-# --- a worker that dies -------------------------------------------------------------------------------------------
+# --- a worker that stops or dies ----------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
+def lost_by_a_clean_stop(valkey: str, server: Server, pool: str, log: Path) -> int:
+    """How many doorbells are neither answered nor in their list when a worker is stopped under a stream of them."""
+    app, rung = make_app(valkey), 1
+    ring(server, app, 1)
+    with running_worker(valkey, "-Q", "steps", *POOLS[pool], log=log) as worker:
+        wait_until(lambda: server.llen(SEEN) > 0, timeout=30)
+        while worker.poll() is None:
+            rung += 1
+            ring(server, app, 1, start=rung)
+            if rung == 50:
+                worker.terminate()
+    return rung - server.llen(SEEN) - server.llen("steps")
+
+
+@pytest.mark.parametrize("pool", ["solo", "threads"])
+def test_a_clean_stop_loses_no_doorbell(pool: str, valkey: str, server: Server, log: Path) -> None:
+    assert lost_by_a_clean_stop(valkey, server, pool, log) == 0
+
+
 def test_an_entry_of_a_killed_worker_is_delivered_again_within_25_seconds(
     valkey: str, server: Server, log: Path
 ) -> None:
@@ -220,7 +240,6 @@ def recover(server: Server) -> None:
 FAILOVERS = [become_a_replica, become_a_replica_that_says_nothing_old, refuse_writes, unblock_every_pop]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fail", FAILOVERS, ids=lambda fail: fail.__name__)
 def test_a_worker_outlives_a_failover(fail: Callable[[Server], None], valkey_server: ValkeyFactory, log: Path) -> None:
     valkey = valkey_server(aof=False)
@@ -236,7 +255,6 @@ def test_a_worker_outlives_a_failover(fail: Callable[[Server], None], valkey_ser
         assert worker.poll() is None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("fail", FAILOVERS, ids=lambda fail: fail.__name__)
 def test_without_the_setting_a_failover_still_ends_the_worker(
     fail: Callable[[Server], None], valkey_server: ValkeyFactory, log: Path
@@ -253,7 +271,6 @@ def test_without_the_setting_a_failover_still_ends_the_worker(
         assert worker.wait(timeout=15) != 0
 
 
-@pytest.mark.slow
 def test_a_worker_follows_a_sentinel_to_the_new_server(valkey_server: ValkeyFactory, tmp_path: Path, log: Path) -> None:
     old, new = valkey_server(aof=False), valkey_server(aof=False)
     with old.client() as first, new.client() as second, sentinel_of(old, new, tmp_path) as port:

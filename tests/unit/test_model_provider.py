@@ -73,6 +73,13 @@ def test_a_prompt_that_does_not_fit_the_context_is_permanent(reply: Reply) -> No
     assert "shorten" in (caught.value.hint or "")
 
 
+def test_a_persons_proxy_is_not_asked_for_a_model_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with failing_provider(says("Yes.")) as model:
+        assert ask(model).text == "Yes."
+
+
 def test_a_refused_call_is_not_booked() -> None:
     booked: list[ModelUsage] = []
     with failing_provider(refuses(500)) as model, pytest.raises(errors.Transient):

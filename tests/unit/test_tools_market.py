@@ -45,6 +45,13 @@ def test_the_summary_names_every_country_and_the_year_of_the_data() -> None:
     assert "15,390 dollars per person, growing 4.2 percent a year." in summary
 
 
+def test_the_best_countrys_own_summary_tells_growth_from_decline() -> None:
+    assert country_profile(["Poland"])["best"]["summary"] == (
+        "Poland had 38.5 million people in 2007. Their income grew by 4.2 percent a year."
+    )
+    assert "fell by" in country_profile(["Zimbabwe"])["best"]["summary"]
+
+
 def test_names_are_found_in_any_case_and_counted_once() -> None:
     assert [country["country"] for country in country_profile([" poland ", "Poland"])["countries"]] == ["Poland"]
 

@@ -57,7 +57,7 @@ class Endpoints:
         settings = {
             "CONVERGIO_HOME": str(self.home),
             "CONVERGIO_REDIS_URL": self.redis_url,
-            "CONVERGIO_DATABASE_URL": self.journal_url,
+            "CONVERGIO_JOURNAL_URL": self.journal_url,
         }
         return {**settings, **(self.model.env if self.model is not None else {})}
 

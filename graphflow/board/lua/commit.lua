@@ -1,14 +1,16 @@
 -- commit: write what the holder of a run's lock decided, all or nothing. Unlocks when the inbox is empty.
 -- KEYS: 1 epoch, 2 run, 3 inbox, 4 inboxes, 5 timers, 6 leases, 7 journal, 8 feed, 9 parked, 10.. list, rung, list, rung ...
--- ARGV: 1 token, 2 epoch number, 3 lock token, 4 lock ms, 5 tenant/run, 6 submitter, 7 consumed entries, then counted groups:
+-- ARGV: 1 token, 2 epoch number, 3 lock token, 4 lock ms, 5 tenant/run, 6 submitter, 7 consumed entries, 8 name of this
+--       commit (asked twice, it is written once: not every commit has a write that would refuse its repetition), groups:
 --       writes (field, from, to; '' = absent), posts (entry), leases (member), timers (member, due ms; '' = drop),
 --       rings (list number, side L|R, bytes, member), events (type, step, flags j|jp|'', member, data)
--- Returns: OK remaining entries | CONFLICT field | GONE | REBUILD
+-- Returns: OK remaining entries | CONFLICT field | REBUILD
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return REBUILD end
-local run, at, i = KEYS[2], clock(), 7
+local run, at, i = KEYS[2], clock(), 8
 local function take() i = i + 1; return ARGV[i] end
-local owner = string.match(redis.call('HGET', run, '@lock') or '', '^(.*)|%d+$')
-if owner ~= ARGV[3] then return {'CONFLICT', '@lock'} end
+local held = redis.call('HMGET', run, '@lock', '@commit')
+if held[2] == ARGV[8] then return {'OK', redis.call('LRANGE', KEYS[3], 0, 99)} end
+if string.match(held[1] or '', '^(.*)|%d+$') ~= ARGV[3] then return {'CONFLICT', '@lock'} end
 local writes = tonumber(take())
 for w = 0, writes - 1 do
   local field = ARGV[i + 1 + w * 3]
@@ -37,7 +39,7 @@ for _ = 1, take() do
 end
 local left = redis.call('LRANGE', KEYS[3], 0, 99)
 if #left > 0 then
-  redis.call('HSET', run, '@lock', ARGV[3] .. '|' .. number(at + ARGV[4]))
+  redis.call('HSET', run, '@lock', ARGV[3] .. '|' .. number(at + ARGV[4]), '@commit', ARGV[8])
 else
   redis.call('HDEL', run, '@lock')
   redis.call('ZREM', KEYS[4], ARGV[5])

@@ -5,8 +5,8 @@
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return REBUILD end
 local was, at = redis.call('HGET', KEYS[2], 's:' .. ARGV[2]), clock()
 if not was then return {'GONE'} end
-local mine = string.match(was, '^RUNNING|(.*%.' .. string.gsub(ARGV[3], '%-', '%%-') .. ')$')
-if mine then return {'OK', mine} end
+local mine = '.' .. ARGV[3]
+if string.sub(was, 1, 8) == 'RUNNING|' and string.sub(was, -#mine) == mine then return {'OK', string.sub(was, 9)} end
 if string.sub(was, 1, 6) ~= 'READY|' or redis.call('ZREM', KEYS[4], ARGV[5]) == 0 then return {'FENCED', was} end
 local fence = string.sub(was, 7) .. '.' .. ARGV[3]
 redis.call('HSET', KEYS[2], 's:' .. ARGV[2], 'RUNNING|' .. fence)

@@ -1,0 +1,22 @@
+"""The steps that benchmarks run: a worker includes this module."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from convergio.benchmarks import stamping
+from convergio.graphflow.flow import registry
+
+NOOP: Final = "bench.noop"
+STAMP: Final = "bench.stamp"
+
+
+@registry.step(name=NOOP)
+def noop() -> None:
+    """Nothing."""
+
+
+@registry.step(name=STAMP)
+def stamp() -> None:
+    """A timestamp, as the bare tasks leave one."""
+    stamping.stamp()

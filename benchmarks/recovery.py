@@ -1,0 +1,193 @@
+"""What a fault cost: how long what it touched stood still, and what ran twice because of it.
+
+**Recovery**: for every step that was live when the fault came (all it needs was there, its outcome was not), the seconds
+from the fault until it went on: until it ran (again) after the fault, or, where its execution survived, from the end of its
+body until the board had the outcome. A step that became ready only after the fault and then stood still for more than a
+second is a sample too, so that what a fault leaves behind counts.
+
+**Run twice though healthy**: a step's attempt ran again although the process of the first execution lived on, had not been
+frozen, and its inputs were the journal's. Not counted: an execution that had ended before a store was wiped, where the step
+is `stream`-durable (its outcome was lost with the store, which is what that durability means) or where it had failed (a
+retry is parked on the board alone). Counted are thus those whose body still ran when the store blinked, and all
+`step`-durable ones.
+
+**Unknown outcomes**: bodies that ended well, whose outcome the journal does not have, and which nobody refused: the effect
+happened, and the engine cannot know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from convergio.benchmarks.effects import Execution
+from convergio.benchmarks.evidence import History, Outcome, Run
+from convergio.benchmarks.graphs import Graph, Node
+
+STALL_MS = 1_000
+"""A step that waits longer than this after a fault, and not for what it needs, waits because of the fault."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Disturbance:
+    """A fault as it came: when (monotonic seconds and wall milliseconds), and which processes it killed or froze.
+
+    `wiped`: the board lost data, or its server was another one afterwards.
+    """
+
+    at: float
+    at_ms: int
+    wiped: bool = False
+    processes: frozenset[int] = field(default_factory=frozenset[int])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What one round's fault cost. `samples`: seconds of recovery."""
+
+    samples: Sequence[float]
+    fenced: int
+    healthy_run_twice: int
+    unknown_outcomes: int
+
+
+def cost(
+    accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution], fault: Disturbance
+) -> Cost:
+    """Adds up one round."""
+    cases = list(_cases(accepted, history, executions))
+    return Cost(
+        samples=[seconds for case in cases for seconds in case.samples(fault)],
+        fenced=sum(case.fenced() for case in cases),
+        healthy_run_twice=sum(case.healthy_run_twice(fault) for case in cases),
+        unknown_outcomes=sum(case.unknown_outcomes() for case in cases),
+    )
+
+
+def _cases(
+    accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution]
+) -> Iterator[_Case]:
+    runs = {run.run: run for run in history.runs}
+    for name, graph in accepted.items():
+        run = runs.get(name)
+        if run is not None:
+            outcomes = {row.step: row for row in history.outcomes if row.run == name}
+            signals = {row.step: row.created_ms for row in history.signals if row.run == name}
+            yield _Case(run, graph, outcomes, signals, [one for one in executions if one.run == name])
+
+
+class _Case:
+    def __init__(
+        self,
+        run: Run,
+        graph: Graph,
+        outcomes: Mapping[str, Outcome],
+        signals: Mapping[str, int],
+        executions: Sequence[Execution],
+    ) -> None:
+        self.run = run
+        self.graph = graph
+        self.outcomes = outcomes
+        self.signals = signals
+        self.executions = executions
+
+    def of(self, step: str) -> list[Execution]:
+        return [execution for execution in self.executions if execution.step == step]
+
+    def recorded(self, step: str) -> str:
+        """Whose outcome the journal has: the claim that brought it, or who decided."""
+        outcome = self.outcomes.get(step)
+        output = outcome.output if outcome is not None else None
+        return str(output.get("by", "")) if isinstance(output, dict) else ""
+
+    # --- recovery -------------------------------------------------------------------------------------------------
+
+    def samples(self, fault: Disturbance) -> Iterator[float]:
+        """Seconds that the run's steps stood still because of the fault."""
+        if self.run.finished_ms is not None and self.run.finished_ms < fault.at_ms:
+            return
+        for node in self.graph.nodes.values():
+            millis = self._still(node, fault.at_ms)
+            if millis is not None:
+                yield max(0, millis) / 1000
+
+    def _still(self, node: Node, fault_ms: int) -> int | None:
+        ready_ms = self._ready_ms(node)
+        outcome = self.outcomes.get(node.name)
+        if ready_ms is None or outcome is None or outcome.state not in ("SUCCEEDED", "FAILED"):
+            return None
+        finished_ms = outcome.finished_ms
+        if finished_ms is None or finished_ms < fault_ms:
+            return None
+        millis = self._progress_ms(node, max(fault_ms, ready_ms), finished_ms)
+        touched = ready_ms <= fault_ms
+        return millis if millis is not None and (touched or millis > STALL_MS) else None
+
+    def _ready_ms(self, node: Node) -> int | None:
+        """When all that the step needs was there; for an approval, when its signal was there too."""
+        times = [self.run.created_ms]
+        for link in node.links:
+            parent = self.outcomes.get(link.step)
+            if parent is None or (parent.finished_ms is None and parent.state != "SKIPPED"):
+                return None
+            times.append(parent.finished_ms or 0)
+        if node.approval:
+            times.append(self.signals.get(node.name, 0))
+        return max(times)
+
+    def _progress_ms(self, node: Node, since_ms: int, finished_ms: int) -> int | None:
+        if node.approval:
+            return finished_ms - since_ms
+        done = self.of(node.name)
+        again = [one.began_ms for one in done if one.began_ms >= since_ms]
+        kept = [one for one in done if one.nonce == self.recorded(node.name)]
+        delivered = finished_ms - max(since_ms, kept[0].ended_ms or finished_ms) if kept else 0
+        if again and not (kept and kept[0].began_ms < since_ms):
+            return max(min(again) - since_ms, delivered)
+        return delivered
+
+    # --- twice, fenced, unknown -----------------------------------------------------------------------------------
+
+    def fenced(self) -> int:
+        """Executions that lost their claim to a later one of the same step."""
+        return sum(
+            1 for one in self.executions if one.fenced is not None and any(o.began > one.began for o in self.of(one.step))
+        )
+
+    def healthy_run_twice(self, fault: Disturbance) -> int:
+        """Executions that were repeated without need."""
+        return sum(1 for node in self.graph.nodes.values() for _ in self._repeated(node, fault))
+
+    def _repeated(self, node: Node, fault: Disturbance) -> Iterator[Execution]:
+        done = self.of(node.name)
+        for first, second in zip(done, done[1:], strict=False):
+            same = first.attempt == second.attempt
+            if same and first.pid not in fault.processes and self._inputs_hold(first):
+                if not self._was_wiped(node, first, second, fault):
+                    yield second
+
+    def _inputs_hold(self, execution: Execution) -> bool:
+        return all(nonce == self.recorded(parent) for parent, nonce in execution.saw.items())
+
+    def _was_wiped(self, node: Node, first: Execution, second: Execution, fault: Disturbance) -> bool:
+        """Whether its outcome was on the board alone when that was wiped."""
+        if not fault.wiped or first.ended is None or not first.ended <= fault.at <= second.began:
+            return False
+        return not (node.step_durable and first.succeeded)
+
+    def unknown_outcomes(self) -> int:
+        """Effects that the engine cannot know of."""
+        return sum(
+            1
+            for one in self.executions
+            if one.succeeded and one.fenced is None and one.nonce != self.recorded(one.step)
+        )
+
+
+def percentile(values: Iterable[float], share: float) -> float | None:
+    """The nearest-rank percentile; None without values."""
+    ranked = sorted(values)
+    if not ranked:
+        return None
+    rank = max(1, -(-len(ranked) * round(share * 100) // 100))
+    return ranked[rank - 1]

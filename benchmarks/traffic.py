@@ -1,0 +1,162 @@
+"""The load of one round: runs that are submitted one after the other, and the signals that their approvals wait for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Any, Final, TypeVar
+
+from convergio.benchmarks import reference
+from convergio.benchmarks.graphs import Graph
+from convergio.config.settings import Settings
+from convergio.graphflow.engine.submission import Entrance, Submission
+from convergio.graphflow.flow import document
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import DEFAULT_TENANT, RunRef
+from convergio.workers import boot
+
+T = TypeVar("T")
+
+PATIENCE: Final = 0.1
+"""Seconds between two tries of a call that was refused because a store is away."""
+
+LONGEST: Final = 45.0
+"""Seconds after which a store that is away counts as gone."""
+
+AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable)
+
+SUBMITTER: Final = "chaos"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decision:
+    """A signal to send: the answer to one approval, `delay` seconds after its run was accepted."""
+
+    run: str
+    step: str
+    data: Mapping[str, Any]
+    delay: float
+
+    @property
+    def id(self) -> str:
+        return f"{self.run}-{self.step}"
+
+
+class Traffic:
+    """Submits `graphs` within `spread` seconds, each under the id `PREFIX-number`, and answers their approvals.
+
+    Callers repeat what a store that is away refused, under the same id, as real ones do. `accepted` has the runs whose
+    submit has returned. Nothing is sent before `start`.
+    """
+
+    def __init__(
+        self, settings: Settings, prefix: str, graphs: Sequence[Graph], random: Random, *, spread: float
+    ) -> None:
+        self.graphs = {f"{prefix}-{index}": graph for index, graph in enumerate(graphs)}
+        self.accepted: dict[str, Graph] = {}
+        self.failure: BaseException | None = None
+        self.withhold = threading.Event()
+        """Set: decisions wait, so that a fault can take some of them out of `pending` and bring them in its own way."""
+        self._entrance = boot.entrance(settings)
+        self._times = sorted(random.uniform(0, spread) for _ in graphs)
+        decisions = [decision for run, graph in self.graphs.items() for decision in _decisions(run, graph, random)]
+        self.pending = sorted(decisions, key=lambda decision: decision.delay)
+        self._stop = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
+            for work in (self._submit_all, self._decide_all)
+        ]
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def finish(self, timeout: float) -> None:
+        """Waits until everything is sent. Raises what a caller met, or RuntimeError after `timeout` seconds."""
+        deadline = time.monotonic() + timeout
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if self.failure is not None:
+            raise self.failure
+        if any(thread.is_alive() for thread in self._threads):
+            raise RuntimeError(f"not everything could be sent within {timeout:g} s")
+
+    def close(self) -> None:
+        """Stops sending."""
+        self._stop.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=10)
+        self._entrance.link.close()
+
+    @property
+    def entrance(self) -> Entrance:
+        """The doors this load goes through."""
+        return self._entrance
+
+    # --- sending --------------------------------------------------------------------------------------------------
+
+    def _guarded(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # noqa: BLE001  # it is raised in `finish`
+            self.failure = error
+
+    def _submit_all(self) -> None:
+        began = time.monotonic()
+        for (run, graph), moment in zip(self.graphs.items(), self._times, strict=True):
+            self._stop.wait(began + moment - time.monotonic())
+            workflow = document.parse_document(graph.document(), source=graph.name)
+            submission = Submission(
+                workflow=workflow, input={"run": run, "value": graph.value}, run_id=run, submitter=SUBMITTER
+            )
+            self._insist(lambda submission=submission: self._entrance.submit(submission))  # type: ignore[misc]
+            self.accepted[run] = graph
+
+    def _decide_all(self) -> None:
+        began = time.monotonic()
+        while not self._stop.is_set():
+            if self.withhold.is_set():
+                self._stop.wait(PATIENCE)
+            elif not self.pending:
+                return
+            elif time.monotonic() < began + self.pending[0].delay or self.pending[0].run not in self.accepted:
+                self._stop.wait(PATIENCE / 2)
+            else:
+                decision = self.pending.pop(0)
+                self._insist(lambda decision=decision: self.decide(decision))  # type: ignore[misc]
+
+    def decide(self, decision: Decision) -> bool:
+        """Sends one signal. False: it was sent before."""
+        ref = RunRef(tenant=DEFAULT_TENANT, run=decision.run)
+        return self._entrance.signal(
+            ref, name=decision.step, data=dict(decision.data), by=SUBMITTER, signal_id=decision.id
+        )
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        deadline = time.monotonic() + LONGEST
+        while True:
+            try:
+                return call()
+            except AWAY:
+                if self._stop.is_set() or time.monotonic() > deadline:
+                    raise
+                self._stop.wait(PATIENCE)
+
+
+def _decisions(run: str, graph: Graph, random: Random) -> list[Decision]:
+    """One for each approval: early ones come before the step waits, late ones long after."""
+    return [
+        Decision(run=run, step=name, data=_answer(graph, name), delay=random.uniform(0.0, 5.0))
+        for name in graph.approvals
+    ]
+
+
+def _answer(graph: Graph, step: str) -> dict[str, Any]:
+    if graph.nodes[step].fails:
+        return {"decision": "reject", "reason": "by design"}
+    text = reference.digest(step, graph.value, {})
+    return {"decision": "approve", "digest": text, "value": reference.value_of(text)}

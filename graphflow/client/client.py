@@ -1,0 +1,98 @@
+"""The client for other systems: Redis is all it needs to reach. Importing it is cheap; what it uses is loaded then."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Final, Self
+
+from convergio.graphflow.client.run import SUBMIT, Run, Wire, in_thread, is_rejection
+from convergio.graphflow.model import errors, ids
+from convergio.graphflow.model.ids import DEFAULT_TENANT, RunRef
+
+PATIENCE: Final = 30.0
+"""Seconds to wait for a worker to take a message."""
+
+
+class Client:
+    """Starts runs and holds on to them. Safe for threads; close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        tenant: str = DEFAULT_TENANT,
+        submitter: str = "",
+        prefix: str = "convergio",
+        patience: float = PATIENCE,
+    ) -> None:
+        """`url`: redis://, rediss:// or unix://. `patience`: seconds after which no answer means that no worker is there.
+
+        Raises UnsupportedServer for any other URL.
+        """
+        self._wire = Wire(url, prefix=prefix, patience=patience)
+        self._tenant = tenant
+        self._submitter = submitter
+
+    @classmethod
+    def from_env(cls) -> Client:
+        """By CONVERGIO_REDIS_URL, or the stack that `convergio up` runs in CONVERGIO_HOME (default .convergio).
+
+        CONVERGIO_TENANT, CONVERGIO_SUBMITTER and CONVERGIO_KEY_PREFIX count too. Raises BoardUnavailable if neither
+        says where Redis is.
+        """
+        given = {name: os.environ.get(f"CONVERGIO_{name}", "") for name in ("REDIS_URL", "TENANT", "SUBMITTER")}
+        return cls(
+            given["REDIS_URL"] or _embedded_url(),
+            tenant=given["TENANT"] or DEFAULT_TENANT,
+            submitter=given["SUBMITTER"],
+            prefix=os.environ.get("CONVERGIO_KEY_PREFIX") or "convergio",
+        )
+
+    def start(self, workflow: str, input: Any = None, *, key: str | None = None, run_id: str | None = None) -> Run:
+        """Starts a run of the workflow. Returns once it is accepted: then it cannot be lost.
+
+        The same `key` with the same input gives the same run; so does the same `run_id`. Raises UnknownWorkflow,
+        InvalidInput, KeyConflict, NoWorker (the submission stays in the queue; repeat the call with the `run_id`
+        that the error names), JournalUnavailable, BoardUnavailable.
+        """
+        task_id = run_id or ids.new_run_id()
+        submission: dict[str, Any] = {"workflow": workflow, "input": input, "tenant": self._tenant}
+        submission |= {"key": key} if key is not None else {}
+        submission |= {"submitter": self._submitter} if self._submitter else {}
+        answer = self._wire.post.ask(SUBMIT, submission, task_id=task_id, patience=self._wire.patience)
+        if is_rejection(answer):
+            raise answer.error or errors.ConvergioError(str(answer.result))
+        run = answer.result.get("run", task_id) if answer.state == "SUBMITTED" else task_id
+        ref = RunRef(tenant=self._tenant, run=run)
+        return Run(self._wire, ref, task_id=task_id, submission=submission)
+
+    async def astart(self, workflow: str, input: Any = None, *, key: str | None = None, run_id: str | None = None) -> Run:
+        """`start` for asyncio."""
+        return await in_thread(self.start, workflow, input, key=key, run_id=run_id)
+
+    def run(self, run_id: str) -> Run:
+        """A run that was started elsewhere or before. Asks nobody."""
+        return Run(self._wire, RunRef(tenant=self._tenant, run=run_id))
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._wire.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _embedded_url() -> str:
+    """Where the stack of this directory says that its Redis is."""
+    home = Path(os.environ.get("CONVERGIO_HOME") or ".convergio")
+    try:
+        running: dict[str, Any] = json.loads((home / "run.json").read_bytes())
+        return str(running["urls"]["redis"])
+    except (OSError, ValueError, KeyError) as error:
+        hint = "start one with `convergio up`, or set CONVERGIO_REDIS_URL"
+        raise errors.BoardUnavailable(f"no stack runs in {home}", hint=hint) from error

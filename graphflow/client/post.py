@@ -1,0 +1,127 @@
+"""Sending the public entries (`convergio.submit`, `.signal`, `.cancel`) with stock Celery, and their answers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+from convergio.graphflow.model import errors
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+QUEUE: Final = "convergio"
+"""The queue of the public entries."""
+
+RESEND: Final = 5.0
+"""Seconds after which an unanswered message is sent again under the same id; the entries are idempotent."""
+
+POLL: Final = 0.05
+SOCKET_TIMEOUT: Final = 5.0
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What became of a message: Celery's state, and the result or the exception."""
+
+    state: str
+    result: Any
+
+    @property
+    def error(self) -> Exception | None:
+        """What the entry failed with, or is trying again after."""
+        return self.result if self.state in ("FAILURE", "RETRY") and isinstance(self.result, Exception) else None
+
+
+class Post:
+    """A Celery app that only sends. Connects when it is first used; safe for threads."""
+
+    def __init__(self, url: str) -> None:
+        """Raises UnsupportedServer for a URL that is no Redis."""
+        self.url = _broker_url(url)
+        self._app: Celery | None = None
+
+    @property
+    def app(self) -> Celery:
+        """The app, made when it is needed: the import takes a moment."""
+        if self._app is None:
+            from celery import Celery
+
+            app = Celery("convergio-client", broker=self.url, backend=self.url, set_as_current=False)
+            app.conf.update(
+                broker_transport_options={"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT},
+                task_publish_retry=False,  # `ask` sends again by itself, and says when it gives up
+                redis_socket_timeout=SOCKET_TIMEOUT,
+                redis_socket_connect_timeout=SOCKET_TIMEOUT,
+            )
+            self._app = app
+        return self._app
+
+    def send(self, entry: str, kwargs: Mapping[str, Any], *, task_id: str) -> None:
+        """Puts one message on the queue. Raises BoardUnavailable."""
+        from celery.exceptions import OperationalError
+
+        try:
+            self.app.send_task(entry, kwargs=dict(kwargs), task_id=task_id, queue=QUEUE)
+        except (OperationalError, OSError) as error:
+            raise _away(error) from error
+
+    def answer(self, task_id: str) -> Answer | None:
+        """The answer so far; None while nobody has taken the message. Raises BoardUnavailable."""
+        from celery.exceptions import BackendError
+
+        backend = self.app.backend
+        try:
+            meta = backend.get_task_meta(task_id, cache=False)
+        except (*backend.connection_errors, BackendError, OSError) as error:
+            raise _away(error) from error
+        return None if meta["status"] == "PENDING" else Answer(state=meta["status"], result=meta["result"])
+
+    def ask(self, entry: str, kwargs: Mapping[str, Any], *, task_id: str, patience: float) -> Answer:
+        """Sends the message and waits until somebody has taken it: the first answer that is no retry.
+
+        Raises NoWorker when nobody does within `patience` seconds (the message stays in the queue), what the entry
+        retries after when it still does by then, and BoardUnavailable.
+        """
+        began = time.monotonic()
+        sent = began - RESEND
+        while True:
+            now = time.monotonic()
+            answer = self.answer(task_id)
+            if answer is not None and answer.state != "RETRY":
+                return answer
+            if now - began > patience:
+                raise _unanswered(answer, patience, task_id)
+            if answer is None and now - sent >= RESEND:
+                self.send(entry, kwargs, task_id=task_id)
+                sent = now
+            time.sleep(POLL)
+
+    def close(self) -> None:
+        """Ends the connections."""
+        if self._app is not None:
+            self._app.close()
+
+
+def _unanswered(answer: Answer | None, patience: float, task_id: str) -> Exception:
+    if answer is not None and answer.error is not None:
+        return answer.error
+    hint = "Start one: convergio worker -Q convergio,steps,turns,tools,control. The message stays in the queue"
+    return errors.NoWorker(f"no worker took it from queue '{QUEUE}' for {patience:.0f} s.", hint=hint, id=task_id)
+
+
+def _away(error: Exception) -> errors.BoardUnavailable:
+    hint = "start it (convergio up), or set CONVERGIO_REDIS_URL to a running server"
+    return errors.BoardUnavailable(f"Redis does not answer: {error}", hint=hint)
+
+
+def _broker_url(url: str) -> str:
+    scheme = urlsplit(url).scheme
+    if scheme not in SCHEMES:
+        hint = f"use one of {', '.join(f'{name}://' for name in SCHEMES)}"
+        raise errors.UnsupportedServer(f"a client cannot connect to a URL of the kind '{scheme}'", hint=hint)
+    return url.replace("unix://", "redis+socket://", 1)

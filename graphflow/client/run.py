@@ -1,0 +1,236 @@
+"""A run, as who started it holds it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
+
+from convergio.graphflow.client.event import FINISHED, Event
+from convergio.graphflow.client.post import RESEND, Answer, Post
+from convergio.graphflow.flow import durations
+from convergio.graphflow.model import errors, ids
+from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.states import RunState
+
+if TYPE_CHECKING:
+    import redis
+
+    from convergio.graphflow.client.feed import Feed
+
+SUBMIT: Final = "convergio.submit"
+SIGNAL: Final = "convergio.signal"
+CANCEL: Final = "convergio.cancel"
+
+END: Final = object()
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Submission = Mapping[str, Any]
+"""The arguments of `convergio.submit`."""
+
+
+async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Waits for the function without blocking the event loop."""
+    import asyncio  # who does not use it should not pay for it: it is most of what importing the client would cost
+
+    return await asyncio.to_thread(function, *args, **kwargs)
+
+
+class Wire:
+    """What the runs of one client share: the sender, and the way to the board."""
+
+    def __init__(self, url: str, *, prefix: str, patience: float) -> None:
+        """Connects when it is first used. Raises UnsupportedServer."""
+        self.post = Post(url)
+        self.prefix = prefix
+        self.patience = patience
+        self._board: redis.Redis | None = None
+
+    @property
+    def board(self) -> redis.Redis:
+        """A client of the board's Redis."""
+        if self._board is None:
+            import redis
+
+            from convergio.graphflow.board import connection
+
+            url = self.post.url.replace("redis+socket://", "unix://", 1)
+            self._board = redis.Redis(connection_pool=connection.pool(url, socket_timeout=5.0))
+        return self._board
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self.post.close()
+        if self._board is not None:
+            self._board.connection_pool.disconnect()
+            self._board = None
+
+
+class Run:
+    """A handle: made by `Client.start` or `Client.run`, valid in any process and at any time.
+
+    Everything here waits in the calling thread; each `a...` method waits in a thread of its own instead.
+    """
+
+    def __init__(self, wire: Wire, ref: RunRef, *, task_id: str = "", submission: Submission | None = None) -> None:
+        """`task_id` and `submission`: under which Celery id it was submitted, and with what."""
+        self._wire = wire
+        self._ref = ref
+        self._task_id = task_id or ref.run
+        self._submission = submission
+        self._sent = time.monotonic()
+
+    @property
+    def id(self) -> str:
+        """The run's id."""
+        return self._ref.run
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r})"
+
+    # --- reading --------------------------------------------------------------------------------------------------
+
+    def events(self, after: str = "") -> Iterator[Event]:
+        """Everything that happens to the run, from its start, or from behind the event with id `after`.
+
+        Resumes by itself when Redis is away for a while. After a rebuild of the board comes `stream.reset`, then a
+        snapshot. The last event is `run.finished`. Raises BoardUnavailable after a minute without Redis.
+        """
+        return (event for event in self._feed().events(after) if event is not None)
+
+    def result(self, timeout: str | float | None = None) -> Any:
+        """Waits for the run's end and returns its output. `timeout`: seconds, or text such as "10m"; None: for ever.
+
+        Raises RunFailed, RunCancelled, ResultTimeout (the run goes on), BoardUnavailable.
+        """
+        seconds = None if timeout is None else _seconds(timeout)
+        began = time.monotonic()
+        for event in self._feed().events():
+            if event is not None and event.type == FINISHED:
+                return self._outcome(event.data)
+            if seconds is not None and time.monotonic() - began > seconds:
+                hint = f"it goes on; look at it with: convergio runs why {self.id}"
+                raise errors.ResultTimeout(f"the run did not end within {seconds:g} s", hint=hint, run=self.id)
+        raise AssertionError("a feed ends with run.finished")
+
+    def state(self) -> RunState:
+        """The run's state now. Raises UnknownRun for a run of which Redis knows nothing, BoardUnavailable."""
+        from convergio.graphflow.board import fields
+        from convergio.graphflow.board.connection import UNREACHABLE, unavailable
+        from convergio.graphflow.board.keys import Epoch, Keys
+
+        board, prefix = self._wire.board, self._wire.prefix
+        try:
+            epoch = cast("str | None", board.get(Keys(prefix, 0).epoch))
+            key = Keys(prefix, Epoch.parse(epoch).number).run(self._ref) if epoch else None
+            state = cast("str | None", board.hget(key, fields.STATE)) if key else None
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+        return RunState(state) if state else self._state_by_answer()
+
+    # --- acting ---------------------------------------------------------------------------------------------------
+
+    def signal(self, name: str, data: Any = None) -> bool:
+        """Gives the run the signal that its approval step `name` waits for, such as `{"decision": "approve"}`.
+
+        Returns once it is kept in SQL, so it cannot be lost. Raises UnknownRun, UnknownStep, NoWorker, BoardUnavailable.
+        """
+        answer = self._ask(SIGNAL, {"name": name, "data": data})
+        return bool(answer.result)
+
+    def cancel(self, reason: str = "") -> None:
+        """Asks for the run's end. Raises UnknownRun, NoWorker, BoardUnavailable."""
+        self._ask(CANCEL, {"reason": reason})
+
+    # --- without blocking an event loop ---------------------------------------------------------------------------
+
+    async def aresult(self, timeout: str | float | None = None) -> Any:
+        """`result` for asyncio."""
+        return await in_thread(self.result, timeout)
+
+    async def astate(self) -> RunState:
+        """`state` for asyncio."""
+        return await in_thread(self.state)
+
+    async def asignal(self, name: str, data: Any = None) -> bool:
+        """`signal` for asyncio."""
+        return await in_thread(self.signal, name, data)
+
+    async def acancel(self, reason: str = "") -> None:
+        """`cancel` for asyncio."""
+        await in_thread(self.cancel, reason)
+
+    async def aevents(self, after: str = "") -> AsyncIterator[Event]:
+        """`events` for asyncio."""
+        feed = self._feed().events(after)
+        while (event := await in_thread(next, feed, END)) is not END:
+            if event is not None:
+                yield cast(Event, event)
+
+    # --- inside ---------------------------------------------------------------------------------------------------
+
+    def _feed(self) -> Feed:
+        from convergio.graphflow.client.feed import Feed
+
+        return Feed(self._wire.board, self._ref, self._ended, prefix=self._wire.prefix)
+
+    def _ask(self, entry: str, kwargs: Mapping[str, Any]) -> Answer:
+        facts = {"run": self.id, "tenant": self._ref.tenant, **kwargs}
+        answer = self._wire.post.ask(entry, facts, task_id=ids.new_run_id(), patience=self._wire.patience)
+        if answer.error is not None:
+            raise answer.error
+        return answer
+
+    def _ended(self) -> Mapping[str, Any] | None:
+        """The end of a run that is not on the board, by the answer to its submission.
+
+        Redis forgets answers when it is wiped; the submission is idempotent and is sent again.
+        """
+        answer = self._wire.post.answer(self._task_id)
+        if answer is None and self._submission is not None and time.monotonic() - self._sent > RESEND:
+            self._sent = time.monotonic()
+            self._wire.post.send(SUBMIT, self._submission, task_id=self._task_id)
+        return None if answer is None else end_of(answer)
+
+    def _state_by_answer(self) -> RunState:
+        answer = self._wire.post.answer(self._task_id)
+        if answer is None:
+            hint = "it ended more than a day ago, or was never started: convergio runs show"
+            raise errors.UnknownRun(f"Redis knows no run '{self.id}'", hint=hint)
+        ended = end_of(answer)
+        return RunState(ended["state"]) if ended is not None else RunState.ACCEPTED
+
+    def _outcome(self, data: Mapping[str, Any]) -> Any:
+        state = RunState(data["state"])
+        if state is RunState.SUCCEEDED:
+            return data["output"]
+        error: Mapping[str, Any] = data.get("error") or {}
+        kind = errors.RunCancelled if state is RunState.CANCELLED else errors.RunFailed
+        said = " ".join(str(error[name]) for name in ("code", "step", "message") if error.get(name))
+        raise kind(said or None, hint=f"convergio runs show {self.id}", run=self.id)
+
+
+def end_of(answer: Answer) -> Mapping[str, Any] | None:
+    """How a run ended, by the answer to its submission; None while it goes on."""
+    if answer.state == "SUCCESS":
+        return {"state": RunState.SUCCEEDED.value, "output": answer.result, "error": None}
+    if answer.state != "FAILURE":
+        return None
+    state = RunState.CANCELLED if isinstance(answer.error, errors.RunCancelled) else RunState.FAILED
+    error = answer.error
+    facts = error.as_dict() if isinstance(error, errors.ConvergioError) else {"message": str(answer.result)}
+    return {"state": state.value, "output": None, "error": facts}
+
+
+def is_rejection(answer: Answer) -> bool:
+    """Whether a submission failed as such, and not the run it named."""
+    return answer.state == "FAILURE" and not isinstance(answer.error, errors.RunFailed | errors.RunCancelled)
+
+
+def _seconds(timeout: str | float) -> float:
+    try:
+        return durations.seconds(timeout)
+    except ValueError as error:
+        raise errors.InvalidInput(f"timeout={timeout!r} {error}", hint=durations.EXPECTED) from error

@@ -1,0 +1,234 @@
+"""Looking at a run: from the board while it lives there, from the journal for all that is over. Changes nothing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, cast
+
+from convergio.graphflow.board import fields
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.engine.bell import CONTINUATION, FRESH, Bell, canary_route
+from convergio.graphflow.engine.reason import RunView, StepView
+from convergio.graphflow.engine.submission import board_time
+from convergio.graphflow.flow import document
+from convergio.graphflow.journal.history import History
+from convergio.graphflow.journal.rows import OutcomeRow, RunRow
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.states import TERMINAL_RUN, BlockedOn, RunState, StepState
+from convergio.graphflow.model.workflow import Step, StepKind, Workflow
+
+RECENT: Final = 2_000
+"""Events of the feed that are looked at for since when, and on which worker, steps run."""
+
+CHUNK: Final = 200
+
+
+@dataclass(slots=True)
+class _Live:
+    """What the board says of a run."""
+
+    epoch: Epoch
+    now_ms: int
+    values: dict[str, str]
+    inbox_ms: int | None = None
+    lag: int = 0
+    seen: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
+    """Per step: when its last event was, and the worker that the last `step.running` named."""
+
+
+class Inquiry:
+    """Answers for people: where a run is and why."""
+
+    def __init__(self, link: Link, history: History, bell: Bell) -> None:
+        self.link = link
+        self.history = history
+        self.bell = bell
+
+    def view(self, ref: RunRef) -> RunView:
+        """The run as it is now. Raises UnknownRun, JournalUnavailable."""
+        run = self.history.run(ref.tenant, ref.run)
+        workflow = self._workflow(run.digest)
+        live: _Live | None = None
+        board = "left"
+        if not run.terminal:
+            try:
+                live = self._live(ref, workflow)
+                board = "live" if live is not None else "absent"
+            except errors.BoardRebuilding:
+                board = "rebuilding"
+            except errors.BoardUnavailable:
+                board = "away"
+        steps = {name: self._from_journal(step) for name, step in workflow.steps.items()}
+        self._add_history(ref, steps)
+        if live is not None:
+            steps = {name: self._from_board(ref, step, live) for name, step in steps.items()}
+        return _assembled(run, workflow, board, live, steps)
+
+    def _workflow(self, digest: str) -> Workflow:
+        found = self.history.definition(digest)
+        assert found is not None, "a run's definition is pinned in the same transaction"
+        return document.parse_document(found, source="the stored definition")
+
+    # --- the journal ----------------------------------------------------------------------------------------------
+
+    def _from_journal(self, step: Step) -> StepView:
+        return StepView(
+            name=step.name,
+            kind=step.kind,
+            does=does(step),
+            queue=step.queue,
+            state=StepState.WAITING,
+            needs=tuple(edge.step for edge in step.needs),
+            attempts=step.retry.max + 1,
+        )
+
+    def _add_history(self, ref: RunRef, steps: dict[str, StepView]) -> None:
+        """Outcomes, and the last error or reason that made a step wait."""
+        for row in self.history.timeline(ref.tenant, ref.run):
+            if row.step not in steps:
+                continue
+            if isinstance(row, OutcomeRow):
+                steps[row.step] = _with_outcome(steps[row.step], row)
+            elif row.type == "step.retry":
+                steps[row.step] = replace(steps[row.step], error=row.data.get("error"))
+            elif row.type == "step.deferred":
+                steps[row.step] = replace(steps[row.step], note=str(row.data.get("reason", "")))
+
+    # --- the board ------------------------------------------------------------------------------------------------
+
+    def _live(self, ref: RunRef, workflow: Workflow) -> _Live | None:
+        """None if the run is not on the board. Raises BoardUnavailable, BoardRebuilding."""
+        try:
+            epoch = self.link.refresh()
+            keys, client = self.link.keys(epoch), self.link.client
+            names = [fields.STATE, fields.STOP]
+            for step in workflow.steps:
+                names += [fields.state(step), fields.attempt(step), fields.deliveries(step)]
+            values: dict[str, str] = {}
+            for part in _chunks(names):
+                found = cast("list[str | None]", client.hmget(keys.run(ref), part))
+                values |= {name: value for name, value in zip(part, found, strict=True) if value is not None}
+            if fields.STATE not in values:
+                return None
+            live = _Live(epoch=epoch, now_ms=board_time(self.link), values=values)
+            inbox = cast("float | None", client.zscore(keys.inboxes, str(ref)))
+            live.inbox_ms = None if inbox is None else int(inbox)
+            live.lag = self._lag(epoch)
+            live.seen = self._seen(ref, epoch)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+        return live
+
+    def _lag(self, epoch: Epoch) -> int:
+        """Events that the board has told and SQL does not have."""
+        keys = self.link.keys(epoch)
+        newest = cast("list[tuple[str, Any]]", self.link.client.xrevrange(keys.journal, count=1))
+        released = cast("str | None", self.link.client.get(keys.released))
+        last = int(newest[0][0].rsplit("-", 1)[1]) if newest else 0
+        return max(0, last - int(released or 0))
+
+    def _seen(self, ref: RunRef, epoch: Epoch) -> dict[str, tuple[int, str]]:
+        feed = self.link.keys(epoch).feed(ref)
+        entries = cast("list[tuple[str, dict[str, str]]]", self.link.client.xrevrange(feed, count=RECENT))
+        seen: dict[str, tuple[int, str]] = {}
+        for _, values in reversed(entries):
+            worker = values["data"] if values["type"] == "step.running" else ""
+            seen[values["step"]] = (int(values["at"]), worker)
+        return seen
+
+    def _from_board(self, ref: RunRef, step: StepView, live: _Live) -> StepView:
+        word = fields.Word.parse(live.values.get(fields.state(step.name)))
+        if word.state is StepState.WAITING and step.state is not StepState.WAITING:
+            return step  # SQL is ahead for a moment only on a new board
+        at_ms, worker = live.seen.get(step.name, (None, ""))
+        now = replace(
+            step,
+            state=word.state,
+            on=word.blocked_on,
+            parked=word.parked.state if word.parked is not None else None,
+            since_ms=word.since_ms if word.since_ms is not None else at_ms,
+            attempt=int(live.values.get(fields.attempt(step.name), 1)),
+            deliveries=int(live.values.get(fields.deliveries(step.name), 0)),
+            worker=worker or step.worker,
+        )
+        if word.state is StepState.RUNNING:
+            return replace(now, started_ms=now.since_ms)
+        try:
+            return self._waiting_facts(ref, now, word, live.epoch)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+
+    def _waiting_facts(self, ref: RunRef, step: StepView, word: fields.Word, epoch: Epoch) -> StepView:
+        """What the sorted sets know of a step that waits."""
+        keys, client, member = self.link.keys(epoch), self.link.client, f"{ref}/{step.name}"
+        if step.on in (BlockedOn.RETRY, BlockedOn.HOOK):
+            due = cast("float | None", client.zscore(keys.timers, f"{member}/{step.on}"))
+            return replace(step, due_ms=None if due is None else int(due))
+        if step.state is not StepState.READY:
+            return step
+        held = cast("float | None", client.zscore(keys.held, member))
+        if held is not None:
+            return replace(step, held_ms=int(held))
+        lists = [self.bell.list_of(canary_route(step.queue, priority)) for priority in (CONTINUATION, FRESH)]
+        scores = [cast("float | None", client.zscore(keys.rung(name), f"{member}/{word.rest}")) for name in lists]
+        rung = next((int(score) for score in scores if score is not None), None)
+        ahead = sum(int(cast(int, client.llen(name))) for name in lists)
+        return replace(step, since_ms=rung if rung is not None else step.since_ms, ahead=ahead)
+
+
+def _assembled(
+    run: RunRow, workflow: Workflow, board: str, live: _Live | None, steps: Mapping[str, StepView]
+) -> RunView:
+    stop = live.values.get(fields.STOP) if live is not None else None
+    state = RunState(live.values[fields.STATE]) if live is not None else run.state
+    return RunView(
+        id=run.run_id,
+        tenant=run.tenant,
+        submitter=run.submitter,
+        workflow=workflow,
+        state=state,
+        board=board,
+        now_ms=live.now_ms if live is not None else time.time_ns() // 1_000_000,
+        created_ms=run.created_ms,
+        started_ms=run.started_ms,
+        finished_ms=run.finished_ms,
+        stopping=RunState(stop) if stop and state not in TERMINAL_RUN else None,
+        inbox_ms=live.inbox_ms if live is not None else None,
+        lag=live.lag if live is not None else 0,
+        output=run.output,
+        error=run.error,
+        cancel_reason=run.cancel_reason,
+        steps=steps,
+    )
+
+
+def _with_outcome(step: StepView, row: OutcomeRow) -> StepView:
+    return replace(
+        step,
+        state=row.state,
+        attempt=row.attempt,
+        error=row.error,
+        worker=row.worker,
+        started_ms=row.started_ms,
+        finished_ms=row.finished_ms,
+        tokens=row.tokens,
+    )
+
+
+def does(step: Step) -> str:
+    """The agent, the function or the question, for a table."""
+    match step.kind:
+        case StepKind.AGENT:
+            return str(step.spec["agent"])
+        case StepKind.TASK:
+            return str(step.spec["function"])
+        case StepKind.APPROVAL:
+            return str(step.spec.get("title") or "approval")
+
+
+def _chunks(names: list[str]) -> Iterable[list[str]]:
+    return (names[start : start + CHUNK] for start in range(0, len(names), CHUNK))

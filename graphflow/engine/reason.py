@@ -1,0 +1,213 @@
+"""Why a step is not running, in one true sentence. Pure: a view of the run in, text out."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, BlockedOn, RunState, StepState
+from convergio.graphflow.model.workflow import StepKind, Workflow
+
+Serving = Mapping[str, Collection[str]]
+"""Workers by the queue they serve."""
+
+QUEUED_LONG_MS: Final = 2_000
+"""A doorbell that waits longer than this, with nobody to answer it, is worth a warning."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepView:
+    """One step as it is now. Times in milliseconds of the board's clock; None = not known, or not the case.
+
+    `since_ms`: when it came into this state; `due_ms`: when its retry, or its hook's time, is due; `held_ms`: until
+    when a rebuild holds it; `parked`: the outcome that waits for SQL; `ahead`: messages in its queue.
+    """
+
+    name: str
+    kind: StepKind
+    does: str
+    queue: str
+    state: StepState
+    needs: tuple[str, ...] = ()
+    attempt: int = 1
+    attempts: int = 1
+    deliveries: int = 0
+    on: BlockedOn | None = None
+    parked: StepState | None = None
+    since_ms: int | None = None
+    due_ms: int | None = None
+    held_ms: int | None = None
+    ahead: int | None = None
+    worker: str | None = None
+    error: Mapping[str, Any] | None = None
+    note: str = ""
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """A run as it is now. `board`: "live", "left" (it ended), "absent" (not started yet), "away" or "rebuilding".
+
+    `stopping`: the state it is being ended with. `inbox_ms`: since when decisions wait. `lag`: events not in SQL yet.
+    """
+
+    id: str
+    tenant: str
+    submitter: str
+    workflow: Workflow
+    state: RunState
+    board: str
+    now_ms: int
+    created_ms: int
+    started_ms: int | None = None
+    finished_ms: int | None = None
+    stopping: RunState | None = None
+    inbox_ms: int | None = None
+    lag: int = 0
+    output: Any = None
+    error: Mapping[str, Any] | None = None
+    cancel_reason: str | None = None
+    steps: Mapping[str, StepView] = field(default_factory=dict[str, StepView])
+
+
+def span(ms: float) -> str:
+    """A length of time for people: `0.4 s`, `42 s`, `3 min 10 s`, `2 h 5 min`, `3 d 4 h`."""
+    seconds = max(0.0, ms / 1000)
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    for unit, size, below, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {below}"
+    return f"{whole} s"
+
+
+def of_run(view: RunView, serving: Serving | None = None) -> str:
+    """One sentence on the run itself."""
+    if view.state in TERMINAL_RUN:
+        took = f" after {span(view.finished_ms - view.created_ms)}" if view.finished_ms else ""
+        return f"the run ended as {view.state}{took}{_because(view.error)}"
+    if view.board == "away":
+        return "Redis does not answer: what the run does now cannot be seen, and nothing of it is lost"
+    if view.board == "rebuilding":
+        return "the board is being made anew from the journal; the run goes on when that is done"
+    if view.board == "absent":
+        waited = span(view.now_ms - view.created_ms)
+        return f"accepted {waited} ago and not on the board yet: the service process starts it within some 10 s"
+    if view.stopping is not None:
+        return f"the run is being ended as {view.stopping}: no step starts any more"
+    if view.inbox_ms is not None and view.now_ms - view.inbox_ms > QUEUED_LONG_MS:
+        return f"decisions wait in its inbox for {span(view.now_ms - view.inbox_ms)}: the service process makes them"
+    return _at_work(view, serving)
+
+
+def _at_work(view: RunView, serving: Serving | None) -> str:
+    running = [step.name for step in view.steps.values() if step.state is StepState.RUNNING]
+    if running:
+        return f"{_listed(running)} {'runs' if len(running) == 1 else 'run'} now"
+    waiting = [step for step in view.steps.values() if step.state in (StepState.BLOCKED, StepState.READY)]
+    if waiting:
+        return f"{waiting[0].name} {of_step(view, waiting[0], serving)}"
+    return "no step is running or ready: the service process looks for what is missing twice a second"
+
+
+def of_step(view: RunView, step: StepView, serving: Serving | None = None) -> str:
+    """One sentence on a step; it reads on from the step's name."""
+    match step.state:
+        case StepState.WAITING:
+            return _waiting(view, step)
+        case StepState.READY:
+            return _ready(view, step, serving)
+        case StepState.RUNNING:
+            return _running(view, step)
+        case StepState.BLOCKED:
+            return _blocked(view, step)
+        case _:
+            return _ended(view, step)
+
+
+def _waiting(view: RunView, step: StepView) -> str:
+    if view.state in TERMINAL_RUN:
+        return f"never started: the run ended as {view.state} before"
+    if view.stopping is not None:
+        return f"will not start: the run is being ended as {view.stopping}"
+    open_needs = [view.steps[name] for name in step.needs if view.steps[name].state not in TERMINAL_STEP]
+    if open_needs:
+        return f"waits for {_listed([f'{need.name} ({_word(need)})' for need in open_needs])}"
+    if view.board != "live":
+        return "waits until its run is on the board"
+    return "has all it needs: the decision to start it is in the run's inbox"
+
+
+def _ready(view: RunView, step: StepView, serving: Serving | None) -> str:
+    if step.held_ms is not None:
+        left = span(step.held_ms - view.now_ms)
+        return f"is held for {left} after a rebuild: the worker that ran it may still have it, else it is rung again"
+    waited = "" if step.since_ms is None else f" for {span(view.now_ms - step.since_ms)}"
+    if serving is not None and step.queue not in serving:
+        start = f"Start one: convergio worker -Q {step.queue}"
+        return f"is ready{waited}: NO_WORKER, no worker serves queue '{step.queue}'. {start}"
+    ahead = "" if step.ahead is None else f" with {step.ahead} messages"
+    who = "" if serving is None else f", served by {_listed(sorted(serving[step.queue]))}"
+    return f"is queued{waited} in '{step.queue}'{ahead}{who}"
+
+
+def _running(view: RunView, step: StepView) -> str:
+    where = f" on {step.worker}" if step.worker else ""
+    since = f" for {span(view.now_ms - step.since_ms)}" if step.since_ms is not None else ""
+    lost = f"; {step.deliveries} workers lost it before" if step.deliveries else ""
+    return f"runs{where}{since}{_attempt(step)}{lost}"
+
+
+def _blocked(view: RunView, step: StepView) -> str:
+    since = span(view.now_ms - (step.since_ms or view.now_ms))
+    due = "soon" if step.due_ms is None else f"in {span(step.due_ms - view.now_ms)}"
+    match step.on:
+        case BlockedOn.SIGNAL:
+            how = f"convergio runs signal {view.id} {step.name} --approve (or --reject)"
+            return f"waits for a decision since {since}. Give it: {how}"
+        case BlockedOn.RETRY:
+            return f"is tried again {due}{_attempt(step)}{_because(step.error)}"
+        case BlockedOn.HOOK:
+            return f"is asked again {due}: a pre-run hook deferred it{f' ({step.note})' if step.note else ''}"
+        case _:
+            behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
+            return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"
+
+
+def _ended(view: RunView, step: StepView) -> str:
+    took = ""
+    if step.started_ms is not None and step.finished_ms is not None:
+        took = f" after {span(step.finished_ms - step.started_ms)}"
+    if step.state is StepState.SKIPPED:
+        needs = [view.steps[name] for name in step.needs]
+        if needs and all(need.state is StepState.SKIPPED for need in needs):
+            return f"was skipped: so {'was' if len(needs) == 1 else 'were'} {_listed([need.name for need in needs])}"
+        return "was skipped: its condition did not hold"
+    if step.state is StepState.CANCELLED:
+        return f"was cancelled: the run was ended{f' ({view.cancel_reason})' if view.cancel_reason else ''}"
+    return f"ended as {step.state}{took}{_because(step.error)}"
+
+
+def _word(step: StepView) -> str:
+    on = {BlockedOn.SIGNAL: " on a decision", BlockedOn.RETRY: " until its retry", BlockedOn.HOOK: " by a hook"}
+    return step.state.lower() + (on.get(step.on, " on the journal") if step.on is not None else "")
+
+
+def _attempt(step: StepView) -> str:
+    return f" (attempt {step.attempt} of {step.attempts})" if step.attempts > 1 else ""
+
+
+def _because(error: Mapping[str, Any] | None) -> str:
+    if not error:
+        return ""
+    said = " ".join(str(error[name]) for name in ("code", "step", "message") if error.get(name))
+    return f": {said}"
+
+
+def _listed(names: Collection[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last

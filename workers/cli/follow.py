@@ -1,0 +1,232 @@
+"""Following a run in a terminal until it ends, over killed workers, lost boards and rebuilds."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, Final, Protocol
+
+import click
+from rich.live import Live
+
+from convergio.graphflow.client.event import FINISHED, RESET, Event
+from convergio.graphflow.client.feed import Feed
+from convergio.graphflow.engine.reason import RunView, StepView
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.states import BlockedOn, RunState, StepState
+from convergio.workers.cli import exits, look, picture
+from convergio.workers.cli.session import Session
+
+LOOK_EVERY: Final = 0.2
+"""Least seconds between two looks at a run."""
+
+LOOK_SHARE: Final = 10
+"""Looking at a large run takes longer: it gets at most about one tenth of the time, ..."""
+
+LOOK_RARELY: Final = 5.0
+"""... and a person's answer, which is part of a look, does not count for more than this."""
+
+AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable)
+
+
+class Answers(Protocol):
+    """Decides on an approval: the signal's data, or None to leave it to somebody else."""
+
+    def decide(self, view: RunView, step: StepView) -> Mapping[str, Any] | None: ...
+
+
+class Screen(Protocol):
+    """Where a run is shown."""
+
+    def show(self, view: RunView) -> None: ...
+    def tell(self, event: Event) -> None: ...
+    def pause(self) -> None: ...
+    def close(self) -> None: ...
+
+
+class Follower:
+    """Reads the feed of one run, shows it, and has approvals answered."""
+
+    def __init__(
+        self, session: Session, ref: RunRef, *, as_json: bool = False, answers: Answers | None = None
+    ) -> None:
+        """`answers` None: approvals are left to others."""
+        self._session = session
+        self._ref = ref
+        self._answers = answers
+        self._screen = screen(as_json=as_json)
+        self._asked: set[str] = set()
+        self._next_look = 0.0
+        self.view: RunView | None = None
+        """the run as it was seen last"""
+
+    def follow(self) -> int:
+        """Until the run ends. Returns the exit code: OK if it succeeded, else FAILED."""
+        feed = Feed(self._session.core.link.client, self._ref, self._ended, prefix=self._session.settings.key_prefix)
+        try:
+            for event in feed.events():
+                if event is None:
+                    self._look(wait=True)
+                    continue
+                self._screen.tell(event)
+                if event.type == FINISHED:
+                    self._look(wait=False)
+                    return exits.OK if event.data["state"] == RunState.SUCCEEDED else exits.FAILED
+        finally:
+            self._screen.close()
+        raise AssertionError("a feed ends with run.finished")
+
+    def _ended(self) -> Mapping[str, Any] | None:
+        try:
+            row = self._session.history.run(self._ref.tenant, self._ref.run)
+        except errors.JournalUnavailable:
+            return None
+        if not row.terminal:
+            return None
+        return {"state": row.state.value, "output": row.output, "error": row.error}
+
+    def _look(self, *, wait: bool) -> None:
+        """Looks at the run and shows it: not too often, and never too rarely, since what happens meanwhile is kept."""
+        if wait:
+            time.sleep(max(0.0, self._next_look - time.monotonic()))
+        began = time.monotonic()
+        with suppress(*AWAY):
+            self.view = self._session.inquiry.view(self._ref)
+            self._screen.show(self.view)
+            self._decide(self.view)
+        now = time.monotonic()
+        self._next_look = now + max(LOOK_EVERY, min(LOOK_SHARE * (now - began), LOOK_RARELY))
+
+    def _decide(self, view: RunView) -> None:
+        for step in view.steps.values():
+            if step.on is not BlockedOn.SIGNAL or step.name in self._asked or self._answers is None:
+                continue
+            self._screen.pause()
+            data = self._answers.decide(view, step)
+            self._asked.add(step.name)
+            if data is not None:
+                self._signal(step.name, data)
+
+    def _signal(self, name: str, data: Mapping[str, Any]) -> None:
+        """Gives the decision; as often as it takes, under one id, while a store is away."""
+        from convergio.graphflow.model import ids
+
+        signal_id = ids.new_run_id()
+        entrance, by = self._session.entrance, self._session.submitter
+        patiently(lambda: entrance.signal(self._ref, name=name, data=dict(data), by=by, signal_id=signal_id))
+
+
+def patiently(action: Callable[[], Any], *, seconds: float = 60.0, pause: float = 0.25) -> Any:
+    """The action's result; tried again while Redis or SQL are away, for so many seconds."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return action()
+        except AWAY:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(pause)
+
+
+def screen(*, as_json: bool) -> Screen:
+    """JSON lines, a live table on a terminal, else plain lines."""
+    if as_json:
+        return JsonLines()
+    return LiveTable() if look.console().is_terminal else Lines()
+
+
+class JsonLines:
+    """Every event as a line of JSON."""
+
+    def show(self, view: RunView) -> None:
+        """Nothing: the events say it all."""
+
+    def tell(self, event: Event) -> None:
+        """One line."""
+        click.echo(json.dumps(asdict(event), ensure_ascii=False))
+
+    def pause(self) -> None:
+        """Nothing to pause."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+class LiveTable:
+    """A table that is drawn anew."""
+
+    def __init__(self) -> None:
+        self._live: Live | None = None
+
+    def show(self, view: RunView) -> None:
+        """Draws the run."""
+        if self._live is None:
+            self._live = Live(console=look.console(), auto_refresh=False, vertical_overflow="visible")
+            self._live.start()
+        self._live.update(picture.live(view), refresh=True)
+
+    def tell(self, event: Event) -> None:
+        """Says above the table what the table cannot say."""
+        if event.type == RESET:
+            self._print(rebuilt(event))
+
+    def pause(self) -> None:
+        """Leaves the table as it is, for a question below it."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def close(self) -> None:
+        """Leaves the last table on the screen."""
+        self.pause()
+
+    def _print(self, line: str) -> None:
+        (self._live.console if self._live is not None else look.console()).print(line)
+
+
+class Lines:
+    """A line per change: for logs, pipes and CI."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, tuple[StepState, BlockedOn | None, int]] = {}
+
+    def show(self, view: RunView) -> None:
+        """A line for every step that is not where it was."""
+        for step in view.steps.values():
+            now = (step.state, step.on, step.attempt)
+            before = self._seen.get(step.name, (StepState.WAITING, None, 1))
+            if now != before and step.on is not BlockedOn.JOURNAL:
+                self._seen[step.name] = now
+                click.echo(line_of(view, step))
+
+    def tell(self, event: Event) -> None:
+        """Says what no step says."""
+        if event.type == RESET:
+            click.echo(rebuilt(event))
+
+    def pause(self) -> None:
+        """Nothing to pause."""
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def line_of(view: RunView, step: StepView) -> str:
+    """`  12 s  ● market_research succeeded   domik  4.1 s  213 tokens`"""
+    at = (step.finished_ms if step.state in (StepState.SUCCEEDED, StepState.FAILED) else step.since_ms) or view.now_ms
+    look_of = look.LOOKS[step.state]
+    word = look.word_of(step.state, step.on).removeprefix(f"{look_of.icon} ")
+    parts = [f"{(at - view.created_ms) / 1000:7.1f} s  {look_of.icon} {step.name} {word}", step.does]
+    if step.state not in (StepState.READY, StepState.RUNNING, StepState.BLOCKED):
+        parts += [picture.took(view, step), f"{step.tokens} tokens" if step.tokens else ""]
+    parts.append(picture.note(view, step))
+    return "  ".join(part for part in parts if part)
+
+
+def rebuilt(event: Event) -> str:
+    """What a reader of the screen is told of a new epoch."""
+    return f"the board was lost: it is made anew from the journal (epoch {event.data['epoch']}), and the run goes on"

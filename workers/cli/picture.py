@@ -1,0 +1,77 @@
+"""A run as a terminal shows it: one heading line, and a row per step."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from convergio.graphflow.engine import reason
+from convergio.graphflow.engine.reason import RunView, StepView
+from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, StepState
+from convergio.workers.cli import look
+
+ROWS: Final = 60
+"""So many steps are shown one by one; of larger runs those that are done or wait are only counted."""
+
+
+def heading(view: RunView) -> Text:
+    """`market_entry  ◐ running  12 s   run 0192...`"""
+    ended = view.finished_ms or view.now_ms
+    line = Text(view.workflow.name, style="bold")
+    return line.append("  ").append_text(look.shown(view.state)).append(
+        f"  {reason.span(ended - view.created_ms)}   run {view.id}", style="dim"
+    )
+
+
+def steps(view: RunView) -> Table:
+    """Step, state, who or what does it, how long, tokens, and what there is to say."""
+    table = look.table("STEP", "STATE", "DOES", "TIME", "TOKENS", "", right=("TIME", "TOKENS"))
+    for step in _shown(view):
+        tokens = str(step.tokens) if step.tokens else ""
+        table.add_row(step.name, look.shown(step.state, step.on), step.does, took(view, step), tokens, note(view, step))
+    return table
+
+
+def live(view: RunView) -> Group:
+    """What a terminal redraws while a run goes on."""
+    parts = [heading(view), steps(view)]
+    return Group(*parts, _counts(view)) if len(view.steps) > ROWS else Group(*parts)
+
+
+def took(view: RunView, step: StepView) -> str:
+    """How long the step ran, or has been in the state it is in."""
+    if step.state in TERMINAL_STEP:
+        if step.started_ms is None or step.finished_ms is None:
+            return ""
+        return reason.span(step.finished_ms - step.started_ms)
+    return "" if step.since_ms is None else reason.span(view.now_ms - step.since_ms)
+
+
+def note(view: RunView, step: StepView) -> str:
+    """The short form of why."""
+    if step.state in (StepState.FAILED, StepState.QUARANTINED) and step.error:
+        return f"{step.error.get('code', '')} {step.error.get('message', '')}"
+    if step.on is BlockedOn.RETRY:
+        due = "" if step.due_ms is None else f" in {reason.span(step.due_ms - view.now_ms)}"
+        return f"attempt {step.attempt}{due}: {(step.error or {}).get('message', '')}"
+    if step.on is BlockedOn.HOOK:
+        return step.note
+    if step.held_ms is not None:
+        return "held after a rebuild"
+    return f"attempt {step.attempt}" if step.state is StepState.RUNNING and step.attempt > 1 else ""
+
+
+def _shown(view: RunView) -> list[StepView]:
+    every = list(view.steps.values())
+    if len(every) <= ROWS:
+        return every
+    quiet = (StepState.SUCCEEDED, StepState.WAITING, StepState.SKIPPED)
+    return [step for step in every if step.state not in quiet][:ROWS]
+
+
+def _counts(view: RunView) -> Text:
+    states = [step.state for step in view.steps.values()]
+    return Text("   ".join(f"{look.word_of(state)} {states.count(state)}" for state in StepState if state in states))

@@ -1,0 +1,77 @@
+"""`convergio run`: start a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convergio.workers.cli import exits
+from convergio.workers.cli.menu import Command
+from convergio.workers.cli.session import Session, as_json, with_session
+
+if TYPE_CHECKING:
+    from convergio.graphflow.journal.rows import RunRow
+    from convergio.graphflow.model.workflow import Workflow
+
+FILES = (".yaml", ".yml", ".json")
+
+
+@click.command(cls=Command)
+@click.argument("workflow")
+@click.option("--input", "-i", "given_input", default="{}", help="A JSON or YAML file, JSON text, or - for stdin.")
+@click.option("--key", help="The same key means the same run: a repeated call starts nothing new.")
+@click.option("--watch", is_flag=True, help="Follow it until it ends, and ask for approvals here.")
+@click.option("--yes", is_flag=True, help="With --watch: approve everything.")
+@click.option("--json", "json_wanted", is_flag=True, help="JSON on standard output.")
+@with_session
+def run(
+    session: Session, workflow: str, given_input: str, key: str | None, watch: bool, yes: bool, json_wanted: bool
+) -> int:
+    """Start a run of WORKFLOW: a name (`convergio workflows list`) or a YAML file."""
+    from convergio.workers.cli import given
+
+    definition = definition_of(session, workflow)
+    row = submit(session, definition, given.value(given_input, what="--input"), key=key)
+    if watch:
+        return _watch(session, row, yes=yes, json_wanted=json_wanted)
+    if json_wanted:
+        click.echo(as_json({"id": row.run_id, "workflow": row.workflow, "state": row.state}))
+    else:
+        click.echo(row.run_id)
+    return exits.OK
+
+
+def definition_of(session: Session, text: str) -> Workflow:
+    """The workflow of this name or in this file. Raises UnknownWorkflow, InvalidWorkflow."""
+    if not text.endswith(FILES):
+        return session.catalog.get(text)
+    from convergio.graphflow.flow import document
+    from convergio.workers.cli.workflows import known
+
+    return document.load(Path(text), known=known(session))
+
+
+def submit(session: Session, definition: Workflow, value: object, *, key: str | None) -> RunRow:
+    """Accepts the run. Raises InvalidInput, KeyConflict, BoardUnavailable, JournalUnavailable."""
+    from convergio.graphflow.engine.submission import Submission
+
+    submission = Submission(
+        workflow=definition, input=value, tenant=session.settings.tenant, submitter=session.submitter, key=key
+    )
+    return session.entrance.submit(submission)
+
+
+def _watch(session: Session, row: RunRow, *, yes: bool, json_wanted: bool) -> int:
+    from convergio.workers.cli.answers import Person, Yes
+    from convergio.workers.cli.follow import Follower
+
+    answers = Yes() if yes else Person()
+    follower = Follower(session, session.ref(row.run_id), as_json=json_wanted, answers=answers)
+    code = follower.follow()
+    if not json_wanted:
+        ended = session.history.run(row.tenant, row.run_id)
+        click.echo(f"run {row.run_id} {ended.state}")
+        click.echo(as_json(ended.output if ended.error is None else ended.error))
+    return code

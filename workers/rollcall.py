@@ -1,0 +1,29 @@
+"""Who is there: workers of ours that answer now, and the queues they serve. One broadcast through Celery's remote control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from celery import Celery
+from celery.exceptions import OperationalError
+
+HOST: Final = "@convergio"
+"""What the node names of our workers end with: other Celery apps on the same Redis answer the broadcast too."""
+
+TIMEOUT: Final = 0.8
+"""Seconds in which a live worker answers, also one whose threads are all busy: its main loop does."""
+
+
+def queues(app: Celery, *, timeout: float = TIMEOUT) -> Mapping[str, list[str]]:
+    """Workers by the queue they serve. Empty when nobody answers."""
+    try:
+        answers: Mapping[str, list[Mapping[str, Any]]] = app.control.inspect(timeout=timeout).active_queues() or {}
+    except (OperationalError, OSError):
+        return {}
+    served: dict[str, list[str]] = {}
+    for node, consumed in sorted(answers.items()):
+        if node.endswith(HOST):
+            for queue in consumed:
+                served.setdefault(str(queue["name"]), []).append(node.removesuffix(HOST))
+    return served
