@@ -17,6 +17,8 @@ from convergio.benchmarks import rig, stamping
 
 URL: Final = "CONVERGIO_BENCH_URL"
 QUEUE: Final = "celery"
+WARM_UP: Final = 400
+"""Tasks that are gone before the draining is measured: both workers are at work by then."""
 
 
 def make_app(url: str, *, prefetch: int = 4) -> Celery:
@@ -80,14 +82,7 @@ class Bare:
 
     def wait_idle(self) -> None:
         """Until nothing is queued and nothing unacknowledged."""
-
-        def idle() -> bool:
-            with self.client.pipeline() as pipe:
-                pipe.llen(QUEUE)
-                pipe.hlen("unacked")
-                return not any(pipe.execute())
-
-        rig.wait_for(idle, what="bare tasks to end")
+        _wait_idle(self.client)
 
     def hops(self, length: int) -> list[float]:
         """Seconds from task to task, where each enqueues the next."""
@@ -97,14 +92,14 @@ class Bare:
     def chain_hops(self, length: int) -> list[float]:
         """Seconds from link to link of Celery's own chain."""
         link = self.app.tasks["bare.link"]
-        chain(link.s() for _ in range(length))(ignore_result=True)
+        chain(link.s() for _ in range(length)).apply_async()
         return _gaps(self._stamps(length))
 
     def chord_seconds(self, width: int) -> float:
         """Seconds from sending a chord of `width` members to its body."""
         link = self.app.tasks["bare.link"]
         start = time.time()
-        chord(group(link.s() for _ in range(width)), link.s())()
+        chord(group(link.s() for _ in range(width)), link.s()).apply_async()
         return self._stamps(width + 1)[-1] - start
 
     def _stamps(self, count: int) -> list[float]:
@@ -140,6 +135,34 @@ def workers(place: rig.Folder, url: str, *, prefetch: int, events: bool = False)
         yield bare
     app.close()
     client.close()
+
+
+def drain(place: rig.Folder, url: str, *, count: int, prefetch: int = 64) -> rig.Measure:
+    """The rate at which two workers empty a queue that was filled before they started (their start is not counted)."""
+    client = redis.Redis.from_url(url)
+    client.flushall()
+    app = make_app(url, prefetch=prefetch)
+    env = {URL: url, stamping.VARIABLE: str(place.stamps)}
+    argv = worker_argv(prefetch=prefetch, events=False)
+    for _ in range(count + WARM_UP):
+        app.tasks["bare.noop"].delay()
+    with rig.processes(place, [argv, argv], env) as pids:
+        rig.wait_for(lambda: int(cast(int, client.llen(QUEUE))) <= count, what="the workers to begin")
+        left = int(cast(int, client.llen(QUEUE)))
+        done = rig.measured(lambda: _wait_idle(client), items=left, pids=[*pids, rig.server_pid(client)])
+    app.close()
+    client.close()
+    return done
+
+
+def _wait_idle(client: redis.Redis) -> None:
+    def idle() -> bool:
+        with client.pipeline() as pipe:
+            pipe.llen(QUEUE)
+            pipe.hlen("unacked")
+            return not any(pipe.execute())
+
+    rig.wait_for(idle, what="bare tasks to end", interval=0.01)
 
 
 def _consumers(client: redis.Redis) -> int:

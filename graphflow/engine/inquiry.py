@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
-from convergio.graphflow.engine.bell import CONTINUATION, FRESH, Bell, canary_route
+from convergio.graphflow.engine.bell import CONTINUATION, FRESH, Route, canary_route
 from convergio.graphflow.engine.reason import RunView, StepView
 from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.flow import document
@@ -43,10 +43,20 @@ class _Live:
 class Inquiry:
     """Answers for people: where a run is and why."""
 
-    def __init__(self, link: Link, history: History, bell: Bell) -> None:
-        self.link = link
+    def __init__(
+        self, link: Link | None, history: History, list_of: Callable[[Route], str] = lambda route: route.queue
+    ) -> None:
+        """`link` None: there is no board to look at. `list_of`: the Redis list of a route's doorbells."""
+        self._link = link
         self.history = history
-        self.bell = bell
+        self.list_of = list_of
+
+    @property
+    def link(self) -> Link:
+        """The way to the board. Raises BoardUnavailable if there is none."""
+        if self._link is None:
+            raise errors.BoardUnavailable("no Redis is configured", hint="start one with `convergio up`")
+        return self._link
 
     def view(self, ref: RunRef) -> RunView:
         """The run as it is now. Raises UnknownRun, JournalUnavailable."""
@@ -173,7 +183,7 @@ class Inquiry:
         held = cast("float | None", client.zscore(keys.held, member))
         if held is not None:
             return replace(step, held_ms=int(held))
-        lists = [self.bell.list_of(canary_route(step.queue, priority)) for priority in (CONTINUATION, FRESH)]
+        lists = [self.list_of(canary_route(step.queue, priority)) for priority in (CONTINUATION, FRESH)]
         scores = [cast("float | None", client.zscore(keys.rung(name), f"{member}/{word.rest}")) for name in lists]
         rung = next((int(score) for score in scores if score is not None), None)
         ahead = sum(int(cast(int, client.llen(name))) for name in lists)

@@ -11,7 +11,8 @@ import redis
 from convergio.graphflow.board import scripts
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from tests.integration.board_stage import LIST, Stage, doorbell, rich_batch, run_ref, stage_on
+from tests.integration.board_calls import rich_batch
+from tests.integration.board_stage import LIST, Stage, doorbell, run_ref, stage_on
 from tests.integration.lost_answers import lose_next_answer
 from tests.waiting import wait_until
 

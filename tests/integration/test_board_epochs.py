@@ -11,7 +11,8 @@ from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import SCHEMA, Epoch
 from convergio.graphflow.model import errors
 from tests import servers
-from tests.integration.board_stage import CALLS, LIST, Stage, run_ref, stage_on
+from tests.integration.board_calls import CALLS
+from tests.integration.board_stage import LIST, Stage, run_ref, stage_on
 from tests.waiting import wait_until
 
 

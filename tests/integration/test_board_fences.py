@@ -9,7 +9,8 @@ import pytest
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.model import errors
-from tests.integration.board_stage import LIST, Stage, ended, held_step, ringing, stage_on
+from tests.integration.board_calls import ended, held_step
+from tests.integration.board_stage import LIST, Stage, ringing, stage_on
 from tests.waiting import wait_until
 
 

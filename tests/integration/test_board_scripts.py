@@ -18,7 +18,8 @@ from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import SCHEMA, Epoch
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces
-from tests.integration.board_stage import CALLS, Stage, stage_on, timeless
+from tests.integration.board_calls import CALLS
+from tests.integration.board_stage import Stage, stage_on, timeless
 from tests.integration.lost_answers import lose_next_answer
 from tests.waiting import wait_until
 
@@ -126,9 +127,9 @@ def test_a_fact_whose_answer_got_lost_counts_once(stage: Stage, monkeypatch: pyt
 
 
 def nameless(stage: Stage) -> Any:
-    """The whole board without times and without the process's name in claims and locks."""
+    """The whole board without times, and without the names that a process gives its claims, locks and commits."""
     text = json.dumps(timeless(stage.dump()), sort_keys=True)
-    return json.loads(text.replace(stage.nonces.boot, "BOOT"))
+    return json.loads(re.sub(r'"@commit": "[0-9a-f]+"', '"@commit": "NAME"', text.replace(stage.nonces.boot, "BOOT")))
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.fields import Word
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import BlockedOn, StepState
-from tests.integration.board_stage import LIST, Stage, doorbell, ended, held_step, ringing, run_ref, stage_on
+from tests.integration.board_calls import ended, held_step
+from tests.integration.board_stage import LIST, Stage, doorbell, ringing, run_ref, stage_on
 
 
 @pytest.fixture

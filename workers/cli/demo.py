@@ -79,17 +79,12 @@ class Show:
 
 
 def _prepare(session: Session, workflow: str, given_input: str | None, which: Brain) -> Show:
-    from convergio.graphflow import library
     from convergio.graphflow.flow import inputs
-    from convergio.graphflow.model import errors
     from convergio.workers.cli import given
-    from convergio.workers.cli.run import definition_of
+    from convergio.workers.cli.run import definition_of, shipped_brief
 
     definition = definition_of(session, workflow)
-    brief = library.brief(definition.name)
-    source = given_input or (str(brief) if brief is not None else "")
-    if not source:
-        raise errors.InvalidInput(f"no brief ships with '{definition.name}'", hint="give one: --input FILE")
+    source = given_input or shipped_brief(definition)
     value = given.value(source, what="--input")
     inputs.check_input(definition, value)
     return Show(settings=session.settings, workflow=definition, value=value, source=_short(source), brain=which)

@@ -73,8 +73,8 @@ def _next(view: RunView, directory: DataDirectory) -> None:
         "Try next:",
         f"  convergio runs show {view.id}{add}",
         f"  convergio workflows show {view.workflow.name}",
-        f"  convergio up --flower{add}        # the same stack, with Flower; then, in another terminal:",
-        f"  convergio run {view.workflow.name} --watch --input BRIEF.json{add}",
+        f"  convergio up --flower{add}     (the same stack and Flower; then, in another terminal:)",
+        f"  convergio run {view.workflow.name} --brief --watch{add}",
     ]
     look.say("\nWhere it is", style="bold")
     click.echo("\n".join(lines))

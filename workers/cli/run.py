@@ -21,19 +21,28 @@ FILES = (".yaml", ".yml", ".json")
 @click.command(cls=Command)
 @click.argument("workflow")
 @click.option("--input", "-i", "given_input", default="{}", help="A JSON or YAML file, JSON text, or - for stdin.")
+@click.option("--brief", is_flag=True, help="The example input that ships with the workflow.")
 @click.option("--key", help="The same key means the same run: a repeated call starts nothing new.")
 @click.option("--watch", is_flag=True, help="Follow it until it ends, and ask for approvals here.")
 @click.option("--yes", is_flag=True, help="With --watch: approve everything.")
 @click.option("--json", "json_wanted", is_flag=True, help="JSON on standard output.")
 @with_session
 def run(
-    session: Session, workflow: str, given_input: str, key: str | None, watch: bool, yes: bool, json_wanted: bool
+    session: Session,
+    workflow: str,
+    given_input: str,
+    brief: bool,
+    key: str | None,
+    watch: bool,
+    yes: bool,
+    json_wanted: bool,
 ) -> int:
     """Start a run of WORKFLOW: a name (`convergio workflows list`) or a YAML file."""
     from convergio.workers.cli import given
 
     definition = definition_of(session, workflow)
-    row = submit(session, definition, given.value(given_input, what="--input"), key=key)
+    source = shipped_brief(definition) if brief else given_input
+    row = submit(session, definition, given.value(source, what="--input"), key=key)
     if watch:
         return _watch(session, row, yes=yes, json_wanted=json_wanted)
     if json_wanted:
@@ -51,6 +60,17 @@ def definition_of(session: Session, text: str) -> Workflow:
     from convergio.workers.cli.workflows import known
 
     return document.load(Path(text), known=known(session))
+
+
+def shipped_brief(definition: Workflow) -> str:
+    """The file of a workflow's example input. Raises InvalidInput if none ships."""
+    from convergio.graphflow import library
+    from convergio.graphflow.model import errors
+
+    found = library.brief(definition.name)
+    if found is None:
+        raise errors.InvalidInput(f"no brief ships with '{definition.name}'", hint="give an input: --input FILE")
+    return str(found)
 
 
 def submit(session: Session, definition: Workflow, value: object, *, key: str | None) -> RunRow:

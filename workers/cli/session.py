@@ -68,10 +68,12 @@ class Session:
 
     @cached_property
     def inquiry(self) -> Inquiry:
-        """The live view of runs."""
+        """The view of runs; without a board it is that of the journal."""
         from convergio.graphflow.engine.inquiry import Inquiry
 
-        return Inquiry(self.core.link, self.history, self.core.ringer.bell)
+        if not self.settings.redis_url:
+            return Inquiry(None, self.history)
+        return Inquiry(self.core.link, self.history, self.core.ringer.bell.list_of)
 
     @property
     def submitter(self) -> str:

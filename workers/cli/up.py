@@ -78,7 +78,7 @@ def _summary(stack: Stack, given: Settings, which: Brain, flower: str) -> None:
         *([f"  Flower   {flower}"] if flower else []),
         f"  logs     {stack.directory.logs}",
         "Next, in another terminal:",
-        f"  convergio run market_entry --watch --input BRIEF.json{add}",
+        f"  convergio run market_entry --brief --watch{add}",
         f"  convergio runs list{add}",
         f"  convergio doctor{add}",
         "Ctrl-C stops everything.",

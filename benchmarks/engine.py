@@ -1,0 +1,186 @@
+"""What a step costs, beside what a bare Celery task costs: everything in one run, on one server, taking turns.
+
+`convergio bench engine [--rounds N] [--quick] [--postgres URL] [--bound RATIO]`. Bare is at its best of prefetch 1, 4 and
+64; ours is the full product. Figures are medians of the rounds. The last line on stdout is one JSON object; exit code 1 if
+`ratio_to_bare` is under the bound.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from convergio.benchmarks import bare, ours, rig
+from convergio.graphflow.model.workflow import Durability
+
+PREFETCHES: Final = (1, 4, 64)
+STEPS_PER_RUN: Final = 300
+BOUND: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sizes:
+    """How much one round does."""
+
+    independent: int = 3000
+    chain: int = 200
+    chains: int = 50
+    chain_length: int = 20
+    width: int = 1000
+    meshes: int = 200
+
+    @classmethod
+    def quick(cls) -> Sizes:
+        """Small enough for a test suite: the figures are only shown to exist."""
+        return cls(independent=300, chain=20, chains=5, chain_length=5, width=50, meshes=10)
+
+
+@dataclass(slots=True)
+class Figures:
+    """All figures of all rounds, by name."""
+
+    values: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+
+    def add(self, name: str, value: float) -> None:
+        self.values.setdefault(name, []).append(value)
+
+    def median(self, name: str) -> float | None:
+        values = self.values.get(name)
+        return statistics.median(values) if values else None
+
+    def best(self, names: Sequence[str]) -> float:
+        return max(value for name in names if (value := self.median(name)) is not None)
+
+    def ratio(self, upper: str, lower: Sequence[str]) -> float:
+        """The median over rounds of `upper` divided by the best of `lower` in the same round: neighbours in time."""
+        rounds = zip(self.values[upper], *(self.values[name] for name in lower), strict=True)
+        return statistics.median(first / max(rest) for first, *rest in rounds)
+
+
+def bare_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, prefetch: int) -> None:
+    """Bare Celery with one prefetch count; the canvas and the re-enqueueing task only with 4."""
+    with bare.workers(place, url, prefetch=prefetch) as celery:
+        done = celery.independent(sizes.independent)
+        figures.add(f"bare_{prefetch}_per_s", done.per_second)
+        figures.add(f"bare_{prefetch}_cpu_us", done.cpu_us)
+        if prefetch != 4:
+            return
+        hops = celery.hops(sizes.chain)
+        figures.add("reenqueue_hop_ms_p50", quantile(hops, 0.5) * 1e3)
+        figures.add("celery_chain_hop_ms_p50", quantile(celery.chain_hops(sizes.chain), 0.5) * 1e3)
+        figures.add("celery_chord_1000_s", celery.chord_seconds(sizes.width))
+
+
+def drain_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes) -> None:
+    """Bare Celery with every message sent before the workers start."""
+    figures.add("bare_drain_per_s", bare.drain(place, url, count=sizes.independent).per_second)
+
+
+def our_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, journal_url: str, prefix: str) -> None:
+    """The product on one database: every shape, both durabilities."""
+    with ours.stack(place, url, journal_url=journal_url, events=False) as stack:
+        copies = max(1, sizes.independent // STEPS_PER_RUN)
+        for durability in Durability:
+            flow = ours.independent(min(STEPS_PER_RUN, sizes.independent), durability)
+            service = stack.service_cpu()
+            done = stack.batch(flow, copies)
+            figures.add(f"{prefix}{durability}_per_s", done.per_second)
+            figures.add(f"{prefix}{durability}_cpu_us", done.cpu_us)
+            figures.add(f"{prefix}{durability}_journal_cpu_us", (stack.service_cpu() - service) / done.items * 1e6)
+        hops = stack.hops(sizes.chain, Durability.STREAM)
+        figures.add(f"{prefix}hop_p50_ms", quantile(hops, 0.5) * 1e3)
+        figures.add(f"{prefix}hop_p99_ms", quantile(hops, 0.99) * 1e3)
+        chains = stack.batch(ours.chained(sizes.chain_length, Durability.STREAM), sizes.chains)
+        figures.add(f"{prefix}chains_per_s", chains.per_second)
+        fan = stack.batch(ours.fan(sizes.width, Durability.STREAM), 1)
+        figures.add(f"{prefix}fan_s", fan.seconds)
+        figures.add(f"{prefix}fan_per_s", fan.per_second)
+        mesh, latencies = stack.latencies(ours.double_diamond(Durability.STREAM), sizes.meshes)
+        figures.add(f"{prefix}mesh_per_s", mesh.per_second)
+        figures.add(f"{prefix}mesh_latency_ratio", statistics.median(latencies) / mesh.seconds)
+        figures.add(f"{prefix}publish_us", stack.publish_us(flow))
+
+
+def quantile(values: Sequence[float], part: float) -> float:
+    """The value below which `part` of the values lie."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
+
+
+def report(figures: Figures, *, rounds: int, sizes: Sizes, postgres: bool) -> dict[str, Any]:
+    """The fields of the result; everything measured is nested under `medians`."""
+    bares = [f"bare_{prefetch}_per_s" for prefetch in PREFETCHES]
+    best = max(PREFETCHES, key=lambda prefetch: figures.median(f"bare_{prefetch}_per_s") or 0)
+    result: dict[str, Any] = {
+        "bare_tasks_per_s": figures.best(bares),
+        "bare_prefetch": best,
+        "steps_per_s": figures.median("stream_per_s"),
+        "ratio_to_bare": figures.ratio("stream_per_s", bares),
+        "ratio_to_bare_step_durability": figures.ratio("step_per_s", bares),
+        "ratio_to_drain": figures.ratio("stream_per_s", ["bare_drain_per_s"]),
+        "cpu_us_per_step": figures.median("stream_cpu_us"),
+        "bare_cpu_us_per_task": figures.median(f"bare_{best}_cpu_us"),
+        "chain_hop_ms_p50": figures.median("hop_p50_ms"),
+        "chain_hop_ms_p99": figures.median("hop_p99_ms"),
+        "reenqueue_hop_ms_p50": figures.median("reenqueue_hop_ms_p50"),
+        "celery_chain_hop_ms_p50": figures.median("celery_chain_hop_ms_p50"),
+        "fanin_1000_s": figures.median("fan_s"),
+        "fanin_1000_ratio": figures.ratio("fan_per_s", bares),
+        "celery_chord_1000_s": figures.median("celery_chord_1000_s"),
+        "mesh_steps_per_s": figures.median("mesh_per_s"),
+        "mesh_latency_ratio_p50": figures.median("mesh_latency_ratio"),
+        "publish_us_per_step": figures.median("publish_us"),
+        "journal_cpu_us_per_step": figures.median("stream_journal_cpu_us"),
+    }
+    result = {name: rounded(value) for name, value in result.items()}
+    if postgres:
+        result["postgres"] = {name[3:]: rounded(figures.median(name)) for name in figures.values if name.startswith("pg_")}
+    medians = {name: rounded(figures.median(name)) for name in sorted(figures.values)}
+    return {**result, "rounds": rounds, "sizes": asdict(sizes), "medians": medians}
+
+
+def rounded(value: Any) -> Any:
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures, prints, and says whether the bound holds."""
+    arguments = parser().parse_args(argv)
+    sizes, figures = Sizes.quick() if arguments.quick else Sizes(), Figures()
+    with rig.folder() as place, rig.server(place) as url:
+        for number in range(arguments.rounds):
+            journal = f"sqlite:///{place.path}/journal{number}.sqlite3"
+            parts: list[tuple[str, Callable[[], None]]] = [
+                ("ours", lambda: our_round(figures, place, url, sizes, journal_url=journal, prefix="")),  # noqa: B023
+                ("bare drain", lambda: drain_round(figures, place, url, sizes)),
+            ]
+            for prefetch in PREFETCHES:
+                parts.append((f"bare {prefetch}", lambda p=prefetch: bare_round(figures, place, url, sizes, prefetch=p)))
+            if arguments.postgres:
+                pg = arguments.postgres
+                parts.append(("ours on PostgreSQL", lambda: our_round(figures, place, url, sizes, journal_url=pg, prefix="pg_")))
+            for name, part in parts if number % 2 == 0 else reversed(parts):
+                rig.say(f"round {number + 1} of {arguments.rounds}: {name}")
+                part()
+    result = report(figures, rounds=arguments.rounds, sizes=sizes, postgres=bool(arguments.postgres))
+    print(json.dumps(result))
+    return 0 if result["ratio_to_bare"] >= arguments.bound else 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="convergio bench engine", description=__doc__)
+    made.add_argument("--rounds", type=int, default=5, help="rounds; figures are medians (default 5)")
+    made.add_argument("--quick", action="store_true", help="small sizes: shows that everything runs, measures nothing")
+    made.add_argument("--postgres", default="", metavar="URL", help="measure on this PostgreSQL database, too")
+    made.add_argument("--bound", type=float, default=BOUND, help="least ratio_to_bare (default 1.0)")
+    made.add_argument("--json", action="store_true", help="the result is JSON in any case")
+    return made
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

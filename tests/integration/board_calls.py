@@ -1,0 +1,158 @@
+"""Every script of the board as a call that has something to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.model.ids import RunRef
+from tests.integration.board_stage import LIST, Stage, doorbell, ringing
+
+Call = Callable[[], Any]
+
+
+def _claim(stage: Stage) -> Call:
+    ref = stage.begun()
+    ring, nonce = stage.ready(ref), stage.nonces.next()
+    return lambda: stage.claim(ref, "a", ring, nonce=nonce)
+
+
+def _beat(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: scripts.beat(stage.link, held.epoch, [f"{held.ref}/a/{held.fence}"], lease_ms=9_000)
+
+
+def _arrive_stream(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    return lambda: stage.arrive(held, token=token)
+
+
+def _arrive_step(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    return lambda: stage.arrive(held, durable=True, token=token)
+
+
+def _post(stage: Stage) -> Call:
+    ref, token = stage.begun(), stage.nonces.next()
+    return lambda: scripts.post(stage.link, ref, entry='{"t":"x"}', token=token)
+
+
+def _look(stage: Stage) -> Call:
+    ref, token = stage.begun(), stage.nonces.next()
+    scripts.post(stage.link, ref, entry='{"t":"x"}', token=token)
+    return lambda: scripts.post(stage.link, ref, entry="", token=token, wanted=["@state"])
+
+
+def rich_batch(ref: RunRef, held: scripts.Claimed, **more: Any) -> scripts.Batch:
+    """A COMMIT with one of everything."""
+    made: dict[str, Any] = {
+        "consumed": 1,
+        "writes": [("s:b", "", "READY|1.1"), ("n:b", "", "1"), ("s:a", fields.running(held.fence), "CANCELLED")],
+        "posts": ['{"t":"later"}'],
+        "leases": [f"a/{held.fence}"],
+        "timers": [("c/RETRY", ""), ("b/HOOK", "1700000000000")],
+        "bells": [doorbell("b", "1.1")],
+        "events": [
+            ("step.ready", "b", "", "", "{}"),
+            ("step.cancelled", "a", "j", "", '{"state":"CANCELLED"}'),
+            ("run.cancelled", "", "jp", f"{ref}/@", "{}"),
+        ],
+    }
+    return scripts.Batch(**{**made, **more})
+
+
+def _commit(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    locked = stage.lock(held.ref)
+    return lambda: scripts.commit(stage.link, locked, submitter="ann", batch=rich_batch(held.ref, held))
+
+
+def _park(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: stage.park(held)
+
+
+def _park_signalled(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    stage.client.hset(stage.key(held.ref), fields.early("a"), '{"t":"signal","name":"a"}')
+    return lambda: stage.park(held, on="SIGNAL", delay_ms=None, look_back="a")
+
+
+def _ring(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    epoch, call = held.epoch, ringing(held, "1.2", sets={"d:a": "1", "u:a": ""})
+    return lambda: scripts.ring(stage.link, epoch, held.ref, submitter="ann", ringing=call)
+
+
+def _record(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: scripts.record(stage.link, held, key="answer", value='{"paid":true}')
+
+
+def _release(stage: Stage) -> Call:
+    ref = stage.begun()
+    sequence = stage.parked(ref)
+    return lambda: stage.release(ref, "a", up_to=sequence)
+
+
+def ended(stage: Stage, ref: RunRef) -> int:
+    """The run is SUCCEEDED, and SQL does not know it yet; the stream sequence of its end."""
+    writes = [("@state", "RUNNING", "SUCCEEDED"), ("@output", "", '{"y":2}')]
+    stage.decided(ref, writes=writes, events=[("run.succeeded", "", "jp", f"{ref}/@", '{"output":{"y":2}}')])
+    return int(stage.scores(stage.link.keys(stage.epoch).parked)[f"{ref}/@"])
+
+
+def _release_end(stage: Stage) -> Call:
+    ref = stage.begun()
+    sequence = ended(stage, ref)
+    return lambda: stage.release(ref, "@", up_to=sequence)
+
+
+def held_step(stage: Stage, ref: RunRef, step: str = "a") -> None:
+    """A step as a rebuild leaves it: READY without a doorbell, held."""
+    stage.client.hset(stage.key(ref), fields.state(step), fields.ready("1.1"))
+    stage.client.zadd(stage.link.keys(stage.epoch).held, {f"{ref}/{step}": stage.now_ms() + 6_000})
+
+
+def _reassert(stage: Stage) -> Call:
+    ref = stage.begun()
+    held_step(stage, ref)
+    return lambda: scripts.reassert(stage.link, ref, step="a", nonce="old-1")
+
+
+def _start(stage: Stage) -> Call:
+    stage.link.epoch()
+    return lambda: stage.start(wanted=["@state", "@stop"])
+
+
+def _hatch(stage: Stage) -> Call:
+    epoch = stage.epoch
+    return lambda: scripts.hatch(stage.link, epoch, queue_list=LIST, canary="c1", instead_of="", content=b"cheep")
+
+
+def _eat(stage: Stage) -> Call:
+    assert _hatch(stage)()
+    return lambda: scripts.eat(stage.link, queue_list=LIST, canary="c1")
+
+
+CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
+    "claim": _claim,
+    "beat": _beat,
+    "arrive (stream)": _arrive_stream,
+    "arrive (step)": _arrive_step,
+    "post": _post,
+    "post (look)": _look,
+    "commit": _commit,
+    "park": _park,
+    "park (signalled)": _park_signalled,
+    "ring": _ring,
+    "record": _record,
+    "release": _release,
+    "release (run's end)": _release_end,
+    "reassert": _reassert,
+    "start": _start,
+    "hatch": _hatch,
+    "eat": _eat,
+}
+"""By script: prepares a board on which the call has something to do, and returns the call."""

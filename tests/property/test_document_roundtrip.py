@@ -1,0 +1,327 @@
+"""Random workflows: one canonical form however they are written, and a plan that agrees with the graph. Random rubbish:
+always a typed answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import random
+import time
+from typing import Any
+
+import cel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from convergio.graphflow.flow import document, expressions, graph, schema, syntax, validate
+from convergio.graphflow.flow.build import EdgeRef, WorkflowBuilder
+from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.workflow import Workflow
+
+BOUNDED = settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+texts = st.text(
+    st.characters(exclude_categories=("Cc", "Cs", "Cn", "Co"), exclude_characters="\ufeff{}\u2028\u2029"), max_size=30
+)
+durations = st.one_of(
+    st.integers(1, 3600),
+    st.floats(0.001, 86_400, allow_nan=False),
+    st.sampled_from(["1ms", "250ms", "1s", "30s", "5m", "1.5h", "2h", "1d"]),
+)
+constants = st.one_of(
+    st.none(), st.booleans(), st.integers(-(2**63), 2**63 - 1), st.floats(allow_nan=False, allow_infinity=False)
+)
+retries = st.one_of(
+    st.integers(0, 100),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "max": st.integers(0, 100),
+            "backoff": st.one_of(st.just(0), durations),
+            "factor": st.floats(1, 100),
+            "cap": durations,
+            "jitter": st.floats(0, 1),
+        },
+    ),
+)
+schemas = st.sampled_from([{}, {"type": "object"}, {"properties": {"a": {"enum": [1, "b", None]}}, "required": ["a"]}])
+
+
+@st.composite
+def conditions(draw: st.DrawFn, names: list[str]) -> str:
+    """A condition on some of `names` that is not constant."""
+    name = draw(st.sampled_from(["input", *names]))
+    return draw(
+        st.sampled_from(
+            [
+                f"{name} != null && {name}.ok",
+                f"{name}.total > 500.0",
+                f"{name}.items.exists(x, x.price > 3)",
+                f"has({name}.a) || {name}.b.all({name}, {name} != null)",
+                f"size({name}.text) in [1, 2, 3]",
+            ]
+        )
+    )
+
+
+@st.composite
+def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
+    """A step that waits for `needs`, and so sees the results of `seen`."""
+    common: dict[str, Any] = {"needs": needs} if needs or draw(st.booleans()) else {}
+    if draw(st.booleans()):
+        common["when"] = draw(conditions(seen))
+    if draw(st.booleans()):
+        common["queue"] = draw(st.sampled_from(["steps", "tools", "my.queue-1"]))
+    name = draw(st.sampled_from(["input", *seen]))
+    prompt = draw(texts) + f"{{{{ {name}.text }}}}" + draw(texts)
+    kind = draw(st.sampled_from(["task", "agent", "approval"]))
+    if kind == "approval":
+        details = {
+            "title": texts,
+            "risk": st.sampled_from(["low", "medium", "high", "critical"]),
+            "description": st.just(prompt),
+        }
+        return {**common, "approval": draw(st.fixed_dictionaries({}, optional=details))}
+    optional: dict[str, Any] = {"retry": retries, "timeout": st.one_of(st.none(), durations)}
+    if kind == "agent":
+        optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
+        return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}
+    values = st.one_of(
+        constants, st.just(f"{name}.total"), texts.map(lambda text: json.dumps(text, ensure_ascii=False))
+    )
+    optional |= {
+        "with": st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), values),
+        "durability": st.sampled_from(["step", "stream"]),
+    }
+    return {**common, "task": "market.research", **draw(st.fixed_dictionaries({}, optional=optional))}
+
+
+@st.composite
+def documents(draw: st.DrawFn) -> dict[str, Any]:
+    """A valid document as a person may write it, its steps in any order."""
+    names = [f"s{number}" for number in range(draw(st.integers(1, 12)))]
+    made: dict[str, Any] = {}
+    above: dict[str, set[str]] = {}
+    for place, name in enumerate(names):
+        wanted = draw(st.lists(st.sampled_from(names[:place]), unique=True, max_size=4)) if place else []
+        above[name] = set(wanted).union(*(above[need] for need in wanted))
+        needs: list[Any] = []
+        for need in wanted:
+            condition = draw(st.one_of(st.none(), conditions(sorted({need, *above[need]}))))
+            needs.append(need if condition is None else {"step": need, "when": condition})
+        made[name] = draw(steps(sorted(above[name]), needs))
+    order = draw(st.permutations(names))
+    header: dict[str, Any] = {
+        "title": texts,
+        "description": texts,
+        "priority": st.sampled_from(["low", "medium", "high", "critical"]),
+        "sla": st.one_of(st.none(), durations),
+        "input": schemas,
+        "output": st.one_of(
+            st.none(), st.dictionaries(st.sampled_from(["x", "y"]), st.sampled_from([f"{names[0]}.v", "1"]))
+        ),
+    }
+    fixed = {"workflow": "random", "version": draw(st.integers(1, 9)), "steps": {name: made[name] for name in order}}
+    return {**draw(st.fixed_dictionaries({}, optional=header)), **fixed}
+
+
+def same(one: Workflow, other: Workflow) -> None:
+    assert one == other
+    assert one.document == other.document
+    assert one.digest == other.digest
+    assert list(one.steps) == list(other.steps)
+
+
+def shuffled(value: Any, chance: random.Random) -> Any:
+    """The same JSON with the keys of every mapping in another order."""
+    if isinstance(value, dict):
+        pairs = [(key, shuffled(part, chance)) for key, part in value.items()]
+        chance.shuffle(pairs)
+        return dict(pairs)
+    return [shuffled(part, chance) for part in value] if isinstance(value, list) else value
+
+
+@BOUNDED
+@given(documents(), st.randoms(use_true_random=False))
+def test_a_workflow_has_one_canonical_form(written: dict[str, Any], chance: random.Random) -> None:
+    workflow = document.parse_document(written)
+    same(document.parse_document(workflow.document), workflow)
+    same(document.parse_document(json.loads(json.dumps(workflow.document, sort_keys=True))), workflow)
+    same(document.parse_document(shuffled(written, chance)), workflow)
+    same(document.parse_yaml(json.dumps(written, ensure_ascii=False)), workflow)
+    same(document.parse_yaml(json.dumps(workflow.document, ensure_ascii=False, indent=1)), workflow)
+
+
+@BOUNDED
+@given(documents())
+def test_the_published_schema_accepts_what_the_parser_accepts(written: dict[str, Any]) -> None:
+    published = document.json_schema()
+    assert schema.violations(published, written) == []
+    assert schema.violations(published, document.parse_document(written).document) == []
+
+
+@BOUNDED
+@given(documents())
+def test_the_builder_makes_the_same_workflow(written: dict[str, Any]) -> None:
+    header = {name: value for name, value in written.items() if name not in ("workflow", "version", "steps")}
+    flow = WorkflowBuilder("random", version=written["version"], **header)
+    for name, step in written["steps"].items():
+        fields = {field: value for field, value in step.items() if field != "needs"}
+        after = [
+            need if isinstance(need, str) else EdgeRef(need["step"], need["when"]) for need in step.get("needs", [])
+        ]
+        if "task" in fields:
+            flow.task(name, fields.pop("task"), after=after, with_=fields.pop("with", None), **fields)
+        elif "agent" in fields:
+            flow.agent(name, fields.pop("agent"), after=after, **fields)
+        else:
+            details = fields.pop("approval")
+            flow.approval(name, after=after, **details, **fields)
+    same(flow.build(), document.parse_document(written))
+
+
+@BOUNDED
+@given(documents())
+def test_a_plan_agrees_with_the_graph(written: dict[str, Any]) -> None:
+    workflow = document.parse_document(written)
+    plan = Plan.of(workflow)
+    assert Plan.from_json(json.dumps(workflow.document)) == plan
+    edges = [(name, edge.target) for name, out in plan.successors.items() for edge in out]
+    assert sorted(edges) == sorted((edge.step, name) for name, step in workflow.steps.items() for edge in step.needs)
+    assert sum(plan.indegree.values()) == len(edges)
+    assert set(plan.roots) == {name for name, step in workflow.steps.items() if not step.needs}
+    assert set(plan.leaves) == set(workflow.steps) - {source for source, _ in edges}
+    place = {name: at for at, name in enumerate(workflow.steps)}
+    assert all(place[source] < place[target] for source, target in edges)
+    ancestry = graph.Ancestry({name: [edge.step for edge in step.needs] for name, step in workflow.steps.items()})
+    for name in workflow.steps:
+        read = {*plan.references[name], *plan.when_references[name]}
+        assert ancestry.mask(read) & ~(ancestry.above(name) or 0) == 0
+
+
+# --- rubbish ------------------------------------------------------------------------------------------------------
+
+
+json_values = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(),
+        st.floats(),
+        st.text(max_size=8),
+        st.sampled_from(["s0", "input", "1 +"]),
+    ),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=8), inner, max_size=3)),
+    max_leaves=6,
+)
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [path, *(found for key, part in pairs for found in places(part, (*path, key)))]
+
+
+def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    if not path:
+        return new
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy[path[0]] = replaced(value[path[0]], path[1:], new)
+    return copy
+
+
+def parsed(written: Any) -> Workflow | errors.InvalidWorkflow:
+    try:
+        return document.parse_document(written)
+    except errors.InvalidWorkflow as error:
+        return error
+
+
+@BOUNDED
+@given(documents(), st.data())
+def test_a_broken_document_is_always_answered_in_problems(written: dict[str, Any], data: st.DataObject) -> None:
+    for _ in range(data.draw(st.integers(1, 4))):
+        written = replaced(written, data.draw(st.sampled_from(places(written))), data.draw(json_values))
+        if not isinstance(written, dict):
+            break
+    answer = parsed(written)
+    if isinstance(answer, Workflow):
+        assert validate.problems(answer) == []
+        same(document.parse_document(answer.document), answer)
+    else:
+        assert answer.problems
+        assert all(problem.code.isupper() and problem.line() for problem in answer.problems)
+
+
+@BOUNDED
+@given(st.text(max_size=200))
+def test_any_text_is_answered_as_yaml(text: str) -> None:
+    with contextlib.suppress(errors.InvalidWorkflow):
+        document.parse_yaml(text)
+
+
+# --- expressions --------------------------------------------------------------------------------------------------
+
+
+def operations(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    two = st.tuples(inner, inner)
+    variables = st.sampled_from(["x", "y", "a", "input"])
+    return st.one_of(
+        st.tuples(inner, st.sampled_from(["+", "-", "*", "/", "%", "==", "<", "in", "&&", "||"]), inner).map(" ".join),
+        two.map(lambda pair: f"({pair[0]})[{pair[1]}]"),
+        two.map(lambda pair: f"[{pair[0]}, {pair[1]}]"),
+        two.map(lambda pair: f"{{'k': {pair[0]}, 'l': {pair[1]}}}"),
+        st.tuples(inner, inner, inner).map(lambda three: f"({three[0]} ? {three[1]} : {three[2]})"),
+        inner.map(lambda text: f"size({text})"),
+        inner.map(lambda text: f"({text}).name"),
+        inner.map(lambda text: f"-({text}) // a comment with b\n"),
+        st.tuples(inner, st.sampled_from(["map", "filter", "all", "exists", "exists_one"]), variables, inner).map(
+            lambda four: f"({four[0]}).{four[1]}({four[2]}, {four[3]})"
+        ),
+        st.tuples(inner, variables, inner, inner).map(lambda four: f"({four[0]}).map({four[1]}, {four[2]}, {four[3]})"),
+    )
+
+
+leaves = st.sampled_from(
+    ["a", "b", "x", "input.list", "input['list']", "1", "2.5", "'a + b'", '"x"', "r'\\'", "true", "null", "[]"]
+)
+texts_of_cel = st.recursive(leaves, operations, max_leaves=12)
+VALUES: dict[str, Any] = {
+    "a": list(range(300)),
+    "b": {"name": "b", "list": [{"name": str(n), "list": [n] * 20} for n in range(60)]},
+    "x": "text" * 500,
+    "y": 3,
+    "input": {"list": [[n] * 50 for n in range(50)]},
+}
+
+
+@settings(BOUNDED, max_examples=400)
+@given(texts_of_cel)
+def test_no_name_that_the_binding_sees_is_missed(text: str) -> None:
+    try:
+        compiled = expressions.compile_expression(text)
+    except errors.ExpressionFailed:
+        return
+    found = syntax.parse(syntax.measured(text))
+    bound = {node.variable for node in syntax.walk(found)}
+    assert set(cel.compile(text).variables()) - bound - syntax.TYPES <= compiled.references
+    # and none is made up: all are in the text, outside of texts and comments
+    words = {token.text for token in syntax.tokens(text) if token.kind == "name"}
+    assert compiled.references <= words
+
+
+@settings(BOUNDED, max_examples=300)
+@given(texts_of_cel)
+def test_evaluation_is_json_or_a_typed_failure_within_bounds(text: str) -> None:
+    started = time.process_time()
+    with contextlib.suppress(errors.ExpressionFailed):
+        json.dumps(expressions.compile_expression(text).evaluate(VALUES), allow_nan=False)
+    assert time.process_time() - started < 3
+
+
+@settings(BOUNDED, max_examples=300)
+@given(st.one_of(st.text(max_size=60), st.text(st.sampled_from("ab.([{}])?:,'\"\\|&!-+0x \nmapin"), max_size=60)))
+def test_any_text_is_answered_as_an_expression_or_a_template(text: str) -> None:
+    for evaluate in (expressions.condition, expressions.render):
+        with contextlib.suppress(errors.ExpressionFailed):
+            evaluate(text, VALUES)
