@@ -1,4 +1,7 @@
-"""Bare Celery, the yardstick: stock app and transport, tuned like people tune it. Also the worker module of these apps."""
+"""Bare Celery, the yardstick:
+
+Stock app and transport, tuned like people tune it. Also the worker module of these apps.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,8 @@ import time
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, cast
+from itertools import pairwise
+from typing import Any, Final
 
 import redis
 from celery import Celery, chain, chord, group
@@ -92,7 +96,7 @@ class Bare:
     def chain_hops(self, length: int) -> list[float]:
         """Seconds from link to link of Celery's own chain."""
         link = self.app.tasks["bare.link"]
-        chain(link.s() for _ in range(length)).apply_async()
+        chain(*(link.s() for _ in range(length))).apply_async()
         return _gaps(self._stamps(length))
 
     def chord_seconds(self, width: int) -> float:
@@ -115,7 +119,7 @@ class Bare:
 
 def _gaps(stamps: Iterable[float]) -> list[float]:
     times = list(stamps)
-    return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    return [later - earlier for earlier, later in pairwise(times)]
 
 
 @contextmanager
@@ -147,8 +151,8 @@ def drain(place: rig.Folder, url: str, *, count: int, prefetch: int = 64) -> rig
     for _ in range(count + WARM_UP):
         app.tasks["bare.noop"].delay()
     with rig.processes(place, [argv, argv], env) as pids:
-        rig.wait_for(lambda: int(cast(int, client.llen(QUEUE))) <= count, what="the workers to begin")
-        left = int(cast(int, client.llen(QUEUE)))
+        rig.wait_for(lambda: client.llen(QUEUE) <= count, what="the workers to begin")
+        left = client.llen(QUEUE)
         done = rig.measured(lambda: _wait_idle(client), items=left, pids=[*pids, rig.server_pid(client)])
     app.close()
     client.close()
@@ -167,8 +171,7 @@ def _wait_idle(client: redis.Redis) -> None:
 
 def _consumers(client: redis.Redis) -> int:
     """Connections that wait in BRPOP: one per consuming worker."""
-    clients = cast("list[dict[str, str]]", client.client_list())
-    return sum(1 for one in clients if one["cmd"] == "brpop")
+    return sum(1 for one in client.client_list() if one["cmd"] == "brpop")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """What a step costs, beside what a bare Celery task costs: everything in one run, on one server, taking turns.
 
-`convergio bench engine [--rounds N] [--quick] [--postgres URL] [--bound RATIO]`. Bare is at its best of prefetch 1, 4 and
-64; ours is the full product. Figures are medians of the rounds. The last line on stdout is one JSON object; exit code 1 if
-`ratio_to_bare` is under the bound.
+`convergio bench engine [--rounds N] [--quick] [--postgres URL] [--bound RATIO]`. Bare is at its best of prefetch 1, 4
+and 64; ours is the full product. Figures are medians of the rounds. The last line on stdout is one JSON object; exit
+code 1 if `ratio_to_bare` is under the bound.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
@@ -58,7 +58,7 @@ class Figures:
     def ratio(self, upper: str, lower: Sequence[str]) -> float:
         """The median over rounds of `upper` divided by the best of `lower` in the same round: neighbours in time."""
         rounds = zip(self.values[upper], *(self.values[name] for name in lower), strict=True)
-        return statistics.median(first / max(rest) for first, *rest in rounds)
+        return float(statistics.median(first / max(rest) for first, *rest in rounds))
 
 
 def bare_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, prefetch: int) -> None:
@@ -138,35 +138,57 @@ def report(figures: Figures, *, rounds: int, sizes: Sizes, postgres: bool) -> di
     }
     result = {name: rounded(value) for name, value in result.items()}
     if postgres:
-        result["postgres"] = {name[3:]: rounded(figures.median(name)) for name in figures.values if name.startswith("pg_")}
+        result["postgres"] = {
+            name[3:]: rounded(figures.median(name)) for name in figures.values if name.startswith("pg_")
+        }
     medians = {name: rounded(figures.median(name)) for name in sorted(figures.values)}
     return {**result, "rounds": rounds, "sizes": asdict(sizes), "medians": medians}
 
 
 def rounded(value: Any) -> Any:
+    """Four digits behind the point are more than enough."""
     return round(value, 4) if isinstance(value, float) else value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bench:
+    """One measurement: where it takes place, and what it has found so far."""
+
+    place: rig.Folder
+    url: str
+    sizes: Sizes
+    postgres: str
+    figures: Figures = field(default_factory=Figures)
+
+    def round(self, number: int) -> None:
+        """All parts once; every other round goes backwards, so that nobody always goes first."""
+        parts = ["ours", "drain", *(str(prefetch) for prefetch in PREFETCHES), *(["postgres"] if self.postgres else [])]
+        for part in parts if number % 2 == 0 else reversed(parts):
+            rig.say(f"round {number + 1}: {part}")
+            self.part(part, number)
+
+    def part(self, name: str, number: int) -> None:
+        match name:
+            case "ours":
+                journal = f"sqlite:///{self.place.path}/journal{number}.sqlite3"
+                our_round(self.figures, self.place, self.url, self.sizes, journal_url=journal, prefix="")
+            case "postgres":
+                our_round(self.figures, self.place, self.url, self.sizes, journal_url=self.postgres, prefix="pg_")
+            case "drain":
+                drain_round(self.figures, self.place, self.url, self.sizes)
+            case prefetch:
+                bare_round(self.figures, self.place, self.url, self.sizes, prefetch=int(prefetch))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures, prints, and says whether the bound holds."""
     arguments = parser().parse_args(argv)
-    sizes, figures = Sizes.quick() if arguments.quick else Sizes(), Figures()
+    sizes = Sizes.quick() if arguments.quick else Sizes()
     with rig.folder() as place, rig.server(place) as url:
+        bench = Bench(place=place, url=url, sizes=sizes, postgres=arguments.postgres)
         for number in range(arguments.rounds):
-            journal = f"sqlite:///{place.path}/journal{number}.sqlite3"
-            parts: list[tuple[str, Callable[[], None]]] = [
-                ("ours", lambda: our_round(figures, place, url, sizes, journal_url=journal, prefix="")),  # noqa: B023
-                ("bare drain", lambda: drain_round(figures, place, url, sizes)),
-            ]
-            for prefetch in PREFETCHES:
-                parts.append((f"bare {prefetch}", lambda p=prefetch: bare_round(figures, place, url, sizes, prefetch=p)))
-            if arguments.postgres:
-                pg = arguments.postgres
-                parts.append(("ours on PostgreSQL", lambda: our_round(figures, place, url, sizes, journal_url=pg, prefix="pg_")))
-            for name, part in parts if number % 2 == 0 else reversed(parts):
-                rig.say(f"round {number + 1} of {arguments.rounds}: {name}")
-                part()
-    result = report(figures, rounds=arguments.rounds, sizes=sizes, postgres=bool(arguments.postgres))
+            bench.round(number)
+    result = report(bench.figures, rounds=arguments.rounds, sizes=sizes, postgres=bool(arguments.postgres))
     print(json.dumps(result))
     return 0 if result["ratio_to_bare"] >= arguments.bound else 1
 

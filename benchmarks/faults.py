@@ -22,7 +22,6 @@ from convergio.benchmarks.rig import wait_for
 from convergio.benchmarks.traffic import SUBMITTER, Decision, Traffic
 from convergio.graphflow.journal.rows import NewSignal
 from convergio.graphflow.model.ids import DEFAULT_TENANT
-from convergio.workers import boot
 
 PATIENCE: Final = 15.0
 """Seconds that a fault waits for something to hit."""

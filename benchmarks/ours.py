@@ -1,4 +1,7 @@
-"""The product, measured whole: workers with hooks, claims and leases, the service process with journaler and sweeper."""
+"""The product, measured whole:
+
+Workers with hooks, claims and leases, the service process with journaler and sweeper.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, cast
 
 from convergio.benchmarks import rig, stamping
@@ -22,6 +26,7 @@ from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.workflow import Durability, Workflow
 from convergio.workers import boot
 
+
 def workflow(name: str, steps: Mapping[str, Mapping[str, Any]], durability: Durability) -> Workflow:
     """A workflow of no-op steps."""
     body = {step: {"durability": durability.value, **rest} for step, rest in steps.items()}
@@ -29,10 +34,12 @@ def workflow(name: str, steps: Mapping[str, Mapping[str, Any]], durability: Dura
 
 
 def independent(count: int, durability: Durability) -> Workflow:
+    """Steps that need nothing."""
     return workflow("independent", {f"s{n}": {"task": NOOP} for n in range(count)}, durability)
 
 
 def chained(length: int, durability: Durability, task: str = NOOP) -> Workflow:
+    """Steps one after the other."""
     steps = {f"s{n}": {"task": task, "needs": [f"s{n - 1}"] if n else []} for n in range(length)}
     return workflow("chained", steps, durability)
 
@@ -99,7 +106,9 @@ class Ours:
         rows = [self._journaled(run) for run in runs]
         failed = [row for row in rows if row.state != "SUCCEEDED"]
         if failed:
-            raise RuntimeError(f"{len(failed)} runs of {failed[0].workflow} ended as {failed[0].state}: {failed[0].error}")
+            raise RuntimeError(
+                f"{len(failed)} runs of {failed[0].workflow} ended as {failed[0].state}: {failed[0].error}"
+            )
         return rows
 
     def _journaled(self, run: RunRow) -> RunRow:
@@ -126,7 +135,7 @@ class Ours:
         run = self.submit(chained(length, durability, STAMP))
         self.wait_journaled([run])
         stamps = self.place.take_stamps()
-        return [later - earlier for earlier, later in zip(stamps, stamps[1:], strict=False)]
+        return [later - earlier for earlier, later in pairwise(stamps)]
 
     def publish_us(self, flow: Workflow) -> float:
         """CPU microseconds per step that submitting costs the submitter, doorbells of all first steps included."""

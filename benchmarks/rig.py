@@ -1,4 +1,7 @@
-"""The rig of a benchmark: its own servers and worker processes in a temporary folder, and what they cost in CPU time."""
+"""The rig of a benchmark:
+
+Its own servers and worker processes in a temporary folder, and what they cost in CPU time.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar
 
 import redis
 
@@ -84,8 +87,7 @@ def server(place: Folder) -> Generator[str]:
 def processes(place: Folder, argvs: Sequence[Sequence[str]], env: Mapping[str, str]) -> Generator[list[int]]:
     """Worker processes under a supervisor, and their pids. They are not restarted: a dead one spoils the figure."""
     children = [
-        Child(name=f"worker{number}", argv=tuple(argv), env=env, restart=False)
-        for number, argv in enumerate(argvs)
+        Child(name=f"worker{number}", argv=tuple(argv), env=env, restart=False) for number, argv in enumerate(argvs)
     ]
     with Supervisor(children, logs=place.path / "logs") as supervisor:
         yield [pid for child in children if (pid := supervisor.pid(child.name)) is not None]
@@ -113,7 +115,7 @@ def _children(pid: int) -> list[int]:
 
 def server_pid(client: redis.Redis) -> int:
     """The process of the server behind a client on this machine."""
-    return int(cast("dict[str, Any]", client.info("server"))["process_id"])
+    return int(client.info("server")["process_id"])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,7 @@
-"""Every setting, its default and what it means. Each is the environment variable CONVERGIO_<NAME>, or a line in `.env`."""
+"""Every setting, its default and what it means.
+
+Each is the environment variable CONVERGIO_<NAME>, or a line in `.env`.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,9 @@ class Settings(BaseSettings):
     workflows: str = Field("", description="directories with workflow YAML files, separated by commas")
     tenant: str = Field("default", description="tenant of runs submitted from this machine")
     submitter: str = Field("", description="who submits from this machine; empty = the user's login name")
-    visibility_timeout: int = Field(15, ge=5, description="seconds after which a public entry of a dead worker runs again")
+    visibility_timeout: int = Field(
+        15, ge=5, description="seconds after which a public entry of a dead worker runs again"
+    )
     socket_timeout: float = Field(2.0, gt=0, description="seconds after which a silent Redis counts as away")
     sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
         "FULL", description="FULL survives a power cut, NORMAL only a killed process"
@@ -54,7 +59,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _no_cluster(cls, value: str) -> str:
-        if "cluster" in value.split("://")[0]:
+        if "cluster" in value.split("://", 1)[0]:
             raise ValueError("Redis Cluster cannot carry the board; use one server or Sentinel")
         return value
 

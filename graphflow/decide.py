@@ -1,8 +1,8 @@
 """The whole semantics of a run, in one pure function: (plan, view of the run, entries of its inbox) -> decision.
 
-No I/O, no clock. The view holds what was read from the board; a field that was not read raises `Unloaded`, the shell reads
-it and asks again. A decision is bounded: what does not fit stays in the inbox, and cursors in the view say how far it got,
-so that the next holder of the run's lock goes on exactly there.
+No I/O, no clock. The view holds what was read from the board; a field that was not read raises `Unloaded`, the shell
+reads it and asks again. A decision is bounded: what does not fit stays in the inbox, and cursors in the view say how
+far it got, so that the next holder of the run's lock goes on exactly there.
 """
 
 from __future__ import annotations
@@ -45,7 +45,10 @@ class Unloaded(Exception):
 
 @dataclass(slots=True)
 class View:
-    """Fields of a run's hash, as read under its lock. "" is an absent field; `complete`: every step's state was read."""
+    """Fields of a run's hash, as read under its lock.
+
+    "" is an absent field; `complete`: every step's state was read.
+    """
 
     values: dict[str, str]
     complete: bool = False
@@ -226,7 +229,10 @@ class _Draft:
         self.put(fields.cursor(START), DONE)
 
     def arrived(self, step: str) -> None:
-        """A step is terminal: follow its outgoing edges, once. The cursor makes it once, even over several decisions."""
+        """A step is terminal: follow its outgoing edges, once.
+
+        The cursor makes it once, even over several decisions.
+        """
         done = self.get(fields.cursor(step))
         if done == DONE:
             return
@@ -235,7 +241,8 @@ class _Draft:
         word = self.word(step)
         if word.state not in (StepState.SUCCEEDED, StepState.SKIPPED):
             self.put(fields.cursor(step), DONE)
-            return self.end(RunState.FAILED, self.reason(step, word))
+            self.end(RunState.FAILED, self.reason(step, word))
+            return
         edges = self.plan.successors[step]
         targets = [edge.target for edge in edges]
         for index in range(int(done or 0), len(edges)):
@@ -262,7 +269,8 @@ class _Draft:
         try:
             taken = word.state is StepState.SUCCEEDED and self.holds(edge.when, edge.references)
         except errors.ExpressionFailed as error:
-            return self.fail(target, error)
+            self.fail(target, error)
+            return
         if self.plan.indegree[target] > 1:
             resolved = int(self.get(fields.resolved(target)) or 0) + 1
             count = int(self.get(fields.taken(target)) or 0) + taken
@@ -281,7 +289,8 @@ class _Draft:
         try:
             fires = self.holds(when, self.plan.when_references[step])
         except errors.ExpressionFailed as error:
-            return self.fail(step, error)
+            self.fail(step, error)
+            return
         if fires:
             self.fire(step, fresh)
         else:
@@ -360,7 +369,8 @@ class _Draft:
         if self.plan.workflow.steps[step].durability is Durability.STEP:
             since = f"{BlockedOn.JOURNAL}|{word.since_ms}|{outcome.state}|{fence}"
             self.put(fields.state(step), fields.Word(StepState.BLOCKED, since).text)
-            return self.tell(f"step.{outcome.state.value.lower()}", step, text, park=True)
+            self.tell(f"step.{outcome.state.value.lower()}", step, text, park=True)
+            return
         self.put(fields.state(step), fields.Word(outcome.state, fence).text)
         self.tell(f"step.{outcome.state.value.lower()}", step, text)
         self.queue.append({"t": "arrived", "step": step})
@@ -407,7 +417,8 @@ class _Draft:
         try:
             output = self.run_output()
         except errors.ConvergioError as error:
-            return self.end(RunState.FAILED, error.as_dict())
+            self.end(RunState.FAILED, error.as_dict())
+            return
         self.finish(RunState.SUCCEEDED, output=output, error="")
 
     def run_output(self) -> str:

@@ -63,7 +63,7 @@ def make_app(
     return app
 
 
-class FlowTask(Task):  # type: ignore[misc]  # Celery has no types
+class FlowTask(Task[Any, Any]):
     """Claims the step that the doorbell rang for, and asks the pre-run hooks, before the body runs."""
 
     abstract = True
@@ -75,17 +75,17 @@ class FlowTask(Task):  # type: ignore[misc]  # Celery has no types
     @property
     def worker(self) -> Worker:
         """What this process gives its tasks."""
-        return cast(Worker, self.app.worker)
+        return cast(Worker, vars(self.app)["worker"])
 
     @property
     def claim(self) -> Claim:
         """The claim of the doorbell that is being answered."""
-        return cast(Claim, self.request.claim)
+        return cast(Claim, vars(self.request)["claim"])
 
     def before_start(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """CLAIM, then the hooks under its fence. Raises Ignore where nothing is to be done, StepDenied on a veto."""
         run, step, ring = args
-        ref = RunRef(tenant=self.request.tenant, run=run)
+        ref = RunRef(tenant=vars(self.request)["tenant"], run=run)
         try:
             claim = self.worker.steps.claim(ref, step=step, ring=ring, queue_list=self._queue_list())
         except (errors.BoardUnavailable, errors.BoardRebuilding) as error:
@@ -95,7 +95,7 @@ class FlowTask(Task):  # type: ignore[misc]  # Celery has no types
         if claim is None:
             self.send_event("task-duplicate")
             raise Ignore
-        self.request.claim = claim
+        vars(self.request)["claim"] = claim
         if self.worker.draining:
             self.worker.steps.give_back(claim)
             raise Ignore

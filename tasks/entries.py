@@ -1,7 +1,8 @@
-"""The public Celery entries: what any Celery client in any language may send. They ride their own queue, with late acks.
+"""The public Celery entries: what any Celery client in any language may send. They ride their own queue, with late
+acks.
 
-`convergio.submit(workflow, input, key=None, tenant=..., submitter=...)`: the run's id is the task's id, and its result is
-the run's. `convergio.signal(run, name, data)` and `convergio.cancel(run, reason)` end at once.
+`convergio.submit(workflow, input, key=None, tenant=..., submitter=...)`: the run's id is the task's id, and its result
+is the run's. `convergio.signal(run, name, data)` and `convergio.cancel(run, reason)` end at once.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Callers(Protocol):
     def add(self, ref: RunRef, task_id: str) -> None: ...
 
 
-class Entry(Task):  # type: ignore[misc]  # Celery has no types
+class Entry(Task[Any, Any]):
     """A public entry: acknowledged late, its result kept, tried again while SQL or Redis are away."""
 
     abstract = True
@@ -51,7 +52,7 @@ class Entry(Task):  # type: ignore[misc]  # Celery has no types
 
     @property
     def worker(self) -> EntryWorker:
-        return cast(EntryWorker, self.app.worker)
+        return cast(EntryWorker, vars(self.app)["worker"])
 
 
 def register(app: Celery) -> None:
@@ -70,7 +71,7 @@ def register(app: Celery) -> None:
             Submission(
                 workflow=self.worker.catalog.get(workflow),
                 input=input,
-                run_id=self.request.id,
+                run_id=str(self.request.id),
                 tenant=tenant,
                 submitter=submitter or str(self.request.origin or "celery"),
                 key=key,
@@ -79,7 +80,7 @@ def register(app: Celery) -> None:
         if row.terminal:
             return result_of(row)
         if row.run_id != self.request.id:
-            self.worker.callers.add(RunRef(tenant=tenant, run=row.run_id), self.request.id)
+            self.worker.callers.add(RunRef(tenant=tenant, run=row.run_id), str(self.request.id))
         self.update_state(state=SUBMITTED, meta={"run": row.run_id})
         raise Ignore
 

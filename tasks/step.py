@@ -60,9 +60,11 @@ def register(app: Celery) -> None:
         scripts.eat(self.app.worker.steps.link, queue_list=step, canary=ring)
 
 
-
 def answer(task: FlowTask, body: Callable[[], None]) -> None:
-    """Runs a body and turns what it raises into the step's outcome. A lost claim ends quietly: it is another's step now."""
+    """Runs a body and turns what it raises into the step's outcome.
+
+    A lost claim ends quietly: it is another's step now.
+    """
     steps = task.worker.steps
     try:
         body()

@@ -78,9 +78,7 @@ def core(settings: Settings, definitions: Definitions | None = None) -> Core:
     link = Link(board_url(url), prefix=settings.key_prefix, socket_timeout=settings.socket_timeout)
     plans = Plans(link, definitions)
     ringer = Ringer(link, Bell(app))
-    return Core(
-        app=app, link=link, nonces=Nonces(), plans=plans, ringer=ringer, drain=Drain(link, plans, ringer)
-    )
+    return Core(app=app, link=link, nonces=Nonces(), plans=plans, ringer=ringer, drain=Drain(link, plans, ringer))
 
 
 def board_url(url: str) -> str:
@@ -168,6 +166,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     """The service process: journaler and sweeper."""
     from convergio.graphflow.engine.canaries import Canaries
     from convergio.graphflow.engine.journaler import Journaler
+    from convergio.graphflow.engine.leader import Leader
     from convergio.graphflow.engine.rebuild import Rebuilder
     from convergio.graphflow.engine.submission import Starter
     from convergio.graphflow.engine.sweeper import Sweeper
@@ -185,14 +184,15 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     finished: Finished = Callers(parts.app, parts.link, past).finished
     journaler = Journaler(parts.link, boards, writer, parts.drain, parts.nonces, finished=finished)
     starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces)
+    name = f"{worker_name()}-service"
     sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces)
     return Service(
         link=parts.link,
         journaler=journaler,
         sweeper=sweeper,
         canaries=Canaries(parts.link, parts.ringer.bell, sweeper, parts.nonces),
-        rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans),
-        name=f"{worker_name()}-service",
+        rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans, Leader(parts.link, "rebuilder", name)),
+        name=name,
         phase=phase or (lambda name: None),
     )
 

@@ -1,4 +1,7 @@
-"""Who waits for a run: the submit task of its id, and tasks whose key named it. They are answered when the run has ended."""
+"""Who waits for a run: the submit task of its id, and tasks whose key named it.
+
+They are answered when the run has ended.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """One asyncio loop per process, for its whole life: model and tool coroutines run on it, so HTTP clients are reused.
 
-A task's thread waits for its coroutine here. Threads have no time limits, so deadlines and cancellation live in the loop.
+A task's thread waits for its coroutine here. Threads have no time limits, so deadlines and cancellation live in the
+loop.
 """
 
 from __future__ import annotations

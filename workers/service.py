@@ -1,13 +1,13 @@
 """The service process: journaler and sweeper, each on its own thread, each leader by a lease.
 
-Never threads beside task bodies: a commit beside busy Python threads takes a hundred times longer, with SQL's lock held.
+Never threads beside task bodies: a commit beside busy Python threads takes a hundred times longer, with SQL's lock
+held.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections.abc import Callable
 from typing import Final
 
@@ -23,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 0.2
 """Seconds between two tries while a store is away."""
-
-REBUILD_PATIENCE: Final = 5.0
-"""Seconds after which a rebuild that another process began, and did not publish, is begun again."""
 
 AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable, *UNREACHABLE)
 
@@ -58,7 +55,6 @@ class Service:
             threading.Thread(target=self._serve, args=(self._sweep,), name="convergio-sweeper", daemon=True),
         ]
         self._swept = 0
-        self._stranded_since: float | None = None
 
     def start(self) -> None:
         for thread in self._threads:
@@ -103,8 +99,8 @@ class Service:
         return GATHER if events and not self.journaler.awaited else 0.0
 
     def _sweep(self) -> float:
-        """Whoever notices that the board is missing rebuilds it: SQL elects one. Everything else is the leader's."""
-        if self._rebuild_if_needed() or not self.sweeper_lease.holds():
+        """Whoever notices that the board is missing rebuilds it. Everything else is the leader's."""
+        if not self.rebuilder.ensure(self.phase) or not self.sweeper_lease.holds():
             return INTERVAL
         self.phase("sweep")
         self.sweeper.sweep()
@@ -113,18 +109,3 @@ class Service:
             self.canaries.watch()
             self.sweeper.apply_rows()
         return INTERVAL
-
-    def _rebuild_if_needed(self) -> bool:
-        if not self.rebuilder.needed():
-            self._stranded_since = None
-            return False
-        now = time.monotonic()
-        since = self._stranded_since
-        self._stranded_since = since or now
-        if since is None or now - since > REBUILD_PATIENCE:
-            self._stranded_since = now
-            self.phase("rebuild")
-            if self.rebuilder.rebuild(self.phase) is not None:
-                self._stranded_since = None
-                return False
-        return True

@@ -1,1 +1,4 @@
-"""Redis: the board that schedules. Every key in `keys`, every script in `lua/`, one typed function per script in `scripts`."""
+"""Redis: the board that schedules.
+
+Every key in `keys`, every script in `lua/`, one typed function per script in `scripts`.
+"""

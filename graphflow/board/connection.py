@@ -1,7 +1,7 @@
 """The way to the board: connections that know which server they talk to, and the epoch all scripts are called with.
 
-A server that the epoch was not made on (restarted, failed over) is another board, whether or not it lost data. So every new
-connection reads INFO `run_id` first, and no script leaves on a connection whose server is not the epoch's.
+A server that the epoch was not made on (restarted, failed over) is another board, whether or not it lost data. So
+every new connection reads INFO `run_id` first, and no script leaves on a connection whose server is not the epoch's.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ from collections import deque
 from collections.abc import Sequence
 from functools import cache
 from importlib import resources
-from typing import Any, Final, cast
+from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection
 from redis.retry import Retry
 
 from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
@@ -29,11 +28,16 @@ SOCKET_TIMEOUT: Final = 2.0
 UNREACHABLE: Final = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.ReadOnlyError, OSError)
 
 
+NEW_WORK: Final = frozenset({"start"})
+"""Scripts that a server without memory refuses. All others go on there: what runs must be able to end."""
+
+
 @cache
 def script(name: str) -> tuple[str, str]:
     """The text of a script with its prelude, and its SHA-1 for EVALSHA."""
     folder = resources.files("convergio.graphflow.board") / "lua"
-    text = (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    flags = "" if name in NEW_WORK else "#!lua flags=allow-oom\n"
+    text = flags + (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
@@ -41,7 +45,9 @@ def pool(url: str, *, socket_timeout: float = SOCKET_TIMEOUT, **options: Any) ->
     """Connections to the server behind `url`; a cluster is refused in words."""
     if "cluster" in urlsplit(url).scheme:
         hint = "use one server (redis://, rediss://, unix://) or Sentinel"
-        raise errors.UnsupportedServer("Redis Cluster cannot carry the board: its scripts touch keys of many slots", hint=hint)
+        raise errors.UnsupportedServer(
+            "Redis Cluster cannot carry the board: its scripts touch keys of many slots", hint=hint
+        )
     return redis.ConnectionPool.from_url(
         url,
         decode_responses=True,
@@ -53,13 +59,27 @@ def pool(url: str, *, socket_timeout: float = SOCKET_TIMEOUT, **options: Any) ->
     )
 
 
-def _greet(connection: AbstractConnection) -> None:
+class Wire(Protocol):
+    """A connection of redis-py, which has no types of its own; `board_server` is what `_greet` learnt."""
+
+    board_server: str
+
+    def connect(self) -> None: ...
+    def on_connect(self) -> None: ...
+    def disconnect(self) -> None: ...
+    def pack_command(self, *words: Any) -> Sequence[bytes]: ...
+    def send_packed_command(self, command: Sequence[bytes], check_health: bool = True) -> None: ...
+    def send_command(self, *words: Any) -> None: ...
+    def read_response(self) -> Any: ...
+
+
+def _greet(connection: Wire) -> None:
     connection.on_connect()
     connection.send_command("INFO", "server")
-    answer: Any = connection.read_response()
+    answer = connection.read_response()
     text = answer.decode() if isinstance(answer, bytes) else str(answer)
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
-    vars(connection)["board_server"] = lines["run_id"]
+    connection.board_server = lines["run_id"]
 
 
 class Link:
@@ -69,7 +89,7 @@ class Link:
         self.prefix = prefix
         self.pool = pool(url, socket_timeout=socket_timeout, redis_connect_func=_greet)
         self.client = redis.Redis(connection_pool=self.pool)
-        self._idle: deque[AbstractConnection] = deque()
+        self._idle: deque[Wire] = deque()
         self._epoch: Epoch | None = None
         self._lock = threading.Lock()
 
@@ -114,7 +134,7 @@ class Link:
         try:
             connection.send_command("GET", f"{self.prefix}:epoch")
             text = cast("str | None", connection.read_response())
-            server = cast(str, vars(connection)["board_server"])
+            server = connection.board_server
         except UNREACHABLE as error:
             connection.disconnect()
             raise unavailable(error) from error
@@ -136,6 +156,9 @@ class Link:
         except redis.ConnectionError:
             self._drop_idle()
             answer = self._again(name, epoch, keys, args)
+        except redis.OutOfMemoryError as error:
+            hint = "raise its maxmemory; runs that are on the board go on"
+            raise errors.BoardUnavailable("Redis has no memory left for new runs", hint=hint) from error
         except UNREACHABLE as error:
             raise unavailable(error) from error
         if answer[0] == "REBUILD":
@@ -153,7 +176,7 @@ class Link:
         text, sha = script(name)
         connection = self._take()
         try:
-            if vars(connection)["board_server"] != epoch.server:
+            if connection.board_server != epoch.server:
                 self._idle.append(connection)
                 self.forget(epoch)
                 raise errors.BoardRebuilding()
@@ -178,12 +201,12 @@ class Link:
             except IndexError:
                 return
 
-    def _take(self) -> AbstractConnection:
+    def _take(self) -> Wire:
         """A connected connection: its server is known before anything is sent on it."""
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = cast(AbstractConnection, self.pool.make_connection())
+            connection = cast(Wire, self.pool.make_connection())
         try:
             connection.connect()
         except UNREACHABLE as error:
@@ -192,7 +215,7 @@ class Link:
         return connection
 
 
-def _ask(connection: AbstractConnection, command: tuple[Any, ...]) -> list[Any]:
+def _ask(connection: Wire, command: tuple[Any, ...]) -> list[Any]:
     connection.send_packed_command(connection.pack_command(*command), check_health=False)
     return cast("list[Any]", connection.read_response())
 

@@ -15,8 +15,8 @@
 | j:STEP    | incoming edges resolved                | k:STEP | of these, taken                |
 | c:STEP    | outgoing edges already followed        | g:NAME | a signal that came early (JSON)|
 
-State words: `READY|ring`, `RUNNING|fence`, `BLOCKED|on|since_ms|detail`, `SUCCEEDED|fence` and so on; a parked outcome is
-`BLOCKED|JOURNAL|since_ms|STATE|fence`.
+State words: `READY|ring`, `RUNNING|fence`, `BLOCKED|on|since_ms|detail`, `SUCCEEDED|fence` and so on; a parked outcome
+is `BLOCKED|JOURNAL|since_ms|STATE|fence`.
 """
 
 from __future__ import annotations
@@ -38,50 +38,62 @@ STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT = (
 
 
 def state(step: str) -> str:
+    """The step's state word."""
     return f"s:{step}"
 
 
 def rings(step: str) -> str:
+    """How often it was rung."""
     return f"n:{step}"
 
 
 def attempt(step: str) -> str:
+    """Which attempt it is at."""
     return f"a:{step}"
 
 
 def deliveries(step: str) -> str:
+    """Claims lost in a row."""
     return f"d:{step}"
 
 
 def unclaimed(step: str) -> str:
+    """Rings lost in a row."""
     return f"u:{step}"
 
 
 def output(step: str) -> str:
+    """Its output, or, once FAILED, its error."""
     return f"o:{step}"
 
 
 def references(step: str) -> str:
+    """Whose outputs it reads."""
     return f"r:{step}"
 
 
 def records(step: str) -> str:
+    """Its recorded facts."""
     return f"x:{step}"
 
 
 def resolved(step: str) -> str:
+    """Incoming edges resolved."""
     return f"j:{step}"
 
 
 def taken(step: str) -> str:
+    """Incoming edges taken."""
     return f"k:{step}"
 
 
 def cursor(step: str) -> str:
+    """Outgoing edges followed."""
     return f"c:{step}"
 
 
 def early(signal: str) -> str:
+    """A signal that came early."""
     return f"g:{signal}"
 
 

@@ -1,24 +1,25 @@
 """Every Redis key of the board, in one table. Live keys carry the epoch; nothing live ever has a TTL.
 
-| key                           | type   | holds                                                                        |
-|-------------------------------|--------|------------------------------------------------------------------------------|
-| P:epoch                       | string | number, schema and server of the board; written last by a rebuild            |
-| P:leader:ROLE                 | string | who is journaler or sweeper, for 3 s                                         |
-| P:E:journal                   | stream | facts on their way to SQL, ids `E-*`                                         |
-| P:E:released                  | string | high water: the stream sequence up to which facts are in SQL                 |
-| P:E:leases                    | zset   | tenant/run/step/fence by expiry (ms, Redis TIME)                             |
-| P:E:timers                    | zset   | tenant/run/step/ON by due time (ms)                                          |
-| P:E:held                      | zset   | tenant/run/step after a rebuild, by the time it is rung (ms)                 |
-| P:E:parked                    | zset   | tenant/run/step (or @ for the run's end) by stream sequence                  |
-| P:E:inboxes                   | zset   | tenant/run with a non-empty inbox, by time (ms)                              |
-| P:E:runs                      | zset   | live tenant/run by start (ms)                                                |
-| P:E:done                      | zset   | ended tenant/run by the time it leaves the board (ms)                        |
-| P:E:plan:DIGEST               | string | a definition as canonical JSON                                               |
-| P:E:rung:LIST                 | zset   | tenant/run/step/ring by ring time (ms), one per queue list                   |
-| P:E:canary:LIST               | hash   | id, pushed, eaten: the canary of one queue list                              |
-| P:E:TENANT:RUN                | hash   | the run: see `fields`                                                        |
-| P:E:TENANT:RUN:inbox          | list   | consequences that wait to be decided (JSON)                                  |
-| P:E:TENANT:RUN:feed           | stream | what readers follow, ids `E-seq`                                             |
+| key                           | type   | holds                                                                       |
+|-------------------------------|--------|-----------------------------------------------------------------------------|
+| P:epoch                       | string | number, schema and server of the board; written last by a rebuild           |
+| P:rebuilding                  | string | number of the board that is being made, until it is published                |
+| P:leader:ROLE                 | string | who is journaler or sweeper, for 3 s                                        |
+| P:E:journal                   | stream | facts on their way to SQL, ids `E-*`                                        |
+| P:E:released                  | string | high water: the stream sequence up to which facts are in SQL                |
+| P:E:leases                    | zset   | tenant/run/step/fence by expiry (ms, Redis TIME)                            |
+| P:E:timers                    | zset   | tenant/run/step/ON by due time (ms)                                         |
+| P:E:held                      | zset   | tenant/run/step after a rebuild, by the time it is rung (ms)                |
+| P:E:parked                    | zset   | tenant/run/step (or @ for the run's end) by stream sequence                 |
+| P:E:inboxes                   | zset   | tenant/run with a non-empty inbox, by time (ms)                             |
+| P:E:runs                      | zset   | live tenant/run by start (ms)                                               |
+| P:E:done                      | zset   | ended tenant/run by the time it leaves the board (ms)                       |
+| P:E:plan:DIGEST               | string | a definition as canonical JSON                                              |
+| P:E:rung:LIST                 | zset   | tenant/run/step/ring by ring time (ms), one per queue list                  |
+| P:E:canary:LIST               | hash   | id, pushed, eaten: the canary of one queue list                             |
+| P:E:TENANT:RUN                | hash   | the run: see `fields`                                                       |
+| P:E:TENANT:RUN:inbox          | list   | consequences that wait to be decided (JSON)                                 |
+| P:E:TENANT:RUN:feed           | stream | what readers follow, ids `E-seq`                                            |
 """
 
 from __future__ import annotations
@@ -61,6 +62,10 @@ class Keys:
     @property
     def epoch(self) -> str:
         return f"{self.prefix}:epoch"
+
+    @property
+    def rebuilding(self) -> str:
+        return f"{self.prefix}:rebuilding"
 
     def leader(self, role: str) -> str:
         return f"{self.prefix}:leader:{role}"

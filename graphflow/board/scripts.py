@@ -1,4 +1,7 @@
-"""One typed function per Lua script. What a script may answer is a type here; REBUILD is an exception (BoardRebuilding)."""
+"""One typed function per Lua script.
+
+What a script may answer is a type here; REBUILD is an exception (BoardRebuilding).
+"""
 
 from __future__ import annotations
 
@@ -77,7 +80,10 @@ class Doorbell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Batch:
-    """One COMMIT. Writes: (field, from, to). Leases: step/fence. Timers: (step/ON, due ms or ""). Events: see commit.lua."""
+    """One COMMIT. Writes: (field, from, to).
+
+    Leases: step/fence. Timers: (step/ON, due ms or ""). Events: see commit.lua.
+    """
 
     consumed: int
     writes: Sequence[tuple[str, str, str]] = ()
@@ -151,7 +157,10 @@ def arrive(
     token: str,
     wanted: Sequence[str],
 ) -> Locked | Parked | None:
-    """ARRIVE: record the outcome. None: somebody else drains the inbox. Raises StaleFence if the claim is not the owner."""
+    """ARRIVE: record the outcome.
+
+    None: somebody else drains the inbox. Raises StaleFence if the claim is not the owner.
+    """
     epoch, ref = held.epoch, held.ref
     keys = link.keys(epoch)
     names = [keys.epoch, keys.run(ref), keys.leases, keys.inbox(ref), keys.inboxes, keys.journal, keys.feed(ref)]
@@ -177,7 +186,10 @@ def _locked(answer: Sequence[Any], epoch: Epoch, ref: RunRef, token: str, wanted
 
 
 def post(link: Link, ref: RunRef, *, entry: str, token: str, wanted: Sequence[str] = ()) -> Locked | None:
-    """POST: put `entry` in the run's inbox ("" = only take the lock). Raises UnknownRun if the run is not on the board."""
+    """POST: put `entry` in the run's inbox ("" = only take the lock).
+
+    Raises UnknownRun if the run is not on the board.
+    """
     epoch = link.epoch()
     keys = link.keys(epoch)
     names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes]
@@ -188,7 +200,10 @@ def post(link: Link, ref: RunRef, *, entry: str, token: str, wanted: Sequence[st
 
 
 def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[Mapping[str, Any]] | None:
-    """COMMIT: write a decision. The entries that are left (then the lock is kept), or None if the decision was overtaken."""
+    """COMMIT: write a decision.
+
+    The entries that are left (then the lock is kept), or None if the decision was overtaken.
+    """
     epoch, ref = locked.epoch, locked.ref
     keys = link.keys(epoch)
     lists = {bell.queue_list: number for number, bell in reversed(list(enumerate(batch.bells)))}
@@ -265,7 +280,8 @@ def park(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ringing:
-    """A step to ring: the state it must have, its new doorbell, why, and what else changes (field -> value, "" = absent)."""
+    """A step to ring: the state it must have, its new doorbell, why, and what else changes (field -> value, "" =
+    absent)."""
 
     was: str
     bell: Doorbell
@@ -284,7 +300,16 @@ def ring(link: Link, epoch: Epoch, ref: RunRef, *, submitter: str, ringing: Ring
     bell = ringing.bell
     names = [keys.epoch, keys.run(ref), keys.leases, keys.timers, keys.held, bell.queue_list]
     names += [keys.rung(bell.queue_list), keys.journal, keys.feed(ref)]
-    args: list[Any] = [epoch.number, bell.step, ringing.was, bell.ring, ringing.count, bell.side, bell.content, str(ref)]
+    args: list[Any] = [
+        epoch.number,
+        bell.step,
+        ringing.was,
+        bell.ring,
+        ringing.count,
+        bell.side,
+        bell.content,
+        str(ref),
+    ]
     args += [submitter, f"{ref}/{bell.step}/{ringing.lease}" if ringing.lease else ""]
     args += ["1" if ringing.lease_must_be_over else "", f"{ref}/{bell.step}/{ringing.timer}" if ringing.timer else ""]
     args += [ringing.kind, ringing.data, *_flat(ringing.sets.items())]
@@ -292,7 +317,10 @@ def ring(link: Link, epoch: Epoch, ref: RunRef, *, submitter: str, ringing: Ring
 
 
 def reassert(link: Link, ref: RunRef, *, step: str, nonce: str, lease_ms: int = LEASE_MS) -> tuple[Epoch, str]:
-    """REASSERT after a rebuild: the epoch and new fence of a body that still runs. Raises StaleFence if it is not ours."""
+    """REASSERT after a rebuild:
+
+    The epoch and new fence of a body that still runs. Raises StaleFence if it is not ours.
+    """
     epoch = link.epoch()
     keys = link.keys(epoch)
     names = [keys.epoch, keys.run(ref), keys.leases, keys.held]
@@ -316,16 +344,35 @@ def record(link: Link, held: Claimed, *, key: str, value: str) -> int:
 def release(
     link: Link, epoch: Epoch, ref: RunRef, *, steps: Sequence[str], grace_ms: int, high_water: int
 ) -> tuple[int, str]:
-    """RELEASE what waited for the journal up to `high_water`: how many outcomes, and the state the run ended in or ""."""
+    """RELEASE what waited for the journal up to `high_water`:
+
+    How many outcomes, and the state the run ended in or "".
+    """
     keys = link.keys(epoch)
-    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.parked, keys.runs, keys.done, keys.feed(ref)]
+    names = [
+        keys.epoch,
+        keys.run(ref),
+        keys.inbox(ref),
+        keys.inboxes,
+        keys.parked,
+        keys.runs,
+        keys.done,
+        keys.feed(ref),
+    ]
     answer = link.call("release", epoch, names, [epoch.number, str(ref), grace_ms, high_water, *steps])
     return int(answer[1]), answer[2]
 
 
+def begin(link: Link, epoch: Epoch) -> bool:
+    """A board of `epoch` is being made: no older one serves from now on. False: a later one is there, or was begun."""
+    keys = link.keys(epoch)
+    return bool(link.call("begin", epoch, [keys.epoch, keys.rebuilding], [epoch.number])[0] == "OK")
+
+
 def publish(link: Link, epoch: Epoch) -> bool:
-    """Make `epoch` the board. False: a later one is there already."""
-    return bool(link.call("publish", epoch, [link.keys(epoch).epoch], [epoch.number])[0] == "OK")
+    """Make `epoch` the board. False: the server was wiped since `begin`, or a later board was begun."""
+    keys = link.keys(epoch)
+    return bool(link.call("publish", epoch, [keys.epoch, keys.rebuilding], [epoch.number])[0] == "OK")
 
 
 def eat(link: Link, *, queue_list: str, canary: str) -> bool:

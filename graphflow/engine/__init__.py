@@ -1,1 +1,4 @@
-"""The imperative shell: submit, claim, arrive, drain, sweep, journal, rebuild. The only place board and journal meet."""
+"""The imperative shell:
+
+Submit, claim, arrive, drain, sweep, journal, rebuild. The only place board and journal meet.
+"""

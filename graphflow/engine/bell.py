@@ -38,9 +38,7 @@ class Route:
 class Bell(Protocol):
     """Renders doorbells."""
 
-    def render(
-        self, route: Route, *, tenant: str, submitter: str, run: str, step: str, ring: str, label: str
-    ) -> bytes:
+    def render(self, route: Route, *, tenant: str, submitter: str, run: str, step: str, ring: str, label: str) -> bytes:
         """The message for one ring, as Celery itself would have sent it. `label` is its readable name."""
         ...
 

@@ -1,7 +1,7 @@
 """Lost, or only queued? One canary doorbell per queue list tells: what was rung before it in that list has been popped.
 
-Steps rung before the canary and still READY with that ring two seconds after it was consumed are lost, and are rung again
-at the consuming end. The canary is also the liveness probe of the queue's workers, and the measure of its wait.
+Steps rung before the canary and still READY with that ring two seconds after it was consumed are lost, and are rung
+again at the consuming end. The canary is also the liveness probe of the queue's workers, and the measure of its wait.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch, Keys
 from convergio.graphflow.engine.bell import CONTINUATION, FRESH, QUEUES, Bell, canary_route
-from convergio.graphflow.engine.sweeper import BATCH, Sweeper
 from convergio.graphflow.engine.submission import board_time, wake
+from convergio.graphflow.engine.sweeper import BATCH, Sweeper
 from convergio.graphflow.model.ids import DEFAULT_TENANT, Nonces, RunRef
 
 logger = logging.getLogger(__name__)
@@ -59,7 +59,10 @@ class Canaries:
         self.nonces = nonces
 
     def watch(self) -> list[Canary]:
-        """Rings what is proven lost, and pushes canaries where there is none. Raises BoardUnavailable, BoardRebuilding."""
+        """Rings what is proven lost, and pushes canaries where there is none.
+
+        Raises BoardUnavailable, BoardRebuilding.
+        """
         try:
             epoch, now_ms = self.link.epoch(), board_time(self.link)
             seen = [self.look(epoch, queue, priority) for queue in QUEUES for priority in (CONTINUATION, FRESH)]
@@ -88,7 +91,7 @@ class Canaries:
             return
         if canary.eaten_ms is not None:
             self._ring_lost(epoch, keys, canary)
-        rung = int(cast(int, self.link.client.zcard(keys.rung(canary.queue_list))))
+        rung = self.link.client.zcard(keys.rung(canary.queue_list))
         if not canary.id or canary.eaten_ms is not None:
             if rung or now_ms - canary.pushed_ms > 10 * EVERY_MS:
                 self._hatch(epoch, canary)
@@ -130,6 +133,4 @@ class Canaries:
             logger.warning("doorbell %s got lost: rung again", member)
             self.sweeper.repairs["rerung"] = self.sweeper.repairs.get("rerung", 0) + 1
             sets = {fields.unclaimed(step): str(unclaimed)}
-            self.sweeper.ringer.again(
-                epoch, found.caller, found.step, was=found.word.text, kind="step.rung", sets=sets
-            )
+            self.sweeper.ringer.again(epoch, found.caller, found.step, was=found.word.text, kind="step.rung", sets=sets)

@@ -42,7 +42,7 @@ class Claim:
     rows: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict[str, list[Mapping[str, Any]]])
     """rows of domain tables that travel in the outcome"""
     lost: threading.Event = field(default_factory=threading.Event)
-    on_lost: Callable[[], None] | None = None
+    on_lost: Callable[[], object] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def owe(self, rows: Rows) -> None:
@@ -133,7 +133,8 @@ class Claims:
             try:
                 epoch, fence = scripts.reassert(self.link, held.ref, step=held.step, nonce=claim.nonce)
             except errors.StaleFence:
-                return self._lose(claim)
+                self._lose(claim)
+                return
             claim.held = replace(held, epoch=epoch, fence=fence)
             claim.awaits = None
 

@@ -1,4 +1,7 @@
-"""Draining a run's inbox: whoever holds the run's lock decides on everything in it, nobody waits for it (flat combining)."""
+"""Draining a run's inbox:
+
+Whoever holds the run's lock decides on everything in it, nobody waits for it (flat combining).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ class Drain:
         self.ringer = ringer
 
     def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
-        """Drains the run whose lock is held. `meta` is the run's @meta, if the caller has it; `blank`: it was just made."""
+        """Drains the run whose lock is held.
+
+        `meta` is the run's @meta, if the caller has it; `blank`: it was just made.
+        """
         meta = meta or self.meta(locked)
         caller = Caller(ref=locked.ref, workflow=meta["workflow"], submitter=meta["submitter"])
         plan = self.plans.get(meta["digest"])
@@ -34,7 +40,9 @@ class Drain:
         view = View(dict(locked.values), blank=blank)
         while turn is not None:
             decision = self._decide(turn, plan, view)
-            left = scripts.commit(self.link, turn, submitter=caller.submitter, batch=self._batch(decision, plan, caller))
+            left = scripts.commit(
+                self.link, turn, submitter=caller.submitter, batch=self._batch(decision, plan, caller)
+            )
             if left is None:
                 turn = scripts.post(self.link, turn.ref, entry="", token=turn.token)
             else:

@@ -35,7 +35,10 @@ GRACE_MS: Final = 60_000
 RELEASE_CHUNK: Final = 500
 
 GATHER: Final = 0.02
-"""Seconds that the next group collects when nothing waits for the journal: fewer, larger commits for the same events."""
+"""Seconds that the next group collects when nothing waits for the journal:
+
+Fewer, larger commits for the same events.
+"""
 
 TRIM_EVERY: Final = 1_000
 """Events between two trims of the stream."""
@@ -132,12 +135,10 @@ class Journaler:
     def _release(self, epoch: Epoch, members: Sequence[str], high_water: int) -> None:
         by_run: defaultdict[RunRef, list[str]] = defaultdict(list)
         for member in members:
-            ref, step = member.rsplit("/", 1)
-            by_run[RunRef.parse(ref)].append(step)
+            run, step = member.rsplit("/", 1)
+            by_run[RunRef.parse(run)].append(step)
         for ref, steps in by_run.items():
-            moved, ended = scripts.release(
-                self.link, epoch, ref, steps=steps, grace_ms=GRACE_MS, high_water=high_water
-            )
+            moved, ended = scripts.release(self.link, epoch, ref, steps=steps, grace_ms=GRACE_MS, high_water=high_water)
             if moved:
                 wake(self.link, self.drain, self.nonces, ref, None)
             if ended:

@@ -1,4 +1,7 @@
-"""A new board from the journal: raise the epoch, write every live run under the new epoch's keys, publish the epoch last."""
+"""A new board from the journal:
+
+Raise the epoch, write every live run under the new epoch's keys, publish the epoch last.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
 from convergio.graphflow.engine.journaler import event_of
+from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.restore import restore
 from convergio.graphflow.engine.submission import board_time, ref_of
@@ -38,14 +42,17 @@ def _silent(phase: str) -> None:
 
 
 class Rebuilder:
-    """Makes a new board. Several processes may try; SQL elects one, and only the newest board can be published."""
+    """Makes a new board. A lease keeps the others waiting meanwhile; SQL elects one, and only the newest can be published."""
 
-    def __init__(self, link: Link, boards: Boards, history: History, writer: Writer, plans: Plans) -> None:
+    def __init__(
+        self, link: Link, boards: Boards, history: History, writer: Writer, plans: Plans, lease: Leader
+    ) -> None:
         self.link = link
         self.boards = boards
         self.history = history
         self.writer = writer
         self.plans = plans
+        self.lease = lease
 
     def needed(self) -> bool:
         """Whether the board is missing, or is not the one that the journal follows."""
@@ -56,8 +63,32 @@ class Rebuilder:
         row = self.boards.current()
         return row is None or row.epoch != epoch.number
 
-    def rebuild(self, phase: Phase = _silent) -> Epoch | None:
-        """The new epoch, or None if somebody else rebuilds. Raises BoardUnavailable or JournalUnavailable."""
+    def ensure(self, phase: Phase = _silent) -> bool:
+        """Whether there is a board. Makes one where there is none, unless another process does already.
+
+        False too when the new board was wiped before it was whole: ask again. Raises BoardUnavailable, JournalUnavailable.
+        """
+        if not self.needed():
+            return True
+        if not self.lease.holds():
+            return False
+        try:
+            # Asked again under the lease: its last holder may just have made the board.
+            return not self.needed() or self._rebuild(phase) is not None
+        finally:
+            self.lease.resign()
+
+    def rebuild(self) -> Epoch | None:
+        """A new board in place of the one that is there; its epoch, or None if another process makes one. Raises as `ensure`."""
+        if not self.lease.holds():
+            return None
+        try:
+            return self._rebuild(_silent)
+        finally:
+            self.lease.resign()
+
+    def _rebuild(self, phase: Phase) -> Epoch | None:
+        phase("rebuild")
         before = self.boards.current()
         server = self.link.server()
         number = self.boards.raise_epoch(before.epoch if before else None, server, SCHEMA)
@@ -67,6 +98,9 @@ class Rebuilder:
         started = time.monotonic()
         phase("raised")
         try:
+            # Before anything is read: what the old board would still take on could not be salvaged any more.
+            if not scripts.begin(self.link, epoch):
+                return None
             saved = self._salvage(before, epoch) if before else 0
             phase("salvaged")
             runs = self._write_runs(epoch)
@@ -75,6 +109,7 @@ class Rebuilder:
         except UNREACHABLE as error:
             raise unavailable(error) from error
         if not published:
+            logger.warning("epoch %d: the board was wiped, or begun anew, before it was whole", number)
             return None
         seconds = time.monotonic() - started
         logger.warning("epoch %d: board rebuilt with %d runs, %d facts saved, %.2f s", number, runs, saved, seconds)
@@ -111,6 +146,7 @@ class Rebuilder:
             for facts in self.history.facts_of(boarded):
                 self._write_run(facts, epoch, keys, now_ms)
                 count += 1
+            self.lease.holds()  # prolongs it: a large board takes longer to write than the lease lasts
 
     def _write_run(self, facts: RunFacts, epoch: Epoch, keys: Keys, now_ms: int) -> None:
         plan = self._plan(facts)
@@ -154,5 +190,3 @@ def _entry(event: decide.Event, facts: RunFacts, seq: int, now_ms: int) -> dict[
 
 def _chunks(items: list[Any]) -> Iterable[list[Any]]:
     return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
-
-

@@ -85,7 +85,10 @@ class _Work:
         self.replay({"t": "arrived", "step": row.step})
 
     def replay(self, entry: Entry) -> None:
-        """Decides on `entry` as the board did. From the first entry that would end the run on, the live board decides."""
+        """Decides on `entry` as the board did.
+
+        From the first entry that would end the run on, the live board decides.
+        """
         queue: list[Entry] = [entry]
         while queue:
             if self.made.inbox:
@@ -130,7 +133,8 @@ class _Work:
             self.view.values[fields.attempt(step)] = str(data["attempt"])
         due = row.at_ms + round(float(data["seconds"]) * 1000)
         if due <= self.now_ms:
-            return self.ready(step)  # it may be running: the process that runs it must find it held
+            self.ready(step)  # it may be running: the process that runs it must find it held
+            return
         self.block(step, row.at_ms, on, "restored")
         self.made.timers[f"{step}/{on}"] = due
 

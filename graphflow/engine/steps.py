@@ -84,7 +84,10 @@ class Steps:
         scripts.record(self.link, claim.held, key=key, value=text)
 
     def spend(self, claim: Claim, rows: Rows) -> None:
-        """Rows of a domain's tables that a failed attempt leaves behind: they travel in the step's outcome, whoever makes it."""
+        """Rows of a domain's tables that a failed attempt leaves behind:
+
+        They travel in the step's outcome, whoever makes it.
+        """
         self.record(claim, f"{SPENT}{claim.nonce}", rows)
         claim.owe(rows)
 
@@ -202,9 +205,7 @@ class Steps:
     ) -> bool:
         def deliver(held: scripts.Claimed) -> None:
             delay = max(0, round(seconds * 1000))
-            scripts.park(
-                self.link, held, on=on, delay_ms=delay, attempt=attempt, kind=kind, data=data, detail=detail
-            )
+            scripts.park(self.link, held, on=on, delay_ms=delay, attempt=attempt, kind=kind, data=data, detail=detail)
 
         return self.claims.settle(claim, deliver)
 

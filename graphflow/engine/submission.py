@@ -6,7 +6,7 @@ import json
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
@@ -43,7 +43,9 @@ class Submission:
     def check(self) -> str:
         """The input as JSON. Raises InvalidInput, InvalidPayload or PayloadTooLarge."""
         if not ids.RUN_ID.fullmatch(self.run_id):
-            raise errors.InvalidInput(f"'{self.run_id}' cannot be a run id", hint="use letters, digits, - and _, at most 64")
+            raise errors.InvalidInput(
+                f"'{self.run_id}' cannot be a run id", hint="use letters, digits, - and _, at most 64"
+            )
         if not ids.TENANT.fullmatch(self.tenant):
             raise errors.InvalidInput(f"'{self.tenant}' cannot be a tenant", hint="use a-z, 0-9, - and _, at most 32")
         text = encode(self.input, what="the input")
@@ -96,13 +98,14 @@ def meta_of(run: RunRow) -> dict[str, Any]:
 
 
 def ref_of(run: RunRow) -> RunRef:
+    """Which run a row is."""
     return RunRef(tenant=run.tenant, run=run.run_id)
 
 
 def board_time(link: Link) -> int:
     """Redis TIME in milliseconds. Raises BoardUnavailable."""
     try:
-        seconds, micros = cast("tuple[int, int]", link.client.time())
+        seconds, micros = link.client.time()
     except UNREACHABLE as error:
         raise unavailable(error) from error
     return seconds * 1000 + micros // 1000
@@ -121,7 +124,8 @@ class Entrance:
     def submit(self, submission: Submission) -> RunRow:
         """Accepts the run and starts it. Once this returns, the run is in SQL and cannot be lost.
 
-        Raises InvalidInput and the like, KeyConflict, BoardUnavailable or JournalUnavailable: then nothing was accepted.
+        Raises InvalidInput and the like, KeyConflict, BoardUnavailable or JournalUnavailable: then nothing was
+        accepted.
         """
         text = submission.check()
         now = board_time(self.link)  # before the commit: the not-after time must not lie in the sweeper's past

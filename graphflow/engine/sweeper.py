@@ -97,7 +97,10 @@ class Sweeper:
             raise
 
     def apply_rows(self) -> None:
-        """What SQL knows and the board may have missed: accepted runs, signals, cancels. Raises JournalUnavailable too."""
+        """What SQL knows and the board may have missed:
+
+        Accepted runs, signals, cancels. Raises JournalUnavailable too.
+        """
         now_ms = board_time(self.link)
         for row in self.history.accepted_before(now_ms, BATCH):
             plan = self.plans.get(row.digest)
@@ -105,7 +108,13 @@ class Sweeper:
                 self._count("started")
         for signal in self.history.unapplied_signals(now_ms - ROW_AGE_MS, BATCH):
             self._count("signals")
-            wake(self.link, self.drain, self.nonces, RunRef(tenant=signal.tenant, run=signal.run_id), signal_entry(signal))
+            wake(
+                self.link,
+                self.drain,
+                self.nonces,
+                RunRef(tenant=signal.tenant, run=signal.run_id),
+                signal_entry(signal),
+            )
         for run in self.history.cancels_pending(BATCH):
             self._count("cancels")
             wake(self.link, self.drain, self.nonces, ref_of(run), cancel_entry(run))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import sqlite3
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 import sqlalchemy as sa
 from sqlalchemy import event, exc
@@ -111,8 +112,14 @@ def _sqlite_engine(address: sa.URL, synchronous: Synchronous, busy_timeout: floa
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
 
+    def begin(connection: sa.Connection) -> None:
+        if connection.get_execution_options().get(_READS):
+            connection.exec_driver_sql("BEGIN")
+        else:
+            _take_lock(cast("sqlite3.Connection", connection.connection.driver_connection), busy_timeout)
+
     event.listen(engine, "connect", prepare)
-    event.listen(engine, "begin", _begin)
+    event.listen(engine, "begin", begin)
     return engine
 
 
@@ -130,11 +137,28 @@ def _enter_wal(connection: sqlite3.Connection, deadline: float) -> None:
                 raise sqlite3.OperationalError("this file system carries no write-ahead log (WAL)")
 
 
-def _begin(connection: sa.Connection) -> None:
-    # A deferred transaction that turns into a writing one fails at once when another has written in between,
-    # whatever the busy timeout: writers take the lock at their start.
-    reads = connection.get_execution_options().get(_READS)
-    connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+def _take_lock(connection: sqlite3.Connection, busy_timeout: float) -> None:
+    # A deferred transaction that turns into a writing one fails at once when another has written in between, whatever
+    # the busy timeout: writers take the lock at their start. SQLite itself looks for it ever more rarely, every 100 ms
+    # in the end, and a busy journaler would starve the doors: we look every millisecond.
+    deadline = time.monotonic() + busy_timeout
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        while not _begun(connection, final=time.monotonic() > deadline):
+            time.sleep(random.uniform(0.0005, 0.0015))
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={int(busy_timeout * 1000)}")
+
+
+def _begun(connection: sqlite3.Connection, *, final: bool) -> bool:
+    statement = "BEGIN IMMEDIATE"
+    try:
+        connection.execute(statement)
+    except sqlite3.OperationalError as error:
+        if final or error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY:
+            raise exc.OperationalError(statement, None, error) from error
+        return False
+    return True
 
 
 # --- PostgreSQL ---------------------------------------------------------------------------------------------------

@@ -33,9 +33,7 @@ class Durability(StrEnum):
     STREAM = "stream"
 
 
-DEFAULT_QUEUE: Final = MappingProxyType(
-    {StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control"}
-)
+DEFAULT_QUEUE: Final = MappingProxyType({StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control"})
 DEFAULT_DURABILITY: Final = MappingProxyType(
     {StepKind.TASK: Durability.STREAM, StepKind.AGENT: Durability.STEP, StepKind.APPROVAL: Durability.STEP}
 )
@@ -43,7 +41,10 @@ DEFAULT_DURABILITY: Final = MappingProxyType(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retry:
-    """How often and how soon a failed attempt is tried again. Seconds: `backoff * factor**(attempt-1)`, at most `cap`."""
+    """How often and how soon a failed attempt is tried again.
+
+    Seconds: `backoff * factor**(attempt-1)`, at most `cap`.
+    """
 
     max: int = 0
     backoff: float = 1.0
@@ -52,7 +53,10 @@ class Retry:
     jitter: float = 0.1
 
     def delay(self, attempt: int, salt: str) -> float:
-        """Seconds to wait after failed attempt `attempt` (from 1). The jitter is a hash of `salt`, so it can be replayed."""
+        """Seconds to wait after failed attempt `attempt` (from 1).
+
+        The jitter is a hash of `salt`, so it can be replayed.
+        """
         plain = min(self.cap, self.backoff * self.factor ** (attempt - 1))
         draw = int.from_bytes(hashlib.blake2b(f"{salt}:{attempt}".encode(), digest_size=4).digest(), "big") / 2**32
         return plain * (1 + self.jitter * (2 * draw - 1))
@@ -68,7 +72,10 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step. `spec` holds what only its kind knows (JSON): the function, the agent and prompt, the approval's title."""
+    """One step. `spec` holds what only its kind knows (JSON):
+
+    The function, the agent and prompt, the approval's title.
+    """
 
     name: str
     kind: StepKind

@@ -43,7 +43,7 @@ class Watchdog:
 
     async def _give_up(self, task: asyncio.Task[Any]) -> None:
         task.cancel()
-        await asyncio.wait({task})
+        await asyncio.wait({task}, timeout=self._grace_s)
         self.abandoned.add(task)
         task.add_done_callback(self._bury)
 

@@ -75,7 +75,7 @@ class Hooks:
                 continue
             try:
                 answer = hook(context)
-            except Exception as error:  # a guard that breaks must not wave steps through
+            except Exception as error:  # noqa: BLE001  # a guard that breaks must not wave steps through
                 return Deny(f"hook {getattr(hook, '__name__', hook)} failed: {error}")
             if not isinstance(answer, Allow):
                 return answer

@@ -240,12 +240,17 @@ def _untimed(text: str) -> str:
     return TIMES.sub("T", text)
 
 
+def published(link: Link, epoch: Epoch) -> bool:
+    """An empty board of `epoch`, made as a rebuild makes one; whether it is the board now."""
+    return scripts.begin(link, epoch) and scripts.publish(link, epoch)
+
+
 @contextmanager
 def stage_on(url: str, number: int = 1) -> Generator[Stage]:
     """A stage on the server at `url`, with epoch `number` published."""
     link = Link(url)
     try:
-        assert scripts.publish(link, Epoch(number=number, server=link.server()))
+        assert published(link, Epoch(number=number, server=link.server()))
         yield Stage(link=link)
     finally:
         link.close()

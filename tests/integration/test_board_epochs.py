@@ -12,7 +12,7 @@ from convergio.graphflow.board.keys import SCHEMA, Epoch
 from convergio.graphflow.model import errors
 from tests import servers
 from tests.integration.board_calls import CALLS
-from tests.integration.board_stage import LIST, Stage, run_ref, stage_on
+from tests.integration.board_stage import LIST, Stage, published, run_ref, stage_on
 from tests.waiting import wait_until
 
 
@@ -37,32 +37,58 @@ def server(request: pytest.FixtureRequest) -> Iterator[servers.ValkeyServer]:
 
 def test_publishing_never_goes_backwards(stage: Stage) -> None:
     here, key = stage.link.server(), f"{stage.link.prefix}:epoch"
-    assert scripts.publish(stage.link, Epoch(number=5, server=here))
+    assert published(stage.link, Epoch(number=5, server=here))
     for old in (Epoch(number=4, server=here), Epoch(number=5, server=here, schema=SCHEMA + 1)):
-        assert not scripts.publish(stage.link, old)
+        assert not published(stage.link, old)
     assert stage.link.refresh() == Epoch(number=5, server=here)
-    assert scripts.publish(stage.link, Epoch(number=10, server=here)), "numbers are compared, not texts"
-    assert not scripts.publish(stage.link, Epoch(number=9, server=here))
+    assert published(stage.link, Epoch(number=10, server=here)), "numbers are compared, not texts"
+    assert not published(stage.link, Epoch(number=9, server=here))
 
     stage.client.set(key, Epoch(number=11, server="f" * 40).text)
-    assert not scripts.publish(stage.link, Epoch(number=11, server=here)), "another server has this number"
-    assert scripts.publish(stage.link, Epoch(number=12, server=here)), "a restarted server gets a board of its own"
+    assert not published(stage.link, Epoch(number=11, server=here)), "another server has this number"
+    assert published(stage.link, Epoch(number=12, server=here)), "a restarted server gets a board of its own"
 
 
 def test_a_board_is_published_only_on_the_server_it_was_made_on(stage: Stage) -> None:
     before = stage.dump()
     with pytest.raises(errors.BoardRebuilding):
-        scripts.publish(stage.link, Epoch(number=5, server="f" * 40))
+        published(stage.link, Epoch(number=5, server="f" * 40))
     assert stage.dump() == before
 
 
 def test_publishing_the_same_board_twice_is_one_publication(stage: Stage) -> None:
-    assert scripts.publish(stage.link, stage.epoch)
-    assert scripts.publish(stage.link, stage.epoch)
+    assert published(stage.link, stage.epoch)
+    assert published(stage.link, stage.epoch)
 
 
 def test_an_epoch_key_has_no_ttl(stage: Stage) -> None:
     assert stage.client.pttl(f"{stage.link.prefix}:epoch") == -1
+
+
+def test_a_board_that_was_wiped_while_it_was_made_is_not_published(stage: Stage) -> None:
+    new = Epoch(number=2, server=stage.link.server())
+    assert scripts.begin(stage.link, new)
+    stage.client.flushall()
+    assert not scripts.publish(stage.link, new)
+    with pytest.raises(errors.BoardRebuilding):
+        stage.link.refresh()
+    assert published(stage.link, new)
+
+
+def test_of_two_boards_that_are_made_at_once_the_later_one_is_published(stage: Stage) -> None:
+    older, newer = (Epoch(number=number, server=stage.link.server()) for number in (2, 3))
+    assert scripts.begin(stage.link, older)
+    assert scripts.begin(stage.link, newer)
+    assert not scripts.publish(stage.link, older)
+    assert not scripts.begin(stage.link, older)
+    assert scripts.publish(stage.link, newer)
+    assert stage.link.refresh() == newer
+
+
+def test_a_board_serves_no_longer_once_the_next_one_is_begun(stage: Stage) -> None:
+    assert scripts.begin(stage.link, Epoch(number=2, server=stage.link.server()))
+    with pytest.raises(errors.BoardRebuilding):
+        stage.start("r1")
 
 
 # --- reading the epoch ------------------------------------------------------------------------------------------------
@@ -85,7 +111,7 @@ def test_another_schema_is_refused_in_words(stage: Stage) -> None:
 
 def test_after_a_rebuild_answer_the_next_call_uses_the_new_epoch(stage: Stage) -> None:
     stage.begun()
-    assert scripts.publish(stage.link, Epoch(number=2, server=stage.link.server()))
+    assert published(stage.link, Epoch(number=2, server=stage.link.server()))
     with pytest.raises(errors.BoardRebuilding):
         stage.start("r2")
     assert stage.start("r2") is not None
@@ -97,7 +123,7 @@ def test_two_boards_with_different_prefixes_do_not_see_each_other(stage: Stage, 
     other = Link(board_url, prefix="other")
     with pytest.raises(errors.BoardRebuilding):
         other.epoch()
-    assert scripts.publish(other, Epoch(number=7, server=other.server()))
+    assert published(other, Epoch(number=7, server=other.server()))
     with pytest.raises(errors.UnknownRun):
         scripts.post(other, run_ref(), entry="", token="t1")
     other.close()
@@ -163,7 +189,7 @@ def test_the_board_goes_on_when_the_restarted_server_got_its_own_epoch(server: s
         server.restart()
         with pytest.raises((errors.BoardRebuilding, errors.BoardUnavailable)):
             stage.start("r2")
-        assert scripts.publish(stage.link, Epoch(number=2, server=stage.link.server()))
+        assert published(stage.link, Epoch(number=2, server=stage.link.server()))
         assert stage.start("r2") is not None
 
 
@@ -199,7 +225,7 @@ def test_a_server_that_is_away_is_named_with_what_to_do(server: servers.ValkeySe
 
 def test_a_server_that_is_silent_counts_as_away_after_the_socket_timeout(server: servers.ValkeyServer) -> None:
     link = Link(server.url, socket_timeout=0.2)
-    assert scripts.publish(link, Epoch(number=1, server=link.server()))
+    assert published(link, Epoch(number=1, server=link.server()))
     stage = Stage(link=link)
     held = stage.running(stage.begun())
     server.pause()

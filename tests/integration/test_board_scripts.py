@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -35,7 +35,7 @@ def stage(board_url: str) -> Iterator[Stage]:
 
 def test_every_script_is_called_by_these_tests() -> None:
     called = {name.split(" ", 1)[0] for name in CALLS}
-    assert called | {"prelude", "publish"} == set(SCRIPTS)
+    assert called | {"begin", "prelude", "publish"} == set(SCRIPTS)
 
 
 def test_nothing_that_any_script_writes_has_a_ttl(stage: Stage) -> None:
@@ -177,6 +177,43 @@ def keys_of(command: tuple[str, str], sha: str) -> list[str]:
     return words[3 : 3 + int(words[2])]
 
 
+# --- a full server ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def full(stage: Stage) -> Iterator[Callable[[], None]]:
+    """Fills the server: it has less memory than it uses from now on."""
+
+    def fill() -> None:
+        stage.client.set("ballast", "x" * 1_000_000)
+        stage.client.config_set("maxmemory", 1_000_000)
+        with pytest.raises(redis.OutOfMemoryError):
+            stage.client.set("more", "x")
+
+    yield fill
+    stage.client.config_set("maxmemory", 0)
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "start"])
+def test_what_runs_goes_on_when_the_server_is_full(stage: Stage, name: str, full: Callable[[], None]) -> None:
+    """It is what makes room again."""
+    call = CALLS[name](stage)
+    full()
+    before = stage.dump()
+    call()
+    assert stage.dump() != before or name == "post (look)"
+
+
+def test_a_full_server_takes_no_new_run_and_says_why(stage: Stage, full: Callable[[], None]) -> None:
+    call = CALLS["start"](stage)
+    full()
+    before = stage.dump()
+    with pytest.raises(errors.BoardUnavailable, match="memory") as caught:
+        call()
+    assert caught.value.retryable
+    assert stage.dump() == before
+
+
 # --- the texts --------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +238,7 @@ def test_a_header_says_purpose_keys_arguments_and_answers(name: str) -> None:
     assert documented - used <= {10}, "keys that no line uses"  # commit counts its lists
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("prelude", "publish")])
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("begin", "prelude", "publish")])
 def test_a_script_compares_the_epoch_before_it_does_anything(name: str) -> None:
     text = source(name)
     first = text[len(header_of(text)) :].strip().splitlines()[0]

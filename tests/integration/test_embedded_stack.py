@@ -134,7 +134,8 @@ def test_programs_find_valkey_journal_and_model_ready(directory: Path) -> None:
 
 def test_another_terminal_finds_the_running_stack_as_it_is_now(directory: Path) -> None:
     outside = DataDirectory(root=directory)
-    with Stack(plan(directory, "visitor")) as stack:
+    told: list[str] = []
+    with Stack(plan(directory, "visitor"), on_change=lambda status: told.append(status.name)) as stack:
         running = outside.running()
         assert running is not None
         assert running.pid == os.getpid()
@@ -145,6 +146,7 @@ def test_another_terminal_finds_the_running_stack_as_it_is_now(directory: Path) 
         assert now != killed
         wait_until(lambda: (seen := outside.running()) is not None and seen.pids.get("visitor") == now)
     assert outside.running() is None
+    assert set(told) == {"valkey", "visitor"}
 
 
 def test_what_is_external_is_used_and_not_started(directory: Path, valkey: str) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from convergio.graphflow.model import errors
-from convergio.workers.embedded import leash
+from convergio.workers.embedded import leash, unit
 from convergio.workers.embedded.child import Child, State, Status
 from convergio.workers.embedded.log import Log
 from convergio.workers.embedded.supervisor import Supervisor
@@ -55,6 +55,24 @@ while True:
     signal.pause()
 """
 
+#: Kills the server when it is asked to stop, and waits for the next one before it does.
+DRAINING = """
+import os, pathlib, signal, sys, time
+from convergio.workers.embedded import readiness
+diary = pathlib.Path(sys.argv[2])
+def drain(number, frame):
+    os.kill(int((diary.parent / ".server.ready").read_text()), signal.SIGKILL)
+    while diary.read_text().count("server starts") < 2:
+        time.sleep(0.01)
+    with diary.open("a") as file:
+        file.write("worker drained\\n")
+    sys.exit(0)
+signal.signal(signal.SIGTERM, drain)
+readiness.announce()
+while True:
+    signal.pause()
+"""
+
 #: Has a child of its own, whose pid it writes down.
 FORKING = """
 import os, signal, sys
@@ -70,7 +88,7 @@ while True:
 FOREGROUND = """
 import sys
 from pathlib import Path
-from convergio.workers.embedded import leash
+from convergio.workers.embedded import leash, unit
 from convergio.workers.embedded.child import Child
 from convergio.workers.embedded.supervisor import Supervisor
 logs, *programs = sys.argv[1:]
@@ -193,6 +211,25 @@ def test_the_first_restart_does_not_wait(nursery: Nursery) -> None:
         assert time.monotonic() - killed_at < 0.5
 
 
+def test_the_pause_between_restarts_grows_and_stays_under_the_bound() -> None:
+    pauses = [unit.backoff_s(crashes) for crashes in range(5000)]
+    assert pauses[0] == 0
+    assert pauses == sorted(pauses)
+    assert 0 < pauses[1] < pauses[-1] <= RESTART_BOUND_S / 2
+
+
+def test_a_child_that_ran_well_for_long_is_restarted_at_once_again(
+    nursery: Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unit, "BACKOFF_S", 60.0)
+    monkeypatch.setattr(unit, "BACKOFF_MAX_S", 60.0)
+    monkeypatch.setattr(unit, "STABLE_S", 0.0)
+    with nursery.supervise(nursery.child("worker")) as supervisor:
+        for _ in range(3):
+            killed = supervisor.kill("worker")
+            back(supervisor, "worker", killed)
+
+
 def test_kill_returns_when_the_process_is_dead(nursery: Nursery) -> None:
     with nursery.supervise(nursery.child("worker")) as supervisor:
         pid = supervisor.kill("worker")
@@ -292,8 +329,10 @@ def test_a_child_that_dies_at_its_start_is_an_error_with_its_last_words(nursery:
 
 def test_a_child_that_never_gets_ready_is_an_error(nursery: Nursery) -> None:
     silent = replace(nursery.child("silent", program="import time; time.sleep(60)"), ready_timeout_s=0.5)
-    with pytest.raises(errors.ProcessNotReady, match=r"not ready within 0\.5 s"), nursery.supervise(silent):
+    (nursery.directory / "silent.log").write_text("words of the last time\n")
+    with pytest.raises(errors.ProcessNotReady, match=r"not ready within 0\.5 s") as caught, nursery.supervise(silent):
         pass
+    assert "words of the last time" not in (caught.value.hint or "")
 
 
 def test_a_program_that_does_not_exist_is_an_error(nursery: Nursery) -> None:
@@ -351,6 +390,22 @@ def test_a_paused_child_still_ends_properly(nursery: Nursery) -> None:
         assert pid is not None
         os.kill(pid, signal.SIGSTOP)
         wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
+    assert nursery.read() == ["worker starts", "worker SIGTERM"]
+
+
+def test_what_others_still_need_is_restarted_even_while_all_stop(nursery: Nursery) -> None:
+    draining = nursery.child("worker", program=DRAINING, needs=("server",))
+    with nursery.supervise(nursery.child("server"), draining):
+        pass
+    assert nursery.read()[1:] == ["server starts", "worker drained", "server SIGTERM"]
+
+
+def test_a_listener_whose_terminal_is_gone_does_no_harm(nursery: Nursery) -> None:
+    def closed(_status: Status) -> None:
+        raise BrokenPipeError
+
+    with nursery.supervise(nursery.child("worker"), on_change=closed):
+        pass
     assert nursery.read() == ["worker starts", "worker SIGTERM"]
 
 

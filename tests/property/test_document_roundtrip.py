@@ -13,7 +13,7 @@ import cel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from convergio.graphflow.flow import document, expressions, graph, schema, syntax, validate
+from convergio.graphflow.flow import document, expressions, graph, schema, syntax, validate, values
 from convergio.graphflow.flow.build import EdgeRef, WorkflowBuilder
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
@@ -68,11 +68,10 @@ def conditions(draw: st.DrawFn, names: list[str]) -> str:
 @st.composite
 def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
     """A step that waits for `needs`, and so sees the results of `seen`."""
-    common: dict[str, Any] = {"needs": needs} if needs or draw(st.booleans()) else {}
-    if draw(st.booleans()):
-        common["when"] = draw(conditions(seen))
-    if draw(st.booleans()):
-        common["queue"] = draw(st.sampled_from(["steps", "tools", "my.queue-1"]))
+    extras = {"when": conditions(seen), "queue": st.sampled_from(["steps", "tools", "my.queue-1"])}
+    common: dict[str, Any] = draw(st.fixed_dictionaries({}, optional=extras))
+    if needs or len(seen) % 2:
+        common["needs"] = needs
     name = draw(st.sampled_from(["input", *seen]))
     prompt = draw(texts) + f"{{{{ {name}.text }}}}" + draw(texts)
     kind = draw(st.sampled_from(["task", "agent", "approval"]))
@@ -87,11 +86,11 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
     if kind == "agent":
         optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
         return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}
-    values = st.one_of(
+    arguments = st.one_of(
         constants, st.just(f"{name}.total"), texts.map(lambda text: json.dumps(text, ensure_ascii=False))
     )
     optional |= {
-        "with": st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), values),
+        "with": st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), arguments),
         "durability": st.sampled_from(["step", "stream"]),
     }
     return {**common, "task": "market.research", **draw(st.fixed_dictionaries({}, optional=optional))}
@@ -135,11 +134,11 @@ def same(one: Workflow, other: Workflow) -> None:
 
 def shuffled(value: Any, chance: random.Random) -> Any:
     """The same JSON with the keys of every mapping in another order."""
-    if isinstance(value, dict):
+    if values.is_map(value):
         pairs = [(key, shuffled(part, chance)) for key, part in value.items()]
         chance.shuffle(pairs)
         return dict(pairs)
-    return [shuffled(part, chance) for part in value] if isinstance(value, list) else value
+    return [shuffled(part, chance) for part in value] if values.is_list(value) else value
 
 
 @BOUNDED
@@ -218,14 +217,18 @@ json_values = st.recursive(
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    pairs = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    pairs: list[tuple[Any, Any]] = []
+    if values.is_map(value):
+        pairs += value.items()
+    elif values.is_list(value):
+        pairs += enumerate(value)
     return [path, *(found for key, part in pairs for found in places(part, (*path, key)))]
 
 
 def replaced(value: Any, path: tuple[Any, ...], new: Any) -> Any:
     if not path:
         return new
-    copy = dict(value) if isinstance(value, dict) else list(value)
+    copy: Any = dict(value) if values.is_map(value) else list(value)
     copy[path[0]] = replaced(value[path[0]], path[1:], new)
     return copy
 
@@ -240,11 +243,10 @@ def parsed(written: Any) -> Workflow | errors.InvalidWorkflow:
 @BOUNDED
 @given(documents(), st.data())
 def test_a_broken_document_is_always_answered_in_problems(written: dict[str, Any], data: st.DataObject) -> None:
+    broken: Any = written
     for _ in range(data.draw(st.integers(1, 4))):
-        written = replaced(written, data.draw(st.sampled_from(places(written))), data.draw(json_values))
-        if not isinstance(written, dict):
-            break
-    answer = parsed(written)
+        broken = replaced(broken, data.draw(st.sampled_from(places(broken))), data.draw(json_values))
+    answer = parsed(broken)
     if isinstance(answer, Workflow):
         assert validate.problems(answer) == []
         same(document.parse_document(answer.document), answer)

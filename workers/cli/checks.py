@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from convergio.graphflow.model import errors
@@ -81,11 +83,11 @@ def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]
         yield fail(name, f"{error.code}  {error.message}", error.hint or "")
 
 
-def _remembered(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
+def _remembered(name: str, check: Callable[[], Iterator[Check]]) -> Generator[Check, None, bool]:
     """The same; returns whether nothing failed."""
     found = list(_guarded(name, check))
     yield from found
-    return all(one.level is not Level.FAIL for one in found)  # type: ignore[return-value]
+    return all(one.level is not Level.FAIL for one in found)
 
 
 # --- this machine -------------------------------------------------------------------------------------------------
@@ -112,8 +114,9 @@ def model(session: Session) -> Iterator[Check]:
     which = local.brain(session.settings)
     if which.options is not None:
         path = model_file.find()
-        session.settings.home.mkdir(parents=True, exist_ok=True)
-        model_file.verify(path, cache=session.settings.home / "model.json")
+        with tempfile.TemporaryDirectory() as elsewhere:  # a check makes no data directory
+            home = session.settings.home
+            model_file.verify(path, cache=(home if home.is_dir() else Path(elsewhere)) / "model.json")
         yield ok("model", f"{which.words} ({path.name}, checksum right)")
     elif which.env and session.settings.model_name != local.SCRIPTED:
         yield warn("model", which.words, model_file.HINT)
@@ -128,9 +131,14 @@ def journal(session: Session) -> Iterator[Check]:
     """Whether SQL answers, has the tables of this version, and refused nothing."""
     from convergio.graphflow.journal import schema
     from convergio.workers import boot
+    from convergio.workers.cli.up import masked
 
-    pending = schema.pending(session.settings.journal_url, boot.migrations())
-    where = session.history.where
+    url = session.settings.journal_url
+    where = masked(url)
+    if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
+        yield fail("journal", f"there is no {where}", "start a stack: convergio up; or set CONVERGIO_JOURNAL_URL")
+        return
+    pending = schema.pending(url, boot.migrations())
     if pending:
         yield fail("journal", f"{where}: {len(pending)} migrations are not applied", "run `convergio migrate`")
         return

@@ -40,7 +40,7 @@ def doctor(session: Session, settings_wanted: bool, json_wanted: bool) -> int:
     for check in found:
         icon, style = MARKS[check.level]
         table.add_row(check.name, Text(f"{icon} {check.level}", style=style), check.saw, check.hint)
-    look.console().print(table)
+    look.show(table)
     return exits.FAILED if failed else exits.OK
 
 
@@ -65,7 +65,7 @@ def _print_settings(*, json_wanted: bool) -> int:
     table = look.table("VARIABLE", "VALUE", "SOURCE", "MEANING")
     for row in rows:
         table.add_row(row["variable"], row["value"], row["source"], row["meaning"])
-    look.console().print(table)
+    look.show(table)
     return exits.OK
 
 

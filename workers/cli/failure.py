@@ -79,7 +79,8 @@ def text_of(error: errors.ConvergioError) -> str:
     """`CODE  what happened (where); what to do now`."""
     if getattr(error, "problems", ()):
         return str(error)
-    where = ", ".join(f"{name} {value}" for name, value in error.where.items())
+    told = ((name, value) for name, value in error.where.items() if str(value) not in error.message)
+    where = ", ".join(f"{name} {value}" for name, value in told)
     said = f"{error.code}  {error.message}" + (f" ({where})" if where else "")
     if not error.hint:
         return said

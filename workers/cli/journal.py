@@ -42,7 +42,11 @@ def rebuild(session: Session, yes: bool) -> int:
 
     if not yes:
         click.confirm("Make a new board from the journal?", abort=True)
-    epoch = boot.rebuilder(session.settings, session.core).rebuild()
+    service = boot.service(session.settings)  # only made, not started
+    try:
+        epoch = service.rebuilder.rebuild()
+    finally:
+        service.link.close()
     if epoch is None:
         raise errors.BoardRebuilding("another process is rebuilding the board at this moment", hint="convergio doctor")
     click.echo(f"epoch {epoch.number}: the board is new")

@@ -91,6 +91,17 @@ def say(*parts: Any, style: str | None = None) -> None:
     console().print(*parts, style=style, soft_wrap=True)
 
 
+def show(made: Table) -> None:
+    """Prints a table; where nobody's screen is, without the blanks that would fill its last column."""
+    if console().is_terminal:
+        console().print(made)
+        return
+    with console().capture() as text:
+        console().print(made)
+    for line in text.get().splitlines():
+        sys.stdout.write(f"{line.rstrip()}\n")
+
+
 def moment(ms: int | None) -> str:
     """A time of ours as the local wall clock."""
     return "" if ms is None else f"{datetime.fromtimestamp(ms / 1000, UTC).astimezone():%Y-%m-%d %H:%M:%S}"

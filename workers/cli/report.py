@@ -24,7 +24,7 @@ def report(view: RunView, directory: DataDirectory) -> None:
     """Prints it. The last line is the run's state."""
     _outcome(view)
     look.say("\nWhat it took", style="bold")
-    look.console().print(picture.steps(view))
+    look.show(picture.steps(view))
     look.say(_totals(view))
     _next(view, directory)
     look.say(f"\n{view.workflow.name} ", look.shown(view.state))

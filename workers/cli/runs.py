@@ -44,7 +44,7 @@ def list_runs(session: Session, workflow: str | None, state: str | None, limit: 
     for row in rows:
         took = span(row.finished_ms - row.created_ms) if row.finished_ms else ""
         table.add_row(row.run_id, row.workflow, look.shown(row.state), look.moment(row.created_ms), took)
-    look.console().print(table)
+    look.show(table)
     return exits.OK
 
 
@@ -90,7 +90,7 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
 
     console = look.console()
     console.print(picture.heading(view))
-    console.print(picture.steps(view))
+    look.show(picture.steps(view))
     if view.output is not None:
         look.say("\noutput", style="bold")
         click.echo(as_json(view.output))

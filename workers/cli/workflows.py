@@ -35,7 +35,7 @@ def list_workflows(session: Session, json_wanted: bool) -> int:
     table = look.table("WORKFLOW", "VERSION", "STEPS", "WHAT IT DOES", right=("VERSION", "STEPS"))
     for one in found:
         table.add_row(one.name, str(one.version), str(len(one.steps)), one.title or one.description)
-    look.console().print(table)
+    look.show(table)
     return exits.OK
 
 
@@ -73,7 +73,7 @@ def show(session: Session, workflow: str, json_wanted: bool) -> int:
     table = look.table("STEP", "KIND", "DOES", "NEEDS", "WHEN")
     for step in found.steps.values():
         table.add_row(step.name, step.kind.value, _does(step), _needs(step), step.when or "")
-    look.console().print(table)
+    look.show(table)
     return exits.OK
 
 

@@ -166,4 +166,7 @@ class Unit:
 
 def backoff_s(crashes: int) -> float:
     """The pause before a restart, after this many crashes in a row before this one."""
-    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** (crashes - 1)) if crashes else 0.0
+    if crashes == 0:
+        return 0.0
+    # The exponent is bounded: a child may crash all night, and 2.0 ** 1024 is an error.
+    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(crashes - 1, 10))
