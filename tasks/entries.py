@@ -7,6 +7,8 @@ is the run's. `convergio.signal(run, name, data)` and `convergio.cancel(run, rea
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from celery import Celery, Task
@@ -35,7 +37,7 @@ class EntryWorker(Protocol):
 class Callers(Protocol):
     """Who else waits for a run: submit tasks whose key named a run that was there before."""
 
-    def add(self, ref: RunRef, task_id: str) -> None: ...
+    def add(self, ref: RunRef, task_id: str, node: str) -> None: ...
 
 
 class Entry(Task[Any, Any]):
@@ -67,21 +69,27 @@ def register(app: Celery) -> None:
         tenant: str = ids.DEFAULT_TENANT,
         submitter: str = "",
     ) -> Any:
-        row = self.worker.entrance.submit(
-            Submission(
-                workflow=self.worker.catalog.get(workflow),
-                input=input,
-                run_id=str(self.request.id),
-                tenant=tenant,
-                submitter=submitter or str(self.request.origin or "celery"),
-                key=key,
+        with said_whole():
+            row = self.worker.entrance.submit(
+                Submission(
+                    workflow=self.worker.catalog.get(workflow),
+                    input=input,
+                    run_id=str(self.request.id),
+                    tenant=tenant,
+                    submitter=submitter or str(self.request.origin or "celery"),
+                    key=key,
+                )
             )
-        )
         if row.terminal:
             return result_of(row)
-        if row.run_id != self.request.id:
-            self.worker.callers.add(RunRef(tenant=tenant, run=row.run_id), str(self.request.id))
+        ref = RunRef(tenant=tenant, run=row.run_id)
+        self.worker.callers.add(ref, str(self.request.id), str(self.request.hostname))
+        self.send_event("task-submitted", run=row.run_id)
         self.update_state(state=SUBMITTED, meta={"run": row.run_id})
+        # A fast run may have ended before this caller was known, or its answer was overwritten by the line above.
+        row = self.worker.entrance.doors.run(tenant, row.run_id)
+        if row.terminal:
+            return result_of(row)
         raise Ignore
 
     @app.task(base=Entry, bind=True, name="convergio.signal")
@@ -90,12 +98,25 @@ def register(app: Celery) -> None:
     ) -> bool:
         ref = RunRef(tenant=tenant, run=run)
         caller = by or str(self.request.origin or "celery")
-        return self.worker.entrance.signal(ref, name=name, data=data, by=caller, signal_id=self.request.id)
+        with said_whole():
+            return self.worker.entrance.signal(ref, name=name, data=data, by=caller, signal_id=self.request.id)
 
     @app.task(base=Entry, bind=True, name="convergio.cancel")
     def cancel(self: Entry, run: str, reason: str = "", tenant: str = ids.DEFAULT_TENANT, by: str = "") -> str:
         caller = by or str(self.request.origin or "celery")
-        return self.worker.entrance.cancel(RunRef(tenant=tenant, run=run), by=caller, reason=reason).state.value
+        with said_whole():
+            return self.worker.entrance.cancel(RunRef(tenant=tenant, run=run), by=caller, reason=reason).state.value
+
+
+@contextmanager
+def said_whole() -> Generator[None]:
+    """Celery carries only an exception's type and text to the caller: the hint goes into the text."""
+    try:
+        yield
+    except errors.ConvergioError as error:
+        if error.hint is None or error.retryable:
+            raise
+        raise type(error)(f"{error.message}; {error.hint}", **error.where) from error
 
 
 def result_of(row: RunRow) -> Any:

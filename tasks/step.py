@@ -146,8 +146,10 @@ def request_of(claim: Claim, definition: Step, prompt: str) -> AgentRequest:
 
 def wait(task: FlowTask, claim: Claim) -> None:
     """An `approval` step: it holds neither a slot nor a message while it waits for its signal."""
-    definition = task.worker.steps.step(claim)
-    data = {"task_id": task.request.id, **definition.spec}
-    task.worker.steps.block(claim, signal=claim.held.step, data=data)
+    steps = task.worker.steps
+    definition = steps.step(claim)
+    description = inputs.prompt(definition, steps.names(claim))
+    data = {"task_id": task.request.id, "node": task.request.hostname, **definition.spec, "description": description}
+    steps.block(claim, signal=claim.held.step, data=data)
     task.send_event("task-blocked", reason="SIGNAL")
     raise Ignore

@@ -181,8 +181,11 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     past, boards = History(rows), Boards(rows)
     writer = Writer(rows, {MODEL_CALLS: model_calls})
     parts = core(settings, past)
-    finished: Finished = Callers(parts.app, parts.link, past).finished
-    journaler = Journaler(parts.link, boards, writer, parts.drain, parts.nonces, finished=finished)
+    callers = Callers(parts.app, parts.link, past)
+    finished: Finished = callers.finished
+    journaler = Journaler(
+        parts.link, boards, writer, parts.drain, parts.nonces, finished=finished, decided=callers.decided
+    )
     starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces)
     name = f"{worker_name()}-service"
     sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces)

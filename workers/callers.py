@@ -6,13 +6,17 @@ They are answered when the run has ended.
 from __future__ import annotations
 
 import logging
-from typing import Final, cast
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final, cast
 
 from celery import Celery
+from celery.exceptions import OperationalError
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
 from convergio.tasks.entries import failure_of
@@ -24,30 +28,42 @@ TTL: Final = 24 * 3600
 
 
 class Callers:
-    """Stores results under the ids that callers wait for."""
+    """Stores results under the ids that callers wait for, and tells Flower that those tasks have ended."""
 
     def __init__(self, app: Celery, link: Link, history: History) -> None:
         self.app = app
         self.link = link
         self.history = history
 
-    def add(self, ref: RunRef, task_id: str) -> None:
-        """`task_id` is answered too when the run ends."""
+    def add(self, ref: RunRef, task_id: str, node: str) -> None:
+        """`task_id`, which worker `node` took, is answered when the run ends."""
         key = self._key(ref)
         with self.link.client.pipeline() as pipe:
-            pipe.sadd(key, task_id)
+            pipe.hset(key, task_id, node)
             pipe.expire(key, TTL)
             pipe.execute()
 
-    def finished(self, ref: RunRef, state: str) -> None:
-        """The run ended as `state` and is in SQL: its callers get its result. A failure here is only logged."""
-        try:
-            waiting = cast("set[str]", self.link.client.smembers(self._key(ref)))
+    def finished(self, ref: RunRef) -> None:
+        """The run ended and is in SQL: its callers get its result. A failure here is only logged."""
+        with self._tolerant(ref):
+            waiting = cast("dict[str, str]", self.link.client.hgetall(self._key(ref)))
             row = self.history.run(ref.tenant, ref.run)
             for task_id in {ref.run, *waiting}:
                 self._answer(task_id, row)
+            for task_id, node in waiting.items():
+                self._tell(task_id, node, row.error)
             self._approvals(ref)
-        except UNREACHABLE as error:
+
+    def decided(self, ref: RunRef, step: str) -> None:
+        """An approval was decided, and that is in SQL: its task has ended. A failure here is only logged."""
+        with self._tolerant(ref):
+            self._approvals(ref, only=step)
+
+    @contextmanager
+    def _tolerant(self, ref: RunRef) -> Generator[None]:
+        try:
+            yield
+        except (*UNREACHABLE, OperationalError, errors.JournalUnavailable) as error:
             logger.warning("callers of run %s are not answered: %s", ref, error)
 
     def _answer(self, task_id: str, row: RunRow) -> None:
@@ -56,16 +72,33 @@ class Callers:
         else:
             self.app.backend.mark_as_failure(task_id, failure_of(row))
 
-    def _approvals(self, ref: RunRef) -> None:
+    def _approvals(self, ref: RunRef, *, only: str | None = None) -> None:
         """Approval tasks: their AsyncResult is the decision, under the id of the doorbell that was answered first."""
-        rows = self.history.timeline(ref.tenant, ref.run)
-        first: dict[str, str] = {}
-        for row in rows:
-            if not isinstance(row, OutcomeRow) and row.type == "step.blocked" and row.step and "task_id" in row.data:
-                first.setdefault(row.step, str(row.data["task_id"]))
-        for row in rows:
-            if isinstance(row, OutcomeRow) and row.step in first:
-                self.app.backend.mark_as_done(first[row.step], row.output if row.error is None else dict(row.error))
+        first: dict[str, Mapping[str, Any]] = {}
+        for row in self.history.timeline(ref.tenant, ref.run):
+            if only is not None and row.step != only:
+                continue
+            if isinstance(row, OutcomeRow):
+                if row.step in first:
+                    self._approval(first[row.step], row)
+            elif row.type == "step.blocked" and row.step and "task_id" in row.data:
+                first.setdefault(row.step, row.data)
+
+    def _approval(self, blocked: Mapping[str, Any], row: OutcomeRow) -> None:
+        task_id = str(blocked["task_id"])
+        self.app.backend.mark_as_done(task_id, row.output if row.error is None else dict(row.error))
+        self._tell(task_id, str(blocked.get("node", "")), row.error)
+
+    def _tell(self, task_id: str, node: str, error: Mapping[str, Any] | None) -> None:
+        """The event that ends a task in Flower, in the name of the worker that took it."""
+        if not (node and self.app.conf.worker_send_task_events):
+            return
+        with self.app.events.default_dispatcher(hostname=node) as events:
+            if error is None:
+                events.send("task-succeeded", uuid=task_id, result=None, runtime=None)
+            else:
+                said = f"{error.get('code', '')} {error.get('message', '')}"
+                events.send("task-failed", uuid=task_id, exception=said, traceback=None)
 
     def _key(self, ref: RunRef) -> str:
         return f"{self.link.prefix}:callers:{ref.tenant}:{ref.run}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from celery import signals
@@ -57,8 +58,15 @@ class WorkerProcess:
             optimization="fair",
         )
         worker.start()
+        self._hand_over()
         self.close()
         return int(worker.exitcode or 0)
+
+    def _hand_over(self) -> None:
+        """What SQL does not have yet lives in this process too: it stays until that is safe, or the time is over."""
+        deadline = time.monotonic() + self.settings.drain_seconds
+        while self.steps.claims.owing() and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def close(self) -> None:
         """Stops what was opened."""

@@ -1,4 +1,6 @@
-"""The service process: journaler and sweeper, each on its own thread, each leader by a lease.
+"""The service process: journaler, sweeper and the sweeper's clerk, who reads SQL; leaders by lease.
+
+The clerk is apart, as a sweep must not wait for a database that does not answer.
 
 Never threads beside task bodies: a commit beside busy Python threads takes a hundred times longer, with SQL's lock
 held.
@@ -23,6 +25,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE: Final = 0.2
 """Seconds between two tries while a store is away."""
+
+CLERK_INTERVAL: Final = 1.0
+"""Seconds between two looks at the rows that the board may have missed."""
 
 AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable, *UNREACHABLE)
 
@@ -53,6 +58,7 @@ class Service:
         self._threads = [
             threading.Thread(target=self._serve, args=(self._journal,), name="convergio-journaler", daemon=True),
             threading.Thread(target=self._serve, args=(self._sweep,), name="convergio-sweeper", daemon=True),
+            threading.Thread(target=self._serve, args=(self._keep_books,), name="convergio-clerk", daemon=True),
         ]
         self._swept = 0
 
@@ -61,7 +67,7 @@ class Service:
             thread.start()
 
     def stop(self) -> None:
-        """Ends both threads and gives the leases up."""
+        """Ends the threads and gives the leases up."""
         self._stop.set()
         for thread in self._threads:
             thread.join(timeout=10)
@@ -99,13 +105,23 @@ class Service:
         return GATHER if events and not self.journaler.awaited else 0.0
 
     def _sweep(self) -> float:
-        """Whoever notices that the board is missing rebuilds it. Everything else is the leader's."""
-        if not self.rebuilder.ensure(self.phase) or not self.sweeper_lease.holds():
+        """What time does, from the board alone: it goes on while SQL is away. Whoever finds no board makes one."""
+        try:
+            self.link.refresh()
+        except errors.BoardRebuilding:
+            if not self.rebuilder.ensure(self.phase):
+                return INTERVAL
+        if not self.sweeper_lease.holds():
             return INTERVAL
         self.phase("sweep")
         self.sweeper.sweep()
         self._swept += 1
         if self._swept % 2 == 0:
             self.canaries.watch()
-            self.sweeper.apply_rows()
         return INTERVAL
+
+    def _keep_books(self) -> float:
+        """What SQL knows and the board may have missed; also that the journal follows another board than this one."""
+        if self.sweeper_lease.holds() and self.rebuilder.ensure(self.phase):
+            self.sweeper.apply_rows()
+        return CLERK_INTERVAL

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
 from pathlib import Path
@@ -23,17 +24,16 @@ class Client:
         url: str,
         *,
         tenant: str = DEFAULT_TENANT,
-        submitter: str = "",
+        submitter: str | None = None,
         prefix: str = "convergio",
         patience: float = PATIENCE,
     ) -> None:
-        """`url`: redis://, rediss:// or unix://. `patience`: seconds after which no answer means that no worker is there.
+        """`url`: redis://, rediss:// or unix://. `submitter`: who acts; None: the user's login name.
 
-        Raises UnsupportedServer for any other URL.
+        `patience`: seconds after which no answer means that no worker is there. Raises UnsupportedServer for any other URL.
         """
-        self._wire = Wire(url, prefix=prefix, patience=patience)
+        self._wire = Wire(url, prefix=prefix, patience=patience, submitter=submitter or _login_name())
         self._tenant = tenant
-        self._submitter = submitter
 
     @classmethod
     def from_env(cls) -> Client:
@@ -46,7 +46,7 @@ class Client:
         return cls(
             given["REDIS_URL"] or _embedded_url(),
             tenant=given["TENANT"] or DEFAULT_TENANT,
-            submitter=given["SUBMITTER"],
+            submitter=given["SUBMITTER"] or None,
             prefix=os.environ.get("CONVERGIO_KEY_PREFIX") or "convergio",
         )
 
@@ -60,7 +60,7 @@ class Client:
         task_id = run_id or ids.new_run_id()
         submission: dict[str, Any] = {"workflow": workflow, "input": input, "tenant": self._tenant}
         submission |= {"key": key} if key is not None else {}
-        submission |= {"submitter": self._submitter} if self._submitter else {}
+        submission["submitter"] = self._wire.submitter
         answer = self._wire.post.ask(SUBMIT, submission, task_id=task_id, patience=self._wire.patience)
         if is_rejection(answer):
             raise answer.error or errors.ConvergioError(str(answer.result))
@@ -85,6 +85,13 @@ class Client:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
+
+
+def _login_name() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "anonymous"
 
 
 def _embedded_url() -> str:

@@ -19,6 +19,9 @@ QUEUE: Final = "convergio"
 RESEND: Final = 5.0
 """Seconds after which an unanswered message is sent again under the same id; the entries are idempotent."""
 
+SHOWN: Final = frozenset({"workflow", "run", "name", "tenant", "submitter"})
+"""Arguments that may be shown."""
+
 POLL: Final = 0.05
 SOCKET_TIMEOUT: Final = 5.0
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
@@ -34,7 +37,12 @@ class Answer:
     @property
     def error(self) -> Exception | None:
         """What the entry failed with, or is trying again after."""
-        return self.result if self.state in ("FAILURE", "RETRY") and isinstance(self.result, Exception) else None
+        if self.state not in ("FAILURE", "RETRY") or not isinstance(self.result, Exception):
+            return None
+        error = self.result
+        if isinstance(error, errors.ProblemsError):  # its text begins with its code; as text alone it would be said twice
+            error.message = error.message.removeprefix(f"{error.code}  ")
+        return error
 
 
 class Post:
@@ -62,11 +70,17 @@ class Post:
         return self._app
 
     def send(self, entry: str, kwargs: Mapping[str, Any], *, task_id: str) -> None:
-        """Puts one message on the queue. Raises BoardUnavailable."""
+        """Puts one message on the queue. Raises BoardUnavailable.
+
+        What dashboards and logs show of its arguments are names, never an input or a decision.
+        """
         from celery.exceptions import OperationalError
 
+        shown = {name: value for name, value in kwargs.items() if name in SHOWN}
         try:
-            self.app.send_task(entry, kwargs=dict(kwargs), task_id=task_id, queue=QUEUE)
+            self.app.send_task(
+                entry, kwargs=dict(kwargs), task_id=task_id, queue=QUEUE, argsrepr="()", kwargsrepr=repr(shown)
+            )
         except (OperationalError, OSError) as error:
             raise _away(error) from error
 

@@ -41,8 +41,9 @@ async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs)
 class Wire:
     """What the runs of one client share: the sender, and the way to the board."""
 
-    def __init__(self, url: str, *, prefix: str, patience: float) -> None:
+    def __init__(self, url: str, *, prefix: str, patience: float, submitter: str) -> None:
         """Connects when it is first used. Raises UnsupportedServer."""
+        self.submitter = submitter
         self.post = Post(url)
         self.prefix = prefix
         self.patience = patience
@@ -177,7 +178,7 @@ class Run:
         return Feed(self._wire.board, self._ref, self._ended, prefix=self._wire.prefix)
 
     def _ask(self, entry: str, kwargs: Mapping[str, Any]) -> Answer:
-        facts = {"run": self.id, "tenant": self._ref.tenant, **kwargs}
+        facts = {"run": self.id, "tenant": self._ref.tenant, "by": self._wire.submitter, **kwargs}
         answer = self._wire.post.ask(entry, facts, task_id=ids.new_run_id(), patience=self._wire.patience)
         if answer.error is not None:
             raise answer.error

@@ -97,7 +97,7 @@ class Inquiry:
         )
 
     def _add_history(self, ref: RunRef, steps: dict[str, StepView]) -> None:
-        """Outcomes, and the last error or reason that made a step wait."""
+        """Outcomes, and the last error, reason or question that made a step wait."""
         for row in self.history.timeline(ref.tenant, ref.run):
             if row.step not in steps:
                 continue
@@ -107,6 +107,8 @@ class Inquiry:
                 steps[row.step] = replace(steps[row.step], error=row.data.get("error"))
             elif row.type == "step.deferred":
                 steps[row.step] = replace(steps[row.step], note=str(row.data.get("reason", "")))
+            elif row.type == "step.blocked":
+                steps[row.step] = replace(steps[row.step], note=str(row.data.get("description", "")))
 
     # --- the board ------------------------------------------------------------------------------------------------
 

@@ -40,21 +40,38 @@ GATHER: Final = 0.02
 Fewer, larger commits for the same events.
 """
 
+RUN_END: Final = "@"
+"""Stands for a step where it is the run's own end that waits for SQL."""
+
 TRIM_EVERY: Final = 1_000
 """Events between two trims of the stream."""
 
 
 class Finished(Protocol):
-    """Called after RELEASE with a run that ended; it is in SQL by then."""
+    """Called with a run that ended, and is in SQL, before RELEASE tells its readers; perhaps more than once."""
 
-    def __call__(self, ref: RunRef, state: str) -> None: ...
+    def __call__(self, ref: RunRef) -> None: ...
+
+
+class Decided(Protocol):
+    """Called after RELEASE with an approval that a signal has decided; the decision is in SQL by then."""
+
+    def __call__(self, ref: RunRef, step: str) -> None: ...
 
 
 class Journaler:
     """One group after the other. `step` is called in a loop by the service process."""
 
     def __init__(
-        self, link: Link, boards: Boards, writer: Writer, drain: Drain, nonces: Nonces, *, finished: Finished
+        self,
+        link: Link,
+        boards: Boards,
+        writer: Writer,
+        drain: Drain,
+        nonces: Nonces,
+        *,
+        finished: Finished,
+        decided: Decided = lambda ref, step: None,
     ) -> None:
         self.link = link
         self.boards = boards
@@ -62,8 +79,10 @@ class Journaler:
         self.drain = drain
         self.nonces = nonces
         self.finished = finished
+        self.decided = decided
         self.committed = 0
         self.awaited = False
+        self._owes_release = False
         self._trimmed = 0
         self._at: tuple[Epoch, int] | None = None
 
@@ -73,6 +92,8 @@ class Journaler:
         Raises BoardUnavailable, BoardRebuilding or JournalUnavailable; nothing is lost then, the next call goes on.
         """
         epoch, high_water = self._position()
+        if self._owes_release:
+            self.release(epoch, high_water)
         events = self._read(epoch, high_water, wait_ms)
         if not events:
             return 0
@@ -84,11 +105,15 @@ class Journaler:
             self._at = None
             return 0
         self._at = (epoch, last)
+        self._owes_release = True
         self.committed += len(events)
         for event in done.refused:
             logger.error("SQL refused event %s of run %s; it is kept as a dead event", event.type, event.run_id)
         between("release")
         self.release(epoch, last)
+        for event in events:
+            if event.type == "signal.applied" and event.step and event.data.get("how") == "applied":
+                self.decided(RunRef(tenant=event.tenant, run=event.run_id), event.step)
         if last - self._trimmed >= TRIM_EVERY:
             between("trim")
             self._trim(epoch, last)
@@ -127,6 +152,7 @@ class Journaler:
                     _, parked, waiting = pipe.execute()
                 self.awaited = waiting > 0
                 if not parked:
+                    self._owes_release = False
                     return
                 self._release(epoch, cast("list[str]", parked), high_water)
         except UNREACHABLE as error:
@@ -138,11 +164,11 @@ class Journaler:
             run, step = member.rsplit("/", 1)
             by_run[RunRef.parse(run)].append(step)
         for ref, steps in by_run.items():
-            moved, ended = scripts.release(self.link, epoch, ref, steps=steps, grace_ms=GRACE_MS, high_water=high_water)
+            if RUN_END in steps:
+                self.finished(ref)  # before, not after: who dies in between does it again, and nobody waits for ever
+            moved, _ = scripts.release(self.link, epoch, ref, steps=steps, grace_ms=GRACE_MS, high_water=high_water)
             if moved:
                 wake(self.link, self.drain, self.nonces, ref, None)
-            if ended:
-                self.finished(ref, ended)
 
     def _trim(self, epoch: Epoch, last: int) -> None:
         self._trimmed = last

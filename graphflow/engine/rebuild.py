@@ -26,7 +26,6 @@ from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import BoardRow, RunFacts
 from convergio.graphflow.journal.writer import Writer
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import canonical
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,10 @@ def _silent(phase: str) -> None:
 
 
 class Rebuilder:
-    """Makes a new board. A lease keeps the others waiting meanwhile; SQL elects one, and only the newest can be published."""
+    """Makes a new board. A lease keeps the others waiting meanwhile;
+
+    SQL elects one, and only the newest can be published.
+    """
 
     def __init__(
         self, link: Link, boards: Boards, history: History, writer: Writer, plans: Plans, lease: Leader
@@ -57,16 +59,21 @@ class Rebuilder:
     def needed(self) -> bool:
         """Whether the board is missing, or is not the one that the journal follows."""
         try:
-            epoch = self.link.refresh()
+            self.link.refresh()
         except errors.BoardRebuilding:
             return True
-        row = self.boards.current()
+        return self.stranded()
+
+    def stranded(self) -> bool:
+        """Whether there is a board, and the journal follows another epoch: somebody began a rebuild and died."""
+        epoch, row = self.link.epoch(), self.boards.current()
         return row is None or row.epoch != epoch.number
 
     def ensure(self, phase: Phase = _silent) -> bool:
         """Whether there is a board. Makes one where there is none, unless another process does already.
 
-        False too when the new board was wiped before it was whole: ask again. Raises BoardUnavailable, JournalUnavailable.
+        False too when the new board was wiped before it was whole: ask again. Raises BoardUnavailable,
+        JournalUnavailable.
         """
         if not self.needed():
             return True
@@ -79,7 +86,10 @@ class Rebuilder:
             self.lease.resign()
 
     def rebuild(self) -> Epoch | None:
-        """A new board in place of the one that is there; its epoch, or None if another process makes one. Raises as `ensure`."""
+        """A new board in place of the one that is there;
+
+        Its epoch, or None if another process makes one. Raises as `ensure`.
+        """
         if not self.lease.holds():
             return None
         try:
@@ -142,8 +152,7 @@ class Rebuilder:
             if not rows:
                 return count
             after = rows[-1].run_id
-            boarded = [row.run_id for row in rows if row.state is not RunState.ACCEPTED]
-            for facts in self.history.facts_of(boarded):
+            for facts in self.history.facts_of([row.run_id for row in rows]):
                 self._write_run(facts, epoch, keys, now_ms)
                 count += 1
             self.lease.holds()  # prolongs it: a large board takes longer to write than the lease lasts

@@ -42,6 +42,9 @@ class Restored:
 def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored:
     """The run as it goes on in `epoch`."""
     work = _Work(facts, plan, epoch, now_ms)
+    if facts.run.state is RunState.ACCEPTED:
+        # It may have begun on the board that is gone, and its first steps may run still: they must find it here.
+        work.made.events.append(decide.Event(kind="run.started"))
     work.replay({"t": "start"})
     for outcome in facts.outcomes:
         work.outcome(outcome)

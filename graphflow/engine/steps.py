@@ -79,9 +79,16 @@ class Steps:
         return inputs.arguments(self.step(claim), self.names(claim))
 
     def record(self, claim: Claim, key: str, value: Any) -> None:
-        """Keep a fact that must not be bought twice: the step's next claim finds it in `held.records`."""
+        """Keep a fact that must not be bought twice: the step's next claim finds it in `held.records`.
+
+        If the board is away, the fact lives on in this process only, in the outcome that it will offer. Raises
+        StaleFence.
+        """
         text = encode(value, what=f"the record '{key}'")
-        scripts.record(self.link, claim.held, key=key, value=text)
+        try:
+            scripts.record(self.link, claim.held, key=key, value=text)
+        except AWAY as error:
+            logger.warning("step %s/%s: '%s' is not recorded: %s", claim.held.ref, claim.held.step, key, error)
 
     def spend(self, claim: Claim, rows: Rows) -> None:
         """Rows of a domain's tables that a failed attempt leaves behind:

@@ -159,6 +159,7 @@ class Entrance:
         Raises UnknownRun, UnknownStep, InvalidPayload, PayloadTooLarge, JournalUnavailable.
         """
         encode(data, what="the signal's data")
+        check_decision(data)
         run = self.doors.run(ref.tenant, ref.run)
         check_signal(self.starter.plans.get(run.digest), name)
         created_ms = board_time(self.link)
@@ -210,6 +211,14 @@ def signal_entry(row: NewSignal | SignalRow) -> dict[str, Any]:
 def cancel_entry(row: RunRow) -> dict[str, Any]:
     """A cancel as the inbox holds it."""
     return {"t": "cancel", "by": row.cancel_by or "", "reason": row.cancel_reason or ""}
+
+
+def check_decision(data: Any) -> None:
+    """Raises InvalidInput unless `data` says approve or reject: an approval must never end by a slip."""
+    said = data.get("decision") if isinstance(data, dict) else None
+    if said not in ("approve", "reject"):
+        hint = 'send {"decision": "approve"} or {"decision": "reject", "reason": "..."}'
+        raise errors.InvalidInput("the signal's data does not say what was decided", hint=hint)
 
 
 def check_signal(plan: Plan, name: str) -> None:

@@ -104,7 +104,7 @@ class Sweeper:
         now_ms = board_time(self.link)
         for row in self.history.accepted_before(now_ms, BATCH):
             plan = self.plans.get(row.digest)
-            if row.cancel_requested_ms is None and self.starter.start(row, plan, not_after_ms=None):
+            if self.starter.start(row, plan, not_after_ms=None):
                 self._count("started")
         for signal in self.history.unapplied_signals(now_ms - ROW_AGE_MS, BATCH):
             self._count("signals")

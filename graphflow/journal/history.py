@@ -65,10 +65,11 @@ class History:
 
     def like(self, tenant: str, prefix: str, limit: int = 6) -> list[str]:
         """Run ids of a tenant that begin with `prefix`, in order."""
-        select = sa.select(_runs.run_id).where(_runs.tenant == tenant, _runs.run_id.startswith(prefix, autoescape=True))
+        # No LIKE: SQLite's does not tell cases apart, and PostgreSQL's does.
+        begins = sa.func.substr(_runs.run_id, 1, len(prefix)) == prefix
+        select = sa.select(_runs.run_id).where(_runs.tenant == tenant, begins).order_by(_runs.run_id).limit(limit)
         with self._database.read() as connection:
-            found = connection.execute(select.order_by(_runs.run_id).limit(limit)).scalars()
-            return [run_id for run_id in found if run_id.startswith(prefix)]
+            return list(connection.execute(select).scalars())
 
     def timeline(self, tenant: str, run_id: str) -> tuple[OutcomeRow | EventRow, ...]:
         """All that happened to a run, in order. Raises `UnknownRun`."""

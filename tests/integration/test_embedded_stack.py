@@ -20,6 +20,7 @@ from convergio.workers.embedded import model_file
 from convergio.workers.embedded.child import Child
 from convergio.workers.embedded.directory import DataDirectory
 from convergio.workers.embedded.stack import Plan, Stack
+from tests.integration.nursery import runs
 from tests.waiting import wait_until
 
 WORKER = """
@@ -58,6 +59,9 @@ Stack(plan(Path(sys.argv[1]), "prefork")).run(when_ready=lambda stack: print(sta
 """
 
 
+ROOT = Path(__file__).parents[2]
+
+
 def migrate(url: str) -> None:
     connection = sqlite3.connect(url.removeprefix("sqlite:///"))
     connection.execute("CREATE TABLE IF NOT EXISTS migrated (version TEXT)")
@@ -93,13 +97,6 @@ def doubled(url: str, number: int) -> int:
 def visits(url: str) -> list[int]:
     with redis.Redis.from_url(url) as board:
         return [int(pid) for pid in board.lrange("visits", 0, -1)]
-
-
-def runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture
@@ -205,7 +202,7 @@ def foreground(directory: Path) -> Iterator[Callable[[], tuple[subprocess.Popen[
 
     def start() -> tuple[subprocess.Popen[str], str]:
         argv = [sys.executable, "-c", FOREGROUND, str(directory)]
-        host = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        host = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT)
         hosts.append(host)
         assert host.stdout is not None
         return host, host.stdout.readline().strip()
@@ -238,7 +235,7 @@ def test_a_killed_stack_leaves_nothing_behind_and_the_next_has_its_data(
         board.rpush("visits", 1)
     host.kill()
     host.wait()
-    wait_until(lambda: not any(runs(child.pid) for child in family))
-    with Stack(plan(directory)) as stack:
+    with Stack(plan(directory)) as stack:  # at once, while the old Valkey may still be dying
         assert stack.endpoints.redis_url == url
         assert visits(url) == [1]
+        wait_until(lambda: not any(runs(child.pid) for child in family))

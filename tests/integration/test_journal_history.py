@@ -66,6 +66,16 @@ def test_a_tenant_sees_its_own_runs_alone(journal: Database, history: History) -
             read("one", "theirs")
 
 
+def test_runs_are_found_by_the_beginning_of_their_id(journal: Database, history: History) -> None:
+    doors = Doors(journal)
+    for run_id, tenant in (("ab_1", "one"), ("ab_2", "one"), ("abc1", "one"), ("AB_3", "one"), ("ab_9", "two")):
+        doors.accept(samples.new_run(run_id, tenant=tenant))
+
+    assert history.like("one", "ab_") == ["ab_1", "ab_2"]
+    assert history.like("one", "ab", limit=2) == ["ab_1", "ab_2"]
+    assert history.like("one", "%") == []
+
+
 def test_runs_are_listed_by_workflow_and_by_state(journal: Database, history: History) -> None:
     doors = Doors(journal)
     doors.accept(samples.new_run("a"))

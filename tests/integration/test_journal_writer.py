@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import secrets
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -339,6 +340,14 @@ def test_an_event_that_sql_refuses_is_buried_alone(
     board = Boards(journal).current()
     assert board is not None
     assert board.high_water == 4
+
+
+def test_a_name_that_postgres_cannot_index_is_refused_and_does_not_block_the_journal(postgres_url: str) -> None:
+    endless = samples.outcome(1, secrets.token_hex(5_000))
+    with samples.migrated(postgres_url) as opened:
+        done = samples.Stream(opened).write(endless, samples.outcome(2))
+    assert done.refused == (endless,)
+    assert done.new_outcomes == {("run1", "load", 0)}
 
 
 def test_many_refused_events_in_a_large_group_cost_only_themselves(journal: Database, stream: samples.Stream) -> None:

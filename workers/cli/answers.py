@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,8 +29,9 @@ class Person:
         """The person's decision; None at the end of input."""
         spec = view.workflow.steps[step.name].spec
         look.say(f"\n⏸ {step.does}", style="bold yellow")
-        facts = [f"step {step.name}", f"risk {spec['risk']}" if spec.get("risk") else "", spec.get("description", "")]
-        look.say("  " + " · ".join(fact for fact in facts if fact))
+        look.say("  " + " · ".join([f"step {step.name}", *([f"risk {spec['risk']}"] if spec.get("risk") else [])]))
+        if step.note:
+            look.say(textwrap.indent(textwrap.fill(step.note, 96), "  "))
         answer = _line("  approve? [y/n] ")
         while answer is not None and answer.lower() not in ("y", "yes", "n", "no"):
             answer = _line("  please answer y or n: ")

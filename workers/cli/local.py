@@ -96,11 +96,13 @@ def worker(settings: Settings, *, name: str = WORKER, env: Mapping[str, str] | N
 
 def flower(port: int) -> Child:
     """Flower on loopback. It does not end by itself once its broker is gone, so it gets little time for that."""
+    from convergio.workers.flower import server
+
     return Child(
         name=FLOWER,
         argv=command("flower", "--port", str(port)),
         needs=("valkey",),
-        announces=True,
+        ready=lambda _pid: server.healthy(port),
         ready_timeout_s=60,
         stop_grace_s=2,
     )

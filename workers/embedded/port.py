@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import socket
+import time
 
 #: Below the ports that Linux (32768+) and macOS (49152+) give to outgoing connections. From inside that range a client
 #: that retries while its server is down could be given the server's own port, connect to itself and keep it occupied.
@@ -26,4 +27,14 @@ def is_free(port: int) -> bool:
             probe.bind((LOOPBACK, port))
         except OSError:
             return False
+    return True
+
+
+def becomes_free(port: int, *, within_s: float) -> bool:
+    """Whether a server could listen on the port now or soon: one that was just killed holds it for a moment."""
+    deadline = time.monotonic() + within_s
+    while not is_free(port):
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(0.02)
     return True

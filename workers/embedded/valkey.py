@@ -14,6 +14,7 @@ import secrets
 import shutil
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,9 @@ PROBE_TIMEOUT_S = 0.4
 
 SHUTDOWN_TIMEOUT_S = 10.0
 
+#: A stack that was just killed gives up its port a moment after its lock.
+PORT_PATIENCE_S = 1.0
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Address:
@@ -89,7 +93,7 @@ class Server:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         address = _stored_address(directory) or Address(port=ports.free(), password=secrets.token_urlsafe(24))
         end_leftover(address)
-        if not ports.is_free(address.port):
+        if not ports.becomes_free(address.port, within_s=PORT_PATIENCE_S):
             address = dataclasses.replace(address, port=ports.free())
         write_atomically(directory / ADDRESS_FILE, json.dumps(dataclasses.asdict(address)).encode())
         server = cls(directory=directory, address=address, binary=server_binary, fsync=fsync, maxmemory=maxmemory)
@@ -191,16 +195,11 @@ def end_leftover(address: Address) -> None:
     pid = answering_pid(address, loading=True)
     if pid is None:
         return
-    try:
-        with _client(address) as client:
-            client.shutdown()
-    except (redis.RedisError, OSError):
-        pass
-    deadline = time.monotonic() + SHUTDOWN_TIMEOUT_S
-    while not ports.is_free(address.port):
-        if time.monotonic() > deadline:
+    with suppress(redis.RedisError, OSError), _client(address) as client:
+        client.shutdown()
+    if not ports.becomes_free(address.port, within_s=SHUTDOWN_TIMEOUT_S):
+        with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)  # it proved to be ours: it knew the password
-        time.sleep(0.05)
 
 
 def _client(address: Address) -> redis.Redis:
