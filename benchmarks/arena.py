@@ -112,7 +112,8 @@ class Arena:
         """How many outcomes stand in the board's stream that SQL does not have. 0 without a board."""
         epoch = self.journal.epoch()
         prefix = f"{self.settings.key_prefix}:{epoch}"
-        after = f"({epoch}-{self.client.get(f'{prefix}:released') or 0}"
+        released = cast("str | None", self.client.get(f"{prefix}:released"))
+        after = f"({epoch}-{released or 0}"
         found = cast("list[tuple[str, dict[str, str]]]", self.client.xrange(f"{prefix}:journal", min=after))
         return sum(1 for _, fact in found if fact["t"] == "step.succeeded")
 
@@ -152,20 +153,22 @@ def _running(folder: Path, journal_url: str) -> Generator[Arena]:
     server = valkey.Server.open(folder / "valkey")
     settings = load(redis_url=server.url, journal_url=journal_url, home=folder)
     boot.migrate(journal_url)
-    with Supervisor(_children(folder, server, settings), logs=folder / "logs") as supervisor:
-        with redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=5) as client:
-            made = Arena(
-                folder=folder,
-                settings=settings,
-                server=server,
-                supervisor=supervisor,
-                client=client,
-                journal=Journal(journal_url),
-                effects=Effects(folder / "effects"),
-                orders=Orders(folder / "orders"),
-            )
-            wait_for(made.settled, what="the board", timeout=60, interval=0.1)
-            yield made
+    with (
+        Supervisor(_children(folder, server, settings), logs=folder / "logs") as supervisor,
+        redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=5) as client,
+    ):
+        made = Arena(
+            folder=folder,
+            settings=settings,
+            server=server,
+            supervisor=supervisor,
+            client=client,
+            journal=Journal(journal_url),
+            effects=Effects(folder / "effects"),
+            orders=Orders(folder / "orders"),
+        )
+        wait_for(made.settled, what="the board", timeout=60, interval=0.1)
+        yield made
 
 
 def _children(folder: Path, server: valkey.Server, settings: Settings) -> list[Child]:

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import redis
 from celery import Celery, chain, chord, group
+from kombu import Queue
 
 from convergio.benchmarks import rig, stamping
 
@@ -25,8 +26,8 @@ WARM_UP: Final = 400
 """Tasks that are gone before the draining is measured: both workers are at work by then."""
 
 
-def make_app(url: str, *, prefetch: int = 4) -> Celery:
-    """The app: no results, late acks, no rate limits."""
+def make_app(url: str, *, prefetch: int = 4, no_ack: bool = False) -> Celery:
+    """The app: no results, late acks, no rate limits. `no_ack`: its queue keeps no books, as the doorbells' do."""
     app = Celery("bare", broker=url, backend=url, set_as_current=False)
     app.conf.update(
         task_ignore_result=True,
@@ -37,19 +38,21 @@ def make_app(url: str, *, prefetch: int = 4) -> Celery:
         task_store_errors_even_if_ignored=False,
         worker_send_task_events=False,
     )
+    if no_ack:
+        app.conf.task_queues = [Queue(QUEUE, no_ack=True)]
 
-    @app.task(name="bare.noop")
+    @app.task(shared=False, name="bare.noop")
     def noop() -> None:
         """Nothing."""
 
-    @app.task(name="bare.again")
+    @app.task(shared=False, name="bare.again")
     def again(left: int) -> None:
         """A task that enqueues the next: the least that a chain can cost."""
         stamping.stamp()
         if left:
             app.tasks["bare.again"].delay(left - 1)
 
-    @app.task(name="bare.link", ignore_result=False)
+    @app.task(shared=False, name="bare.link", ignore_result=False)
     def link(previous: Any = None) -> int:
         """A link of Celery's own chain, a member of its group, or the body of its chord."""
         stamping.stamp()
@@ -59,9 +62,10 @@ def make_app(url: str, *, prefetch: int = 4) -> Celery:
     return app
 
 
-def worker_argv(*, prefetch: int, events: bool) -> list[str]:
+def worker_argv(*, prefetch: int, events: bool = False, no_ack: bool = False) -> list[str]:
     """The command of one solo worker process."""
-    return [sys.executable, "-m", "convergio.benchmarks.bare", str(prefetch), "-E" if events else ""]
+    flags = ["-E"] * events + ["no_ack"] * no_ack
+    return [sys.executable, "-m", "convergio.benchmarks.bare", str(prefetch), *flags]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,13 +127,15 @@ def _gaps(stamps: Iterable[float]) -> list[float]:
 
 
 @contextmanager
-def workers(place: rig.Folder, url: str, *, prefetch: int, events: bool = False) -> Generator[Bare]:
+def workers(
+    place: rig.Folder, url: str, *, prefetch: int, events: bool = False, no_ack: bool = False
+) -> Generator[Bare]:
     """Two solo workers of bare Celery on an emptied server."""
     client = redis.Redis.from_url(url)
     client.flushall()
     env = {URL: url, stamping.VARIABLE: str(place.stamps)}
-    app = make_app(url, prefetch=prefetch)
-    argv = worker_argv(prefetch=prefetch, events=events)
+    app = make_app(url, prefetch=prefetch, no_ack=no_ack)
+    argv = worker_argv(prefetch=prefetch, events=events, no_ack=no_ack)
     with rig.processes(place, [argv, argv], env) as pids:
         bare = Bare(app=app, client=client, place=place, pids=[*pids, rig.server_pid(client)])
         for _ in range(20):
@@ -147,7 +153,7 @@ def drain(place: rig.Folder, url: str, *, count: int, prefetch: int = 64) -> rig
     client.flushall()
     app = make_app(url, prefetch=prefetch)
     env = {URL: url, stamping.VARIABLE: str(place.stamps)}
-    argv = worker_argv(prefetch=prefetch, events=False)
+    argv = worker_argv(prefetch=prefetch)
     for _ in range(count + WARM_UP):
         app.tasks["bare.noop"].delay()
     with rig.processes(place, [argv, argv], env) as pids:
@@ -175,10 +181,10 @@ def _consumers(client: redis.Redis) -> int:
 
 
 def main() -> None:
-    """One solo worker: `python -m convergio.benchmarks.bare PREFETCH [-E]`."""
-    app = make_app(os.environ[URL], prefetch=int(sys.argv[1]))
+    """One solo worker: `python -m convergio.benchmarks.bare PREFETCH [-E] [no_ack]`."""
+    app = make_app(os.environ[URL], prefetch=int(sys.argv[1]), no_ack="no_ack" in sys.argv)
     flags = ["-P", "solo", "--without-gossip", "--without-mingle", "-l", "WARNING", "-n", f"w{os.getpid()}@bench"]
-    app.worker_main(["worker", *flags, *[flag for flag in sys.argv[2:] if flag]])
+    app.worker_main(["worker", *flags, *(["-E"] if "-E" in sys.argv else [])])
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""`convergio chaos`: kill, wipe and cut things while runs go on, and hold what is left against an independent reference.
+"""`convergio chaos`: kill, wipe and cut things while runs go on, and hold what is left against a reference.
 
-Every round submits random workflows and strikes once; the kinds of faults take turns. Progress goes to stderr, the result
-is one JSON object on stdout, and the exit code is 1 when the bound fails:
+Every round submits random workflows and strikes once; the kinds of faults take turns. Progress goes to stderr, the
+result is one JSON object on stdout, and the exit code is 1 when the bound fails:
 
-* nothing lost, nothing committed twice, nothing out of order, every fan-in complete, every outcome as the reference has it,
+* nothing lost, committed twice or out of order, every fan-in complete, every outcome as the reference has it,
 * nothing ran twice on a healthy worker because a store blinked,
 * recovery p99 within 15 s,
 * every fault hit something; over a full cycle of kinds, stale owners were refused and boards were wiped.
@@ -19,7 +19,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -71,8 +70,8 @@ class Options:
     keep: bool
 
 
-def options(argv: Sequence[str] | None) -> tuple[Options, bool]:
-    """The options, and whether only JSON is wanted. Exits with 2 on a wrong one."""
+def options(argv: Sequence[str] | None) -> Options:
+    """The options. Exits with 2 on a wrong one."""
     parser = argparse.ArgumentParser(prog="convergio chaos", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("--seed", type=int, default=1, help="what is drawn: workflows, moments, victims")
     parser.add_argument("--rounds", type=int, default=len(faults.KINDS), help="rounds, each with one fault")
@@ -80,17 +79,16 @@ def options(argv: Sequence[str] | None) -> tuple[Options, bool]:
     parser.add_argument("--kinds", default=",".join(faults.KINDS), help="kinds of faults, in turn (default: all)")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite", help="where the journal is")
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and journal behind")
-    parser.add_argument("--json", action="store_true", help="no text besides the JSON object")
+    parser.add_argument("--json", action="store_true", help="the result is one JSON object on stdout in any case")
     given = parser.parse_args(argv)
     kinds = [kind for kind in given.kinds.split(",") if kind]
     if unknown := [kind for kind in kinds if kind not in faults.KINDS]:
         parser.error(f"no such kind: {', '.join(unknown)}; there are {', '.join(faults.KINDS)}")
     if given.runs < LEAST_RUNS or given.rounds < 1 or not kinds:
         parser.error(f"a round has at least {LEAST_RUNS} runs, and there is at least one round of one kind")
-    made = Options(
+    return Options(
         seed=given.seed, rounds=given.rounds, runs=given.runs, kinds=kinds, database=given.database, keep=given.keep
     )
-    return made, given.json
 
 
 # --- rounds -------------------------------------------------------------------------------------------------------
@@ -116,8 +114,8 @@ def play(here: Arena, wanted: Options, number: int, tally: Tally) -> None:
     finally:
         traffic.close()
     _settle(here, traffic, prefix, hit, tally)
-    said = hit.said if hit else "MISSED"
-    say(f"round {number + 1}/{wanted.rounds}  {kind}: {said}; {len(traffic.accepted)} runs, {time.monotonic() - began:.1f} s")
+    said, seconds = hit.said if hit else "MISSED", time.monotonic() - began
+    say(f"round {number + 1}/{wanted.rounds}  {kind}: {said}; {len(traffic.accepted)} runs, {seconds:.1f} s")
 
 
 def _strike(kind: str, where: faults.Field, tally: Tally) -> faults.Hit | None:
@@ -216,16 +214,18 @@ def failures(wanted: Options, tally: Tally, found: dict[str, Any]) -> list[str]:
     if p99 is None or p99 > RECOVERY_S:
         said.append(f"recovery_p99_s = {p99}, the bound is {RECOVERY_S:g}")
     if set(faults.KINDS) <= set(wanted.kinds) and wanted.rounds >= len(wanted.kinds):
-        said += [f"{name} = 0 over a full cycle" for name in ("fenced", "flushes", "rollbacks", "kills") if not found[name]]
+        said += [
+            f"{name} = 0 over a full cycle" for name in ("fenced", "flushes", "rollbacks", "kills") if not found[name]
+        ]
     return said
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if the bound holds, 1 if not."""
-    wanted, _ = options(argv)
+    wanted = options(argv)
     tally, began = Tally(), time.monotonic()
     with arena("postgres" if wanted.database == "postgres" else "sqlite", keep=wanted.keep) as here:
-        say(f"chaos with seed {wanted.seed}: {wanted.rounds} rounds in {_shown(here.folder)}")
+        say(f"chaos with seed {wanted.seed}: {wanted.rounds} rounds in {here.folder}")
         for number in range(wanted.rounds):
             play(here, wanted, number, tally)
     found = report(wanted, tally, time.monotonic() - began)
@@ -234,10 +234,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"FAILED (seed {wanted.seed}): {line}")
     print(json.dumps({**found, "failed": said, "ok": not said}, indent=None))
     return 1 if said else 0
-
-
-def _shown(folder: Path) -> str:
-    return str(folder)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from convergio.benchmarks import reference
 from convergio.benchmarks.effects import Execution
@@ -70,9 +70,7 @@ def _by_run(rows: Iterable[Row]) -> defaultdict[str, list[Row]]:
 class Case:
     """One run: what should be, what the journal has, what bodies did."""
 
-    def __init__(
-        self, run: str, graph: Graph, *, outcomes: Sequence[Outcome], executions: Sequence[Execution]
-    ) -> None:
+    def __init__(self, run: str, graph: Graph, *, outcomes: Sequence[Outcome], executions: Sequence[Execution]) -> None:
         self.run = run
         self.graph = graph
         self.expected = reference.execute(graph)
@@ -140,7 +138,7 @@ class Case:
         yield from self._place(node, found)
 
     def _output(self, node: Node, wanted: Expected, found: Outcome) -> Iterator[Violation]:
-        output: Mapping[str, Any] = found.output if isinstance(found.output, dict) else {}
+        output = found.output
         if node.approval:
             if output.get("digest") != wanted.digest:
                 yield self.says(Fault.WRONG, node.name, "has another decision than was signalled")
@@ -160,7 +158,7 @@ class Case:
     def _recorded(self, step: str) -> str:
         """Whose outcome the journal has: the claim that brought it, or who decided."""
         outcome = self.outcomes.get(step)
-        return str(outcome.output.get("by")) if outcome is not None and isinstance(outcome.output, dict) else "none"
+        return str(outcome.output.get("by")) if outcome is not None else "none"
 
     def _origin(self, step: str, nonce: str) -> Iterator[Violation]:
         origin = self.by_nonce.get(nonce)
@@ -193,8 +191,8 @@ class Case:
                 continue
             for parent in execution.early:
                 yield self.says(Fault.ORDER, execution.step, f"began before {parent} was in the journal")
-            for parent in self.graph.nodes[execution.step].links:
-                yield from self._began_after(execution, parent.step)
+            for link in self.graph.nodes[execution.step].links:
+                yield from self._began_after(execution, link.step)
 
     def _began_after(self, execution: Execution, parent: str) -> Iterator[Violation]:
         """The output it was given is one of an execution that had ended before."""

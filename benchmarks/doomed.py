@@ -12,6 +12,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
 import redis
@@ -101,7 +102,11 @@ def main() -> int:
             client.flushall()
 
     service = boot.service(settings, phase=phase)
-    signal.signal(signal.SIGTERM, lambda *_: service.request_stop())
+
+    def stop(_number: int, _frame: FrameType | None) -> None:
+        service.request_stop()
+
+    signal.signal(signal.SIGTERM, stop)
     service.run()
     service.stop()
     return 0

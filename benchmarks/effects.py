@@ -1,8 +1,8 @@
 """What bodies really did, written by themselves: one append-only file per process, one JSON line per fact.
 
-The engine neither writes nor reads it: it is the other half of the evidence beside the journal. A line is one `write`, so
-a `kill -9` loses none that was begun. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share, and wall
-milliseconds, which the board's clock shares.
+The engine neither writes nor reads it: it is the other half of the evidence beside the journal. A line is one `write`,
+so a `kill -9` loses none that was begun. Times are CLOCK_MONOTONIC seconds, which all processes of a machine share, and
+wall milliseconds, which the board's clock shares.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ VARIABLE: Final = "CONVERGIO_CHAOS_EFFECTS"
 
 @dataclass(slots=True, kw_only=True)
 class Execution:
-    """One execution of a body, under one claim. `nonce` names the claim; `saw` the executions whose outputs it was given.
+    """One execution of a body, under one claim.
 
-    `early`: parents with durability `step` whose outcome was not in the journal when the body began.
+    `nonce` names the claim, `saw` the claims whose outputs it was given. `early`: parents with durability `step` whose
+    outcome was not in the journal when the body began.
     """
 
     nonce: str

@@ -75,9 +75,21 @@ def bare_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, p
         figures.add("celery_chord_1000_s", celery.chord_seconds(sizes.width))
 
 
-def drain_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes) -> None:
-    """Bare Celery with every message sent before the workers start."""
+def beside_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes) -> None:
+    """Bare Celery in other ways: every message sent before the workers start; a queue without books; with events."""
     figures.add("bare_drain_per_s", bare.drain(place, url, count=sizes.independent).per_second)
+    with bare.workers(place, url, prefetch=4, no_ack=True) as celery:
+        figures.add("bare_no_ack_per_s", celery.independent(sizes.independent).per_second)
+    with bare.workers(place, url, prefetch=4, events=True) as celery:
+        figures.add("bare_events_per_s", celery.independent(sizes.independent).per_second)
+
+
+def events_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, journal_url: str) -> None:
+    """The product with events for Flower."""
+    with ours.stack(place, url, journal_url=journal_url, events=True) as stack:
+        flow = ours.independent(min(STEPS_PER_RUN, sizes.independent), Durability.STREAM)
+        done = stack.batch(flow, max(1, sizes.independent // STEPS_PER_RUN))
+        figures.add("stream_events_per_s", done.per_second)
 
 
 def our_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, journal_url: str, prefix: str) -> None:
@@ -135,6 +147,8 @@ def report(figures: Figures, *, rounds: int, sizes: Sizes, postgres: bool) -> di
         "mesh_latency_ratio_p50": figures.median("mesh_latency_ratio"),
         "publish_us_per_step": figures.median("publish_us"),
         "journal_cpu_us_per_step": figures.median("stream_journal_cpu_us"),
+        "ratio_to_bare_with_events": figures.ratio("stream_events_per_s", ["bare_events_per_s"]),
+        "ratio_to_bare_no_ack": figures.ratio("stream_per_s", ["bare_no_ack_per_s"]),
     }
     result = {name: rounded(value) for name, value in result.items()}
     if postgres:
@@ -162,7 +176,13 @@ class Bench:
 
     def round(self, number: int) -> None:
         """All parts once; every other round goes backwards, so that nobody always goes first."""
-        parts = ["ours", "drain", *(str(prefetch) for prefetch in PREFETCHES), *(["postgres"] if self.postgres else [])]
+        parts = [
+            "ours",
+            "events",
+            "beside",
+            *(str(prefetch) for prefetch in PREFETCHES),
+            *(["postgres"] if self.postgres else []),
+        ]
         for part in parts if number % 2 == 0 else reversed(parts):
             rig.say(f"round {number + 1}: {part}")
             self.part(part, number)
@@ -174,8 +194,11 @@ class Bench:
                 our_round(self.figures, self.place, self.url, self.sizes, journal_url=journal, prefix="")
             case "postgres":
                 our_round(self.figures, self.place, self.url, self.sizes, journal_url=self.postgres, prefix="pg_")
-            case "drain":
-                drain_round(self.figures, self.place, self.url, self.sizes)
+            case "events":
+                journal = f"sqlite:///{self.place.path}/events{number}.sqlite3"
+                events_round(self.figures, self.place, self.url, self.sizes, journal_url=journal)
+            case "beside":
+                beside_round(self.figures, self.place, self.url, self.sizes)
             case prefetch:
                 bare_round(self.figures, self.place, self.url, self.sizes, prefetch=int(prefetch))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -16,13 +16,13 @@ TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a step ended, by the journal. `output` is what its body returned, `order` where it stands in the streams."""
+    """How a step ended, by the journal. `output` is the object its body returned, `order` its place in the streams."""
 
     run: str
     step: str
     state: str
     attempt: int
-    output: Any
+    output: Mapping[str, Any]
     order: tuple[int, int]
     started_ms: int | None
     finished_ms: int | None
@@ -90,7 +90,9 @@ class Journal:
         events = self._ask(
             f"SELECT run_id, step, type, at_ms, data FROM events WHERE {among} ORDER BY epoch, stream_seq", these
         )
-        signals = self._ask(f"SELECT run_id, name, created_ms, applied_ms, dropped_ms FROM signals WHERE {among}", these)
+        signals = self._ask(
+            f"SELECT run_id, name, created_ms, applied_ms, dropped_ms FROM signals WHERE {among}", these
+        )
         return History(
             runs=[Run(run=a, state=b, created_ms=c, started_ms=d, finished_ms=e) for a, b, c, d, e in runs],
             outcomes=[_outcome(row) for row in outcomes],
@@ -137,7 +139,7 @@ def _outcome(row: Sequence[Any]) -> Outcome:
         step=step,
         state=state,
         attempt=attempt,
-        output=json.loads(output) if output else None,
+        output=json.loads(output) if output else {},
         order=(epoch, stream_seq),
         started_ms=started_ms,
         finished_ms=finished_ms,

@@ -1,4 +1,4 @@
-"""The faults: one function per kind. Each waits for a moment at which it hits something, strikes once, and says what it hit.
+"""The faults: one function per kind. Each waits for a moment at which it hits something, strikes once, and reports it.
 
 A fault that finds nothing to hit raises RuntimeError: a round that was not disturbed proves nothing.
 """
@@ -56,7 +56,7 @@ class Hit:
 
 def hit(said: str, moment: tuple[float, int], *, wiped: bool = False, pid: int | None = None, **counts: int) -> Hit:
     """A hit that struck at `moment`."""
-    processes = frozenset() if pid is None else frozenset({pid})
+    processes = frozenset([] if pid is None else [pid])
     fault = Disturbance(at=moment[0], at_ms=moment[1], wiped=wiped, processes=processes)
     return Hit(said=said, disturbance=fault, **counts)
 
@@ -109,7 +109,9 @@ def _taken_over(field: Field, stale: list[Execution]) -> list[Execution]:
     return [
         old
         for old in stale
-        if any(one.run == old.run and one.step == old.step and one.pid != old.pid and one.began > old.began for one in done)
+        if any(
+            one.run == old.run and one.step == old.step and one.pid != old.pid and one.began > old.began for one in done
+        )
     ]
 
 
@@ -135,7 +137,9 @@ def service_killed_in_phase(field: Field) -> Hit:
 
 def _carried_out(field: Field) -> doomed.Deed:
     try:
-        return cast(doomed.Deed, wait_for(field.arena.orders.done, what="the order to be carried out", timeout=PATIENCE))
+        return cast(
+            doomed.Deed, wait_for(field.arena.orders.done, what="the order to be carried out", timeout=PATIENCE)
+        )
     finally:
         field.arena.orders.withdraw()
 
@@ -309,7 +313,7 @@ def valkey_frozen(field: Field) -> Hit:
 def disconnected(field: Field) -> Hit:
     """`CLIENT KILL`: every connection of every process is cut."""
     moment = now()
-    count = int(cast(int, field.arena.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")))
+    count = field.arena.client.client_kill_filter(_type="normal", skipme=True)
     if not count:
         raise RuntimeError("nobody was connected")
     return hit(f"{count} connections cut", moment)

@@ -1,7 +1,7 @@
 """Random workflows: chains, fans, diamonds, meshes, conditions, flaky, slow, durable and broken steps, approvals. Pure.
 
-Every graph comes from a seed and is a value that is turned twice: into a document for the engine, and into an expectation
-by the reference.
+Every graph comes from a seed and is a value that is turned twice: into a document for the engine, and into an
+expectation by the reference.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One step. `flaws`: so many attempts fail first, or, of an approval: 1 is a rejection. `millis`: how long it takes."""
+    """One step. `flaws`: so many attempts fail first; of an approval: 1 is a rejection. `millis`: how long it takes."""
 
     name: str
     links: tuple[Link, ...] = ()
@@ -163,7 +163,9 @@ def _mesh(sketch: Sketch) -> None:
     layer = [sketch.add()]
     for _ in range(2):
         layer = [
-            sketch.add([_edge(sketch, name) for name in sketch.random.sample(layer, sketch.random.randint(1, len(layer)))])
+            sketch.add(
+                [_edge(sketch, name) for name in sketch.random.sample(layer, sketch.random.randint(1, len(layer)))]
+            )
             for _ in range(3)
         ]
     sketch.add(layer)

@@ -68,7 +68,7 @@ def work(
     durable: Sequence[str],
 ) -> dict[str, Any]:
     """Takes `millis`, fails on the first `flaws` attempts, and returns a digest of what it was given."""
-    claim = cast(Claim, current_task.request.claim)
+    claim = cast(Claim, cast(Any, current_task).request.claim)
     log, attempt = _log(os.getpid()), claim.held.attempt
     seen = {name: output for name, output in parents.items() if output is not None}
     saw = {name: str(output.get("by", "")) for name, output in seen.items()}

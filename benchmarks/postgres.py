@@ -80,16 +80,13 @@ def _start(
     programs: Path, data: Path, number: int, log_path: Path, account: Mapping[str, Any]
 ) -> subprocess.Popen[bytes]:
     settings = ["fsync=off", f"listen_addresses={port.LOOPBACK}", f"port={number}", "unix_socket_directories="]
+    command = [str(programs / "postgres"), "-D", str(data)]
+    command += [part for setting in settings for part in ("-c", setting)]
     with log_path.open("ab") as log:
-        return subprocess.Popen(
-            [programs / "postgres", "-D", data, *(part for setting in settings for part in ("-c", setting))],
-            stdout=log,
-            stderr=log,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            cwd="/",
-            **account,
+        started: subprocess.Popen[bytes] = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/", **account
         )
+    return started
 
 
 def _answers(process: subprocess.Popen[bytes], number: int, log: Path) -> bool:

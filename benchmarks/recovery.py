@@ -1,24 +1,25 @@
 """What a fault cost: how long what it touched stood still, and what ran twice because of it.
 
-**Recovery**: for every step that was live when the fault came (all it needs was there, its outcome was not), the seconds
-from the fault until it went on: until it ran (again) after the fault, or, where its execution survived, from the end of its
-body until the board had the outcome. A step that became ready only after the fault and then stood still for more than a
-second is a sample too, so that what a fault leaves behind counts.
+**Recovery**: for every step that was live when the fault came (all it needs was there, its outcome was not), the
+seconds from the fault until it went on: until it ran (again) after the fault, or, where its execution survived, from
+the end of its body until the board had the outcome. A step that became ready only after the fault and then stood still
+for more than a second is a sample too, so that what a fault leaves behind counts.
 
-**Run twice though healthy**: a step's attempt ran again although the process of the first execution lived on, had not been
-frozen, and its inputs were the journal's. Not counted: an execution that had ended before a store was wiped, where the step
-is `stream`-durable (its outcome was lost with the store, which is what that durability means) or where it had failed (a
-retry is parked on the board alone). Counted are thus those whose body still ran when the store blinked, and all
-`step`-durable ones.
+**Run twice though healthy**: a step's attempt ran again although the process of the first execution lived on, had not
+been frozen, and what it was given is in the journal. Not counted: an execution that had ended before a store was wiped,
+where the step is `stream`-durable (its outcome was lost with the store, which is what that durability means) or where
+it had failed (a retry is parked on the board alone). Counted are thus those whose body still ran when the store
+blinked, and all `step`-durable ones.
 
-**Unknown outcomes**: bodies that ended well, whose outcome the journal does not have, and which nobody refused: the effect
-happened, and the engine cannot know.
+**Unknown outcomes**: bodies that ended well, whose outcome the journal does not have, and which nobody refused: the
+effect happened, and the engine cannot know.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from convergio.benchmarks.effects import Execution
 from convergio.benchmarks.evidence import History, Outcome, Run
@@ -51,9 +52,7 @@ class Cost:
     unknown_outcomes: int
 
 
-def cost(
-    accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution], fault: Disturbance
-) -> Cost:
+def cost(accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution], fault: Disturbance) -> Cost:
     """Adds up one round."""
     cases = list(_cases(accepted, history, executions))
     return Cost(
@@ -64,9 +63,7 @@ def cost(
     )
 
 
-def _cases(
-    accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution]
-) -> Iterator[_Case]:
+def _cases(accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution]) -> Iterator[_Case]:
     runs = {run.run: run for run in history.runs}
     for name, graph in accepted.items():
         run = runs.get(name)
@@ -97,8 +94,7 @@ class _Case:
     def recorded(self, step: str) -> str:
         """Whose outcome the journal has: the claim that brought it, or who decided."""
         outcome = self.outcomes.get(step)
-        output = outcome.output if outcome is not None else None
-        return str(output.get("by", "")) if isinstance(output, dict) else ""
+        return str(outcome.output.get("by", "")) if outcome is not None else ""
 
     # --- recovery -------------------------------------------------------------------------------------------------
 
@@ -151,7 +147,9 @@ class _Case:
     def fenced(self) -> int:
         """Executions that lost their claim to a later one of the same step."""
         return sum(
-            1 for one in self.executions if one.fenced is not None and any(o.began > one.began for o in self.of(one.step))
+            1
+            for one in self.executions
+            if one.fenced is not None and any(o.began > one.began for o in self.of(one.step))
         )
 
     def healthy_run_twice(self, fault: Disturbance) -> int:
@@ -160,11 +158,10 @@ class _Case:
 
     def _repeated(self, node: Node, fault: Disturbance) -> Iterator[Execution]:
         done = self.of(node.name)
-        for first, second in zip(done, done[1:], strict=False):
-            same = first.attempt == second.attempt
-            if same and first.pid not in fault.processes and self._inputs_hold(first):
-                if not self._was_wiped(node, first, second, fault):
-                    yield second
+        for first, second in pairwise(done):
+            healthy = first.pid not in fault.processes and first.attempt == second.attempt
+            if healthy and self._inputs_hold(first) and not self._was_wiped(node, first, second, fault):
+                yield second
 
     def _inputs_hold(self, execution: Execution) -> bool:
         return all(nonce == self.recorded(parent) for parent, nonce in execution.saw.items())

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,17 +49,22 @@ class Folder:
     """Where a benchmark's files are: the server's data, the journal, logs, and timestamps that tasks write."""
 
     path: Path
+    taken: dict[Path, int] = field(default_factory=dict[Path, int])
+    """bytes of each stamp file that were read before"""
 
     @property
     def stamps(self) -> Path:
+        """Directory of the stamp files, one per process."""
         return self.path / "stamps"
 
     def take_stamps(self) -> list[float]:
-        """Timestamps (seconds) that tasks of all processes wrote, in order; they are gone after that."""
+        """Timestamps (seconds) that tasks of all processes wrote since the last call, in order."""
         found: list[float] = []
         for file in self.stamps.iterdir():
-            found += [float(line) for line in file.read_text().split()]
-            file.unlink()
+            text = file.read_bytes()[self.taken.get(file, 0) :]
+            whole = text[: text.rfind(b"\n") + 1]
+            self.taken[file] = self.taken.get(file, 0) + len(whole)
+            found += [float(line) for line in whole.split()]
         return sorted(found)
 
 

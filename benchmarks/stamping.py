@@ -14,6 +14,6 @@ def stamp() -> None:
     """Writes down the present moment (seconds), unbuffered."""
     pid = os.getpid()
     file = _open.get(pid)
-    if file is None or not os.path.exists(file.name):
+    if file is None:
         file = _open[pid] = open(os.path.join(os.environ[VARIABLE], str(pid)), "a", buffering=1)  # noqa: SIM115
     file.write(f"{time.time():.6f}\n")

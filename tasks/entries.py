@@ -60,7 +60,7 @@ class Entry(Task[Any, Any]):
 def register(app: Celery) -> None:
     """Adds the public entries to the app."""
 
-    @app.task(base=Entry, bind=True, name="convergio.submit")
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.submit")
     def submit(
         self: Entry,
         workflow: str,
@@ -92,7 +92,7 @@ def register(app: Celery) -> None:
             return result_of(row)
         raise Ignore
 
-    @app.task(base=Entry, bind=True, name="convergio.signal")
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.signal")
     def signal(
         self: Entry, run: str, name: str, data: Any = None, tenant: str = ids.DEFAULT_TENANT, by: str = ""
     ) -> bool:
@@ -101,7 +101,7 @@ def register(app: Celery) -> None:
         with said_whole():
             return self.worker.entrance.signal(ref, name=name, data=data, by=caller, signal_id=self.request.id)
 
-    @app.task(base=Entry, bind=True, name="convergio.cancel")
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.cancel")
     def cancel(self: Entry, run: str, reason: str = "", tenant: str = ids.DEFAULT_TENANT, by: str = "") -> str:
         caller = by or str(self.request.origin or "celery")
         with said_whole():

@@ -43,19 +43,19 @@ class StepWorker(Worker, Protocol):
 def register(app: Celery) -> None:
     """Adds the doorbell tasks to the app."""
 
-    @app.task(base=FlowTask, bind=True, name="convergio.step")
+    @app.task(base=FlowTask, bind=True, shared=False, name="convergio.step")
     def step(self: FlowTask, run: str, step: str, ring: str) -> None:
         answer(self, lambda: call(cast(StepWorker, self.worker), self.claim))
 
-    @app.task(base=FlowTask, bind=True, name="convergio.agent")
+    @app.task(base=FlowTask, bind=True, shared=False, name="convergio.agent")
     def agent(self: FlowTask, run: str, step: str, ring: str) -> None:
         answer(self, lambda: ask(cast(StepWorker, self.worker), self.claim))
 
-    @app.task(base=FlowTask, bind=True, name="convergio.approval")
+    @app.task(base=FlowTask, bind=True, shared=False, name="convergio.approval")
     def approval(self: FlowTask, run: str, step: str, ring: str) -> None:
         answer(self, lambda: wait(self, self.claim))
 
-    @app.task(bind=True, name="convergio.canary", send_events=False, acks_late=True, ignore_result=True)
+    @app.task(bind=True, shared=False, name="convergio.canary", send_events=False, acks_late=True, ignore_result=True)
     def canary(self: Any, run: str, step: str, ring: str) -> None:
         scripts.eat(self.app.worker.steps.link, queue_list=step, canary=ring)
 

@@ -225,7 +225,7 @@ def agents(settings: Settings) -> Agents:
             base_url=settings.model_base_url,
             api_key=key,
             timeout_s=seconds,
-            local=endpoint and local_model(endpoint.url, endpoint.key, name=endpoint.name, timeout_s=seconds),
+            local=local_model(endpoint.url, endpoint.key, name=endpoint.name, timeout_s=seconds) if endpoint else None,
         )
     path = Path(settings.agents) if settings.agents else None
     return Agents(roster=Roster.load(path), model=model)

@@ -18,7 +18,7 @@ from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.states import RunState, StepState
 from convergio.tasks.entries import failure_of
 
 logger = logging.getLogger(__name__)
@@ -85,20 +85,26 @@ class Callers:
                 first.setdefault(row.step, row.data)
 
     def _approval(self, blocked: Mapping[str, Any], row: OutcomeRow) -> None:
-        task_id = str(blocked["task_id"])
-        self.app.backend.mark_as_done(task_id, row.output if row.error is None else dict(row.error))
-        self._tell(task_id, str(blocked.get("node", "")), row.error)
+        task_id, node = str(blocked["task_id"]), str(blocked.get("node", ""))
+        if row.state is StepState.CANCELLED:
+            self.app.backend.mark_as_revoked(task_id, "the run was ended", store_result=True)
+            self._send(node, "task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
+        else:
+            self.app.backend.mark_as_done(task_id, row.output if row.error is None else dict(row.error))
+            self._tell(task_id, node, row.error)
 
     def _tell(self, task_id: str, node: str, error: Mapping[str, Any] | None) -> None:
+        if error is None:
+            self._send(node, "task-succeeded", uuid=task_id, result=None, runtime=None)
+        else:
+            said = f"{error.get('code', '')} {error.get('message', '')}"
+            self._send(node, "task-failed", uuid=task_id, exception=said, traceback=None)
+
+    def _send(self, node: str, event: str, **facts: Any) -> None:
         """The event that ends a task in Flower, in the name of the worker that took it."""
-        if not (node and self.app.conf.worker_send_task_events):
-            return
-        with self.app.events.default_dispatcher(hostname=node) as events:
-            if error is None:
-                events.send("task-succeeded", uuid=task_id, result=None, runtime=None)
-            else:
-                said = f"{error.get('code', '')} {error.get('message', '')}"
-                events.send("task-failed", uuid=task_id, exception=said, traceback=None)
+        if node and self.app.conf.worker_send_task_events:
+            with self.app.events.default_dispatcher(hostname=node) as events:
+                events.send(event, **facts)
 
     def _key(self, ref: RunRef) -> str:
         return f"{self.link.prefix}:callers:{ref.tenant}:{ref.run}"

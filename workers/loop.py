@@ -45,3 +45,5 @@ class Loop:
         """Stops the loop; what still runs on it is dropped."""
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout=5)
+        if not self._thread.is_alive():  # a coroutine that blocks the loop keeps it
+            self.loop.close()

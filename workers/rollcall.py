@@ -1,9 +1,9 @@
-"""Who is there: workers of ours that answer now, and the queues they serve. One broadcast through Celery's remote control."""
+"""Who is there: workers of ours that answer now, and the queues they serve. One broadcast of Celery's remote control."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from celery import Celery
 from celery.exceptions import OperationalError
@@ -18,7 +18,7 @@ TIMEOUT: Final = 0.8
 def queues(app: Celery, *, timeout: float = TIMEOUT) -> Mapping[str, list[str]]:
     """Workers by the queue they serve. Empty when nobody answers."""
     try:
-        answers: Mapping[str, list[Mapping[str, Any]]] = app.control.inspect(timeout=timeout).active_queues() or {}
+        answers = app.control.inspect(timeout=timeout).active_queues() or {}
     except (OperationalError, OSError):
         return {}
     served: dict[str, list[str]] = {}

@@ -30,7 +30,8 @@ class Client:
     ) -> None:
         """`url`: redis://, rediss:// or unix://. `submitter`: who acts; None: the user's login name.
 
-        `patience`: seconds after which no answer means that no worker is there. Raises UnsupportedServer for any other URL.
+        `patience`: seconds after which no answer means that no worker is there. Raises UnsupportedServer for any
+        other URL.
         """
         self._wire = Wire(url, prefix=prefix, patience=patience, submitter=submitter or _login_name())
         self._tenant = tenant
@@ -68,7 +69,9 @@ class Client:
         ref = RunRef(tenant=self._tenant, run=run)
         return Run(self._wire, ref, task_id=task_id, submission=submission)
 
-    async def astart(self, workflow: str, input: Any = None, *, key: str | None = None, run_id: str | None = None) -> Run:
+    async def astart(
+        self, workflow: str, input: Any = None, *, key: str | None = None, run_id: str | None = None
+    ) -> Run:
         """`start` for asyncio."""
         return await in_thread(self.start, workflow, input, key=key, run_id=run_id)
 

@@ -20,7 +20,7 @@ SNAPSHOT: Final = "run.snapshot"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One event. `id` is `epoch-seq`: give it to `events(after=...)` to go on behind it. `at_ms` is the board's time."""
+    """One event. `id` is `epoch-seq`: `events(after=id)` goes on behind it. `at_ms` is the board's time."""
 
     id: str
     type: str

@@ -40,7 +40,9 @@ class Answer:
         if self.state not in ("FAILURE", "RETRY") or not isinstance(self.result, Exception):
             return None
         error = self.result
-        if isinstance(error, errors.ProblemsError):  # its text begins with its code; as text alone it would be said twice
+        if isinstance(
+            error, errors.ProblemsError
+        ):  # its text begins with its code; as text alone it would be said twice
             error.message = error.message.removeprefix(f"{error.code}  ")
         return error
 
@@ -88,7 +90,7 @@ class Post:
         """The answer so far; None while nobody has taken the message. Raises BoardUnavailable."""
         from celery.exceptions import BackendError
 
-        backend = self.app.backend
+        backend: Any = self.app.backend
         try:
             meta = backend.get_task_meta(task_id, cache=False)
         except (*backend.connection_errors, BackendError, OSError) as error:

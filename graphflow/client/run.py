@@ -136,7 +136,8 @@ class Run:
     def signal(self, name: str, data: Any = None) -> bool:
         """Gives the run the signal that its approval step `name` waits for, such as `{"decision": "approve"}`.
 
-        Returns once it is kept in SQL, so it cannot be lost. Raises UnknownRun, UnknownStep, NoWorker, BoardUnavailable.
+        Returns once it is kept in SQL, so it cannot be lost. Raises UnknownRun, UnknownStep, NoWorker,
+        BoardUnavailable.
         """
         answer = self._ask(SIGNAL, {"name": name, "data": data})
         return bool(answer.result)

@@ -127,7 +127,7 @@ class Inquiry:
             if fields.STATE not in values:
                 return None
             live = _Live(epoch=epoch, now_ms=board_time(self.link), values=values)
-            inbox = cast("float | None", client.zscore(keys.inboxes, str(ref)))
+            inbox = client.zscore(keys.inboxes, str(ref))
             live.inbox_ms = None if inbox is None else int(inbox)
             live.lag = self._lag(epoch)
             live.seen = self._seen(ref, epoch)
@@ -178,17 +178,17 @@ class Inquiry:
         """What the sorted sets know of a step that waits."""
         keys, client, member = self.link.keys(epoch), self.link.client, f"{ref}/{step.name}"
         if step.on in (BlockedOn.RETRY, BlockedOn.HOOK):
-            due = cast("float | None", client.zscore(keys.timers, f"{member}/{step.on}"))
+            due = client.zscore(keys.timers, f"{member}/{step.on}")
             return replace(step, due_ms=None if due is None else int(due))
         if step.state is not StepState.READY:
             return step
-        held = cast("float | None", client.zscore(keys.held, member))
+        held = client.zscore(keys.held, member)
         if held is not None:
             return replace(step, held_ms=int(held))
         lists = [self.list_of(canary_route(step.queue, priority)) for priority in (CONTINUATION, FRESH)]
-        scores = [cast("float | None", client.zscore(keys.rung(name), f"{member}/{word.rest}")) for name in lists]
+        scores = [client.zscore(keys.rung(name), f"{member}/{word.rest}") for name in lists]
         rung = next((int(score) for score in scores if score is not None), None)
-        ahead = sum(int(cast(int, client.llen(name))) for name in lists)
+        ahead = sum(int(client.llen(name)) for name in lists)
         return replace(step, since_ms=rung if rung is not None else step.since_ms, ahead=ahead)
 
 

@@ -90,18 +90,24 @@ def of_run(view: RunView, serving: Serving | None = None) -> str:
     if view.state in TERMINAL_RUN:
         took = f" after {span(view.finished_ms - view.created_ms)}" if view.finished_ms else ""
         return f"the run ended as {view.state}{took}{_because(view.error)}"
-    if view.board == "away":
-        return "Redis does not answer: what the run does now cannot be seen, and nothing of it is lost"
-    if view.board == "rebuilding":
-        return "the board is being made anew from the journal; the run goes on when that is done"
-    if view.board == "absent":
-        waited = span(view.now_ms - view.created_ms)
-        return f"accepted {waited} ago and not on the board yet: the service process starts it within some 10 s"
+    if view.board != "live":
+        return _off_board(view)
     if view.stopping is not None:
         return f"the run is being ended as {view.stopping}: no step starts any more"
     if view.inbox_ms is not None and view.now_ms - view.inbox_ms > QUEUED_LONG_MS:
         return f"decisions wait in its inbox for {span(view.now_ms - view.inbox_ms)}: the service process makes them"
     return _at_work(view, serving)
+
+
+def _off_board(view: RunView) -> str:
+    match view.board:
+        case "away":
+            return "Redis does not answer: what the run does now cannot be seen, and nothing of it is lost"
+        case "rebuilding":
+            return "the board is being made anew from the journal; the run goes on when that is done"
+        case _:
+            waited = span(view.now_ms - view.created_ms)
+            return f"accepted {waited} ago and not on the board yet: the service process starts it within some 10 s"
 
 
 def _at_work(view: RunView, serving: Serving | None) -> str:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, Final, cast
 
 from convergio.graphflow import decide
@@ -55,6 +57,7 @@ class Rebuilder:
         self.writer = writer
         self.plans = plans
         self.lease = lease
+        self._making = threading.Lock()
 
     def needed(self) -> bool:
         """Whether the board is missing, or is not the one that the journal follows."""
@@ -77,25 +80,31 @@ class Rebuilder:
         """
         if not self.needed():
             return True
-        if not self.lease.holds():
-            return False
-        try:
+        with self._alone() as alone:
             # Asked again under the lease: its last holder may just have made the board.
-            return not self.needed() or self._rebuild(phase) is not None
-        finally:
-            self.lease.resign()
+            return alone and (not self.needed() or self._rebuild(phase) is not None)
 
     def rebuild(self) -> Epoch | None:
-        """A new board in place of the one that is there;
+        """A new board in place of the one that is there; its epoch, or None if another process makes one. Raises as `ensure`."""
+        with self._alone() as alone:
+            return self._rebuild(_silent) if alone else None
 
-        Its epoch, or None if another process makes one. Raises as `ensure`.
-        """
-        if not self.lease.holds():
-            return None
+    @contextmanager
+    def _alone(self) -> Generator[bool]:
+        """Whether nobody else rebuilds: neither another process, nor another thread of this one, whose lease is ours too."""
+        if not self._making.acquire(blocking=False):
+            yield False
+            return
         try:
-            return self._rebuild(_silent)
+            if not self.lease.holds():
+                yield False
+                return
+            try:
+                yield True
+            finally:
+                self.lease.resign()
         finally:
-            self.lease.resign()
+            self._making.release()
 
     def _rebuild(self, phase: Phase) -> Epoch | None:
         phase("rebuild")

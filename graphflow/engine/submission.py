@@ -205,7 +205,7 @@ def wake(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str,
 def signal_entry(row: NewSignal | SignalRow) -> dict[str, Any]:
     """A signal as the inbox holds it. The data says who decided."""
     data = row.data if isinstance(row.data, dict) else {"value": row.data}
-    return {"t": "signal", "id": row.signal_id, "name": row.name, "data": {"by": row.submitter, **data}}
+    return {"t": "signal", "id": row.signal_id, "name": row.name, "data": {**data, "by": row.submitter}}
 
 
 def cancel_entry(row: RunRow) -> dict[str, Any]:

@@ -37,7 +37,7 @@ LEDGER = sa.Table(
 def migrated(url: str) -> Generator[Database, None, None]:
     """The database with the journal's tables and the ledger."""
     schema.migrate(url)
-    opened = database.connect(url)
+    opened = database.connect(url, busy_timeout=30)  # patient: the machine may be busy
     try:
         with opened.write() as connection:
             LEDGER.metadata.create_all(connection)

@@ -222,8 +222,8 @@ def test_a_signal_that_meets_the_end_of_its_run_is_never_left_open(postgres_url:
         with opened.write() as connection:
             connection.execute(sa.update(tables.runs).values(state="SUCCEEDED"))
             answer = pool.submit(doors.signal, samples.new_signal())
-            wait_until(lambda: connection.execute(WAITING).first() or answer.done())
-        assert answer.result(timeout=10)
+            wait_until(lambda: connection.execute(WAITING).first() or answer.done(), timeout=20)
+        assert answer.result(timeout=30)
         (kept,) = samples.rows_of(opened, tables.signals)
     assert kept["dropped_ms"] is not None
 
@@ -234,8 +234,8 @@ def test_a_cancel_that_meets_the_end_of_its_run_comes_too_late(postgres_url: str
         with opened.write() as connection:
             connection.execute(sa.update(tables.runs).values(state="SUCCEEDED"))
             answer = pool.submit(doors.request_cancel, "run1", "default", by="bob", reason=None, at_ms=3_000)
-            wait_until(lambda: connection.execute(WAITING).first() or answer.done())
-        run = answer.result(timeout=10)
+            wait_until(lambda: connection.execute(WAITING).first() or answer.done(), timeout=20)
+        run = answer.result(timeout=30)
     assert (run.state, run.cancel_requested_ms, run.control_version) == (RunState.SUCCEEDED, None, 0)
 
 

@@ -155,6 +155,7 @@ def test_a_killed_model_server_is_back_at_its_address(tmp_path: Path) -> None:
 
 def test_no_weights_are_a_typed_error_with_a_hint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model_file, "PACKAGE", "no_such_package")
+    assert model_server.missing() is not None
     with pytest.raises(errors.ModelUnavailable, match="file is not installed") as caught:
         ModelServer.open(tmp_path / "model.json")
     assert "make install" in (caught.value.hint or "")
@@ -174,6 +175,7 @@ def test_a_file_of_the_users_that_is_not_there_is_a_typed_error(tmp_path: Path) 
 
 def test_the_weights_are_found_without_importing_their_package() -> None:
     assert model_file.find().stat().st_size > 50_000_000
+    assert model_server.missing() is None
     assert model_file.PACKAGE not in sys.modules
 
 

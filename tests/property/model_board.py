@@ -1,13 +1,13 @@
 """The board's scripts as a small model in Python: what Redis would hold after each of them.
 
-`test_lua_against_python` holds it equal to the Lua files on a real server; `explorer` plays thousands of histories on it.
+`test_lua_against_python` holds it equal to the Lua files on a real server; `explorer` plays many histories on it.
 Times come from `now_ms`. Every change of a step's state is noted in `moves`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -352,5 +352,3 @@ def _put_or_drop(members: dict[str, float], member: str, due: str) -> None:
         members.pop(member, None)
     else:
         members[member] = float(due)
-
-

@@ -64,7 +64,7 @@ def fail(name: str, saw: str, hint: str) -> Check:
 
 def every(session: Session) -> Iterator[Check]:
     """All checks, in the order in which one thing rests on another."""
-    yield from _guarded("python", lambda: python())
+    yield from _guarded("python", python)
     yield from _guarded("model", lambda: model(session))
     journal_there = yield from _remembered("journal", lambda: journal(session))
     redis_there = yield from _remembered("redis", lambda: redis_server(session))
@@ -161,7 +161,7 @@ def redis_server(session: Session) -> Iterator[Check]:
     client, url = session.core.link.client, masked(session.settings.redis_url)
     try:
         began = time.time()
-        seconds, micros = cast("tuple[int, int]", client.time())
+        seconds, micros = client.time()
         ended = time.time()
         info: dict[str, Any] = client.info()
     except UNREACHABLE as error:
@@ -230,7 +230,7 @@ def board(session: Session, *, with_journal: bool) -> Iterator[Check]:
         yield fail("board", "there is no board, or another server made it", hint)
         return
     client, keys = link.client, link.keys(epoch)
-    live, timers = cast(int, client.zcard(keys.runs)), cast(int, client.zcard(keys.timers))
+    live, timers = client.zcard(keys.runs), client.zcard(keys.timers)
     saw = f"epoch {epoch.number}, {live} live runs, {timers} timers"
     row = Boards(boot.database(session.settings)).current() if with_journal else None
     if row is not None and row.epoch != epoch.number:

@@ -144,4 +144,3 @@ def _interruptible() -> Generator[None]:
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
-

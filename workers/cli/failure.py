@@ -43,7 +43,7 @@ def as_exit_code() -> Generator[Ending]:
     except BrokenPipeError:
         _forget_stdout()
         ending.code = exits.FAILED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, a person is told in words, with a way to see more
         if isinstance(error, OSError) and error.errno == errno.EPIPE:
             _forget_stdout()
         ending.code = report(error)

@@ -51,9 +51,7 @@ class Screen(Protocol):
 class Follower:
     """Reads the feed of one run, shows it, and has approvals answered."""
 
-    def __init__(
-        self, session: Session, ref: RunRef, *, as_json: bool = False, answers: Answers | None = None
-    ) -> None:
+    def __init__(self, session: Session, ref: RunRef, *, as_json: bool = False, answers: Answers | None = None) -> None:
         """`answers` None: approvals are left to others."""
         self._session = session
         self._ref = ref

@@ -57,7 +57,7 @@ def brain(settings: Settings, *, scripted: bool = False) -> Brain:
         words = f"the scripted model, which makes answers up, because no model is there: {missing.message}"
         return Brain(words=words, env={"CONVERGIO_MODEL_NAME": SCRIPTED})
     options: model_server.Options = {"threads": settings.model_threads}
-    return Brain(words=f"{LOCAL}, a small language model, on this machine's processor", options=options)
+    return Brain(words=f"{LOCAL}, a very small language model on this machine: fluent, and often wrong", options=options)
 
 
 def plan(settings: Settings, which: Brain, *, programs: Sequence[Child]) -> Plan:
@@ -81,7 +81,9 @@ def service(env: Mapping[str, str] | None = None) -> Child:
     )
 
 
-def worker(settings: Settings, *, name: str = WORKER, env: Mapping[str, str] | None = None, alone: bool = False) -> Child:
+def worker(
+    settings: Settings, *, name: str = WORKER, env: Mapping[str, str] | None = None, alone: bool = False
+) -> Child:
     """A worker process. `alone`: it needs nothing of this stack."""
     return Child(
         name=name,

@@ -21,8 +21,10 @@ def heading(view: RunView) -> Text:
     """`market_entry  ◐ running  12 s   run 0192...`"""
     ended = view.finished_ms or view.now_ms
     line = Text(view.workflow.name, style="bold")
-    return line.append("  ").append_text(look.shown(view.state)).append(
-        f"  {reason.span(ended - view.created_ms)}   run {view.id}", style="dim"
+    return (
+        line.append("  ")
+        .append_text(look.shown(view.state))
+        .append(f"  {reason.span(ended - view.created_ms)}   run {view.id}", style="dim")
     )
 
 
@@ -37,8 +39,7 @@ def steps(view: RunView) -> Table:
 
 def live(view: RunView) -> Group:
     """What a terminal redraws while a run goes on."""
-    parts = [heading(view), steps(view)]
-    return Group(*parts, _counts(view)) if len(view.steps) > ROWS else Group(*parts)
+    return Group(heading(view), steps(view), _counts(view) if len(view.steps) > ROWS else "")
 
 
 def took(view: RunView, step: StepView) -> str:

@@ -43,7 +43,9 @@ def bench(name: str | None, arguments: tuple[str, ...]) -> int:
 def names() -> list[str]:
     """Modules of benchmarks that can be run: those with a `main(argv)`."""
     files = (file for file in resources.files(PACKAGE).iterdir() if file.name.endswith(".py"))
-    runnable = (file.name.removesuffix(".py") for file in files if re.search(r"^def main\(argv", file.read_text(), re.M))
+    runnable = (
+        file.name.removesuffix(".py") for file in files if re.search(r"^def main\(argv", file.read_text(), re.M)
+    )
     return sorted(set(runnable) - OWN_COMMANDS)
 
 

@@ -18,9 +18,7 @@ from convergio.workers.cli.session import Session, with_session
 @click.option("--pool", type=click.Choice(["threads", "solo"]), help="Celery pool (default threads).")
 @click.option("--concurrency", "-c", type=click.IntRange(1, 1000), help="Steps at once in each process (default 8).")
 @click.option("--no-service", is_flag=True, help="No service process: one runs elsewhere.")
-def worker(
-    processes: int, queues: str | None, pool: str | None, concurrency: int | None, no_service: bool
-) -> int:
+def worker(processes: int, queues: str | None, pool: str | None, concurrency: int | None, no_service: bool) -> int:
     """Serve the queues of a Redis and a journal of your own (CONVERGIO_REDIS_URL, CONVERGIO_JOURNAL_URL).
 
     Processes that die are started again. With `--processes 1 --no-service` this process is the worker.

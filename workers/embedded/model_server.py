@@ -122,6 +122,16 @@ def check_engine() -> None:
         )
 
 
+def missing() -> errors.ModelUnavailable | None:
+    """Why the shipped model cannot be served on this machine; None when it can. Does not read the weights."""
+    try:
+        check_engine()
+        model_file.find()
+    except errors.ModelUnavailable as error:
+        return error
+    return None
+
+
 def serve(server: ModelServer) -> None:
     """Loads the model and serves it until a signal ends this process. Raises `ModelUnavailable`."""
     check_engine()

@@ -38,7 +38,7 @@ UNREADABLE = (
     "Unrecoverable error reading the append only file",
     "FATAL AOF MANIFEST FILE ERROR",
     "Unable to obtain the AOF file",  # the manifest lists it, and it is missing
-    "The append log file",  # so does Redis say it
+    "The append log file",  # ... does not exist
     "Wrong RDB checksum",
     "Short read or OOM loading DB",
     "Unknown type or opcode when loading DB",
@@ -50,6 +50,9 @@ APPEND_DIRECTORY = "appendonlydir"
 ADDRESS_FILE = "address.json"
 
 PROBE_TIMEOUT_S = 0.4
+
+#: A server is ready when it has read its file, which may be gigabytes.
+LOAD_TIMEOUT_S = 300.0
 
 SHUTDOWN_TIMEOUT_S = 10.0
 
@@ -112,6 +115,7 @@ class Server:
             argv=(str(self.binary), str(self._configuration_file)),
             ready=lambda pid: answering_pid(self.address) == pid,
             repair=self.set_aside_unreadable,
+            ready_timeout_s=LOAD_TIMEOUT_S,
             drop=NOISE,
         )
 
@@ -123,7 +127,11 @@ class Server:
         broken = self.directory / APPEND_DIRECTORY
         if not broken.exists() or not any(sign in log_tail for sign in UNREADABLE):
             return False
-        broken.rename(self.directory / f"{APPEND_DIRECTORY}.unreadable-{time.strftime('%Y%m%d-%H%M%S')}")
+        aside = f"{APPEND_DIRECTORY}.unreadable-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        try:
+            broken.rename(self.directory / aside)
+        except OSError:
+            return False
         return True
 
     @property

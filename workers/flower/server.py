@@ -1,8 +1,8 @@
 """Flower's configuration, and its start.
 
-Without a password Flower answers its own machine only, and changes nothing: any web page in a browser there could ask it
-to. With one (FLOWER_BASIC_AUTH, or OAuth by FLOWER_AUTH) it may listen elsewhere and offers its controls. Every other
-FLOWER_* variable counts as always.
+Without a password Flower answers its own machine only, and changes nothing: any web page in a browser there could ask
+it to. With one (FLOWER_BASIC_AUTH, or OAuth by FLOWER_AUTH) it may listen elsewhere and offers its controls. Every
+other FLOWER_* variable counts as always.
 """
 
 from __future__ import annotations
