@@ -29,6 +29,9 @@ PATIENCE: Final = 15.0
 PAUSE: Final = 2.0
 """Seconds that all workers may be stopped without losing a lease (6 s)."""
 
+SEVERAL: Final = 5
+"""So many doorbells are tampered with at once, if so many wait."""
+
 STALE: Final = 12.0
 """Seconds after which a stopped worker's step must run elsewhere."""
 
@@ -226,15 +229,21 @@ def _with_backlog(field: Field, tamper: Callable[[list[tuple[str, str]]], None])
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with field.arena.frozen(WORKERS):
-            until = time.monotonic() + PAUSE
-            while time.monotonic() < until:
-                found = field.arena.backlog()
-                if found:
-                    moment = now()
-                    tamper(found)
-                    return moment, len(found)
-                time.sleep(0.01)
+            found = _gathered(field.arena)
+            if found:
+                moment = now()
+                tamper(found)
+                return moment, len(found)
     raise RuntimeError("no doorbell waited in any list")
+
+
+def _gathered(arena: Arena) -> list[tuple[str, str]]:
+    """Doorbells that nobody takes: several, or those there are after `PAUSE` seconds."""
+    until, found = time.monotonic() + PAUSE, arena.backlog()
+    while len(found) < SEVERAL and time.monotonic() < until:
+        time.sleep(0.01)
+        found = arena.backlog()
+    return found
 
 
 def duplicated(field: Field) -> Hit:

@@ -11,7 +11,7 @@ import subprocess
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import psycopg
 
@@ -83,10 +83,10 @@ def _start(
     command = [str(programs / "postgres"), "-D", str(data)]
     command += [part for setting in settings for part in ("-c", setting)]
     with log_path.open("ab") as log:
-        started: subprocess.Popen[bytes] = subprocess.Popen(
+        started = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/", **account
         )
-    return started
+    return cast("subprocess.Popen[bytes]", started)
 
 
 def _answers(process: subprocess.Popen[bytes], number: int, log: Path) -> bool:

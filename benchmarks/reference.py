@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -75,19 +75,14 @@ def _step(graph: Graph, node: Node, done: Mapping[str, Expected]) -> Expected:
     own = node.gate is None or node.gate.holds(graph.value)
     if not own or (node.links and not taken):
         return Expected(fate=Fate.SKIPPED)
-    if node.fails:
-        return Expected(fate=Fate.FAILED, attempt=1 if node.approval else min(node.flaws, node.retries) + 1)
+    seen = {} if node.approval else {name: parent.digest for name, parent in succeeded.items()}
     return Expected(
-        fate=Fate.SUCCEEDED,
-        digest=digest(node.name, graph.value, {} if node.approval else _digests(succeeded.items())),
-        attempt=node.flaws + 1,
-        parents=frozenset() if node.approval else frozenset(succeeded),
+        fate=Fate.FAILED if node.fails else Fate.SUCCEEDED,
+        digest="" if node.fails else digest(node.name, graph.value, seen),
+        attempt=1 if node.approval else min(node.flaws, node.retries) + 1,
+        parents=frozenset(seen),
     )
 
 
 def _holds(gate: Gate | None, parent: Expected) -> bool:
     return gate is None or gate.holds(value_of(parent.digest))
-
-
-def _digests(parents: Iterable[tuple[str, Expected]]) -> dict[str, str]:
-    return {name: parent.digest for name, parent in parents}

@@ -28,6 +28,9 @@ logger = logging.getLogger(__name__)
 START_WITHIN_MS: Final = 10_000
 """How long the submitter itself may start its run; after that the sweeper does."""
 
+START_NEEDS: Final = (fields.STATE, fields.OPEN, fields.INPUT)
+"""Fields that are there when a run begins; all others are absent."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
@@ -78,12 +81,19 @@ class Starter:
             size=len(plan.workflow.steps),
             control=run.control_version,
             token=self.nonces.next(),
-            wanted=[fields.STATE, fields.OPEN, fields.INPUT],
+            wanted=START_NEEDS,
         )
         if locked is None:
             return False
+        if run.cancel_requested_ms is not None:
+            locked = self._cancelled(run, locked)
         self.drain.run(locked, meta, blank=True)
         return True
+
+    def _cancelled(self, run: RunRow, locked: scripts.Locked) -> scripts.Locked:
+        """The cancel joins the start in one decision: between two, a worker could claim the first steps."""
+        entry = json.dumps(cancel_entry(run), ensure_ascii=False)
+        return scripts.post(self.link, locked.ref, entry=entry, token=locked.token, wanted=START_NEEDS) or locked
 
 
 def meta_of(run: RunRow) -> dict[str, Any]:

@@ -1,0 +1,138 @@
+"""Functions that the steps of these tests call: in the test's process, and in real workers (CONVERGIO_INCLUDE)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from typing import Any, Final, NoReturn
+
+import redis
+from celery.exceptions import Ignore, Reject
+
+from convergio.graphflow.flow.registry import step
+from convergio.graphflow.model import errors
+
+GATE: Final = "probe:gate"
+"""The Redis key that bodies named `hold` wait for."""
+
+
+def _note(what: str) -> redis.Redis:
+    """Says in Redis that a body began, or ended; its client, to be closed."""
+    client = redis.Redis.from_url(os.environ["CONVERGIO_REDIS_URL"], decode_responses=True)
+    client.rpush(f"probe:{what}", f"{os.getpid()}")
+    return client
+
+
+# --- well -------------------------------------------------------------------------------------------------------------
+
+
+@step(name="probe.echo")
+def echo(value: Any = None) -> dict[str, Any]:
+    return {"value": value}
+
+
+@step(name="probe.lasts")
+def lasts(seconds: float, name: str) -> str:
+    """Takes its time, as a computation does."""
+    _note(f"{name}:began").close()
+    time.sleep(seconds)
+    _note(f"{name}:ended").close()
+    return name
+
+
+@step(name="probe.hold")
+def hold(name: str) -> str:
+    """Until the gate opens; it cannot be interrupted."""
+    client = _note(f"{name}:began")
+    while not client.exists(GATE):
+        time.sleep(0.02)
+    client.close()
+    _note(f"{name}:ended").close()
+    return name
+
+
+@step(name="probe.sleeps")
+async def sleeps(name: str) -> str:
+    """A minute on the loop, unless it is cancelled."""
+    _note(f"{name}:began").close()
+    try:
+        await asyncio.sleep(60)
+    except asyncio.CancelledError:
+        _note(f"{name}:cancelled").close()
+        raise
+    return name
+
+
+# --- badly ------------------------------------------------------------------------------------------------------------
+
+
+class Mute(Exception):
+    """Cannot even say what it is."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@step(name="probe.exits")
+def exits() -> NoReturn:
+    sys.exit(3)
+
+
+@step(name="probe.interrupts")
+def interrupts() -> NoReturn:
+    raise KeyboardInterrupt
+
+
+@step(name="probe.ignores")
+def ignores() -> NoReturn:
+    raise Ignore
+
+
+@step(name="probe.rejects")
+def rejects() -> NoReturn:
+    raise Reject("not mine", requeue=True)
+
+
+@step(name="probe.mute")
+def mute() -> NoReturn:
+    raise Mute
+
+
+@step(name="probe.cancels_itself")
+async def cancels_itself() -> NoReturn:
+    raise asyncio.CancelledError
+
+
+@step(name="probe.raises")
+def raises(kind: str) -> NoReturn:
+    raise {
+        "permanent of an exception": errors.Permanent(KeyError("a")),  # type: ignore[arg-type]  # people do that
+        "lone surrogate": ValueError("half \ud800 a pair"),
+        "nul": ValueError("a\x00b"),
+        "huge": ValueError("x" * 1_000_000),
+        "no text": ValueError(),
+    }[kind]
+
+
+@step(name="probe.returns")
+def returns(kind: str) -> Any:
+    """What no store can keep."""
+    nested: Any = []
+    for _ in range(100_000 if kind == "too deep" else 0):
+        nested = [nested]
+    return {
+        "nul": "a\x00b",
+        "nul in a key": {"a\x00": 1},
+        "nan": float("nan"),
+        "infinity": [float("inf")],
+        "set": {1, 2},
+        "bytes": b"raw",
+        "object": object(),
+        "lone surrogate": "\ud800",
+        "large": "x" * 33_000,
+        "large in bytes": "€" * 11_000,
+        "too deep": nested,
+        "endless number": 10**5_000,
+    }[kind]

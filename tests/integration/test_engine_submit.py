@@ -1,0 +1,224 @@
+"""P1: a run that was accepted is never lost, and executes once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from convergio.graphflow.board import scripts
+from convergio.graphflow.engine.submission import Entrance, Starter, board_time
+from convergio.graphflow.journal.doors import Doors
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.states import RunState
+from convergio.workers import boot
+from tests import servers
+from tests.conftest import ValkeyFactory
+from tests.integration.engine_stage import QUIET, Stage, chain, settings_for, stage_on
+
+pytestmark = QUIET
+
+LATE: float = 10.1
+"""Seconds after which the submitter may not start its run any more."""
+
+
+@pytest.fixture
+def stage(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
+    with stage_on(valkey, journal_url, tmp_path) as made:
+        yield made
+
+
+def accepted_only(stage: Stage, ref_to: str = "r1") -> RunRef:
+    """Accepted, and then the submitter died: the run is in SQL and nowhere else."""
+    with mock.patch.object(Starter, "start", side_effect=errors.BoardUnavailable):
+        return stage.submit(chain(), run_id=ref_to)
+
+
+def boarded(stage: Stage, ref: RunRef) -> bool:
+    return bool(stage.client.exists(stage.keys.run(ref)))
+
+
+# --- accepted, not started --------------------------------------------------------------------------------------------
+
+
+def test_a_run_whose_submitter_died_is_started_only_after_its_not_after_time(stage: Stage) -> None:
+    ref = accepted_only(stage)
+    stage.service.sweeper.apply_rows()
+    assert not boarded(stage, ref), "the submitter may still come"
+    assert stage.row(ref).state is RunState.ACCEPTED
+    stage.age_rows(LATE)
+    stage.service.sweeper.apply_rows()
+    assert boarded(stage, ref)
+    stage.play(ref)
+    assert stage.row(ref).state is RunState.SUCCEEDED
+
+
+def test_a_submitter_that_comes_too_late_starts_nothing(stage: Stage) -> None:
+    """It commits, is frozen, and goes on after the time at which the sweeper may start the run: they never both do."""
+    start = Starter.start
+    outcome: list[type[Exception]] = []
+
+    def late(self: Starter, run: object, plan: object, *, not_after_ms: int | None) -> bool:
+        assert not_after_ms is not None
+        try:
+            return start(self, run, plan, not_after_ms=board_time(self.link) - 1)  # type: ignore[arg-type]
+        except errors.SubmitTooLate as error:
+            outcome.append(type(error))
+            raise
+
+    with mock.patch.object(Starter, "start", late):
+        ref = stage.submit(chain())
+    assert outcome == [errors.SubmitTooLate]
+    assert not boarded(stage, ref)
+    assert not stage.bells()
+    stage.age_rows(LATE)
+    stage.service.sweeper.apply_rows()
+    stage.play(ref)
+    assert stage.row(ref).state is RunState.SUCCEEDED
+
+
+def test_the_not_after_time_is_taken_before_the_commit(stage: Stage) -> None:
+    """Taken after it, a slow commit would give the submitter time in which the sweeper starts the run, too."""
+    accept, before = Doors.accept, 0
+
+    def slow(self: Doors, run: object) -> object:
+        nonlocal before
+        before = board_time(stage.service.link)
+        return accept(self, run)  # type: ignore[arg-type]
+
+    with mock.patch.object(Doors, "accept", slow):
+        ref = stage.submit(chain())
+    assert stage.row(ref).not_after_ms <= before + 10_000
+
+
+def test_a_run_that_the_sweeper_started_is_not_started_again(stage: Stage) -> None:
+    ref = accepted_only(stage)
+    stage.age_rows(LATE)
+    for _ in range(3):
+        stage.service.sweeper.apply_rows()
+    assert stage.service.sweeper.repairs["started"] == 1
+    assert stage.bells() == [("first", "1.1")]
+    stage.journal()
+    stage.service.sweeper.apply_rows()
+    assert stage.events(ref, "run.started") == [{}]
+
+
+def test_a_run_that_is_started_by_a_rebuild_is_not_started_by_its_submitter_too(stage: Stage) -> None:
+    ref = accepted_only(stage)
+    stage.wipe()
+    stage.rebuild()
+    assert boarded(stage, ref)
+    entrance = stage.worker.process.entrance
+    row, plan = stage.row(ref), entrance.starter.plans.get(stage.row(ref).digest)
+    assert not entrance.starter.start(row, plan, not_after_ms=row.not_after_ms)
+    stage.play(ref)
+    assert stage.row(ref).state is RunState.SUCCEEDED
+    assert stage.events(ref, "run.started") == [{}]
+
+
+def test_a_run_that_was_cancelled_before_it_was_started_is_cancelled_and_runs_nothing(stage: Stage) -> None:
+    ref = accepted_only(stage)
+    stage.worker.process.entrance.cancel(ref, by="boss", reason="changed my mind")
+    stage.age_rows(LATE)
+    claimed: list[object] = []
+    post = scripts.post
+
+    def raced(*args: object, **kwargs: object) -> object:
+        """A worker answers the doorbell before the sweeper comes to the cancel."""
+        if boarded(stage, ref) and (bell := stage.take()) is not None:
+            claimed.append(stage.ring(ref, bell.step, bell.args[2]))
+        return post(*args, **kwargs)  # type: ignore[arg-type]
+
+    with mock.patch.object(scripts, "post", raced):
+        stage.service.sweeper.apply_rows()
+    stage.journal()
+    assert stage.row(ref).state is RunState.CANCELLED
+    assert not any(claimed)
+
+
+# --- the same key -----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_key_is_the_same_run(stage: Stage) -> None:
+    ref = stage.submit(chain(), {"n": 1}, key="order-7")
+    assert stage.submit(chain(), {"n": 1}, key="order-7") == ref
+    assert stage.bells() == [("first", "1.1")]
+    stage.play(ref)
+    rung = stage.bells()
+    assert stage.submit(chain(), {"n": 1}, key="order-7") == ref, "also when it has ended"
+    assert stage.row(ref).state is RunState.SUCCEEDED
+    assert stage.bells() == rung
+
+
+@pytest.mark.parametrize("other", ["input", "workflow"])
+def test_a_key_that_was_used_for_something_else_is_refused(stage: Stage, other: str) -> None:
+    ref = stage.submit(chain(), {"n": 1}, key="order-7")
+    workflow = chain("another") if other == "workflow" else chain()
+    with pytest.raises(errors.KeyConflict) as caught:
+        stage.submit(workflow, {"n": 1 if other == "workflow" else 2}, key="order-7")
+    assert caught.value.hint
+    assert [row.run_id for row in stage.history.runs("default")] == [ref.run]
+
+
+def test_the_same_submission_sent_twice_is_one_run(stage: Stage) -> None:
+    """The client sends its submission again until it is answered; the run's id is its own."""
+    first = stage.submit(chain(), run_id="mine")
+    assert stage.submit(chain(), run_id="mine") == first
+    assert stage.bells() == [("first", "1.1")]
+
+
+# --- a store is away --------------------------------------------------------------------------------------------------
+
+
+def test_without_redis_nothing_is_accepted(valkey_server: ValkeyFactory, sqlite_url: str, tmp_path: Path) -> None:
+    server = valkey_server(aof=False)
+    with stage_on(server.url, sqlite_url, tmp_path) as stage:
+        server.kill()
+        with pytest.raises(errors.BoardUnavailable) as caught:
+            stage.submit(chain())
+        assert caught.value.code == "BOARD_UNAVAILABLE"
+        assert caught.value.retryable
+        assert stage.history.runs("default") == []
+
+
+def nowhere_sqlite() -> str:
+    return "sqlite:////nonexistent/convergio/journal.sqlite"
+
+
+def nowhere_postgres() -> str:
+    return f"postgresql+psycopg://postgres@127.0.0.1:{servers.free_port()}/none"
+
+
+@pytest.mark.parametrize("url", [nowhere_sqlite, nowhere_postgres])
+def test_without_sql_nothing_is_accepted_and_nothing_boarded(
+    valkey: str, sqlite_url: str, tmp_path: Path, url: Callable[[], str]
+) -> None:
+    with stage_on(valkey, sqlite_url, tmp_path) as stage:
+        before = stage.client.dbsize()
+        entrance = without_sql(valkey, url(), tmp_path)
+        stage.worker.process.entrance, kept = entrance, stage.worker.process.entrance
+        with pytest.raises(errors.JournalUnavailable) as caught:
+            stage.submit(chain())
+        assert caught.value.code == "JOURNAL_UNAVAILABLE"
+        assert stage.client.dbsize() == before
+        entrance.link.close()
+        stage.worker.process.entrance = kept
+
+
+def without_sql(redis_url: str, journal_url: str, home: Path) -> Entrance:
+    return boot.entrance(settings_for(redis_url, journal_url, home))
+
+
+def test_without_a_board_a_run_is_accepted_and_started_when_there_is_one(stage: Stage) -> None:
+    """Redis answers, but its board is gone: that is no reason to refuse."""
+    stage.wipe()
+    ref = stage.submit(chain())
+    assert stage.row(ref).state is RunState.ACCEPTED
+    stage.rebuild()
+    stage.age_rows(LATE)
+    stage.service.sweeper.apply_rows()
+    stage.play(ref)
+    assert stage.row(ref).state is RunState.SUCCEEDED

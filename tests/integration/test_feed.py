@@ -1,0 +1,160 @@
+"""A run's feed, read from a real board: without gap or repeat, over rebuilds, trims and a server that is away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from convergio.graphflow.board.connection import pool
+from convergio.graphflow.client.event import FINISHED, RESET, SNAPSHOT, Event
+from convergio.graphflow.client.feed import Feed
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef
+from tests.conftest import ValkeyFactory
+from tests.integration.engine_stage import EngineStage, engine_on
+
+CHAIN = {"first": {"task": "demo.one"}, "second": {"task": "demo.two", "needs": ["first"]}}
+
+
+@pytest.fixture
+def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[EngineStage]:
+    with engine_on(valkey, sqlite_url, tmp_path) as made:
+        yield made
+
+
+def never() -> Mapping[str, Any] | None:
+    return None
+
+
+def told(events: Iterator[Event | None], until: str) -> list[Event]:
+    """Events up to the first of this type."""
+    found: list[Event] = []
+    for event in events:
+        if event is not None:
+            found.append(event)
+            if event.type == until:
+                return found
+    raise AssertionError(f"the feed ended before {until}")
+
+
+def feed(stage: EngineStage, ref: RunRef) -> Feed:
+    return Feed(stage.core.link.client, ref, never)
+
+
+def play(stage: EngineStage, ref: RunRef, *steps: str) -> None:
+    for step in steps:
+        stage.succeed(ref, step)
+    stage.journal()
+
+
+def test_every_event_is_told_once_and_in_order_to_the_end(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first", "second")
+    events = told(feed(stage, ref).events(), FINISHED)
+    assert [event.position[1] for event in events] == list(range(1, len(events) + 1))
+    assert [event.type for event in events][:4] == ["run.started", "step.ready", "step.running", "step.succeeded"]
+    assert events[2].data == {"worker": "w1"}
+    assert events[-1].data == {"state": "SUCCEEDED", "output": None, "error": None}
+
+
+def test_a_reader_goes_on_behind_the_event_it_names(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first", "second")
+    every = told(feed(stage, ref).events(), FINISHED)
+    for index, event in enumerate(every[:-1]):
+        assert told(feed(stage, ref).events(event.id), FINISHED) == every[index + 1 :]
+
+
+def test_a_new_epoch_is_told_as_a_reset_and_a_snapshot(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first")
+    reading = feed(stage, ref).events()
+    before = told(reading, "step.succeeded")
+    stage.core.link.client.flushall()
+    assert stage.service.rebuilder.rebuild() is not None
+    reset, snapshot = told(reading, SNAPSHOT)[-2:]
+    assert (reset.type, reset.data) == (RESET, {"epoch": 2, "was": 1})
+    assert snapshot.data["state"] == "RUNNING"
+    states = {name: facts["state"] for name, facts in snapshot.data["steps"].items()}
+    assert states == {"first": "SUCCEEDED", "second": "READY"}
+    play(stage, ref, "second")
+    after = told(reading, FINISHED)
+    assert before[-1].position[0] == 1
+    assert {event.position[0] for event in after} == {2}
+
+
+def test_a_reader_that_comes_back_after_a_rebuild_is_reset_too(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first")
+    stage.core.link.client.flushall()
+    assert stage.service.rebuilder.rebuild() is not None
+    events = told(feed(stage, ref).events("1-3"), SNAPSHOT)
+    assert [event.type for event in events] == [RESET, SNAPSHOT]
+
+
+def test_what_was_trimmed_is_told_as_a_snapshot(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first")
+    link = stage.core.link
+    link.client.xtrim(link.keys(link.epoch()).feed(ref), maxlen=2, approximate=False)
+    play(stage, ref, "second")
+    events = told(feed(stage, ref).events(), FINISHED)
+    assert events[0].type in (SNAPSHOT, FINISHED)
+    assert all(event.type != "run.started" for event in events)
+    assert events[-1].data["state"] == "SUCCEEDED"
+
+
+def test_a_run_that_left_the_board_is_told_by_whoever_knows_its_end(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    link = stage.core.link
+    link.client.delete(link.keys(link.epoch()).run(ref))
+    end = {"state": "SUCCEEDED", "output": 7, "error": None}
+    events = told(Feed(link.client, ref, lambda: end).events(), FINISHED)
+    assert [event.data for event in events] == [end]
+
+
+def test_a_resumed_reader_of_an_ended_run_is_told_its_end_at_once(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first", "second")
+    last = told(feed(stage, ref).events(), FINISHED)[-1]
+    end = {"state": "SUCCEEDED", "output": None, "error": None}
+    again = told(Feed(stage.core.link.client, ref, lambda: end).events(last.id), FINISHED)
+    assert [event.data for event in again] == [end]
+
+
+def test_a_reader_outlives_a_server_that_is_killed_and_restarted(
+    valkey_server: ValkeyFactory, sqlite_url: str, tmp_path: Path
+) -> None:
+    server = valkey_server()
+    with engine_on(server.url, sqlite_url, tmp_path) as stage:
+        ref = stage.submit(CHAIN)
+        play(stage, ref, "first")
+        reading = feed(stage, ref).events()
+        told(reading, "step.succeeded")
+        server.kill()
+        assert next(reading) is None
+        server.restart()
+        assert stage.service.rebuilder.rebuild() is not None
+        assert told(reading, SNAPSHOT)[-2].type == RESET
+        play(stage, ref, "second")
+        assert told(reading, FINISHED)[-1].data["state"] == "SUCCEEDED"
+
+
+def test_a_server_that_stays_away_ends_the_patience(valkey_server: ValkeyFactory) -> None:
+    server = valkey_server(aof=False)
+    client = redis.Redis(connection_pool=pool(server.url))
+    server.kill()
+    reading = Feed(client, RunRef(tenant="default", run="r"), never, patience=0.2).events()
+    with pytest.raises(errors.BoardUnavailable):
+        told(reading, FINISHED)
+    client.connection_pool.disconnect()
+
+
+@pytest.mark.parametrize("text", ["x", "1", "1-x", "-", "1-2-3"])
+def test_what_is_no_event_id_is_refused(stage: EngineStage, text: str) -> None:
+    with pytest.raises(errors.InvalidInput, match="is no event id"):
+        next(feed(stage, RunRef(tenant="default", run="r")).events(text))

@@ -1,0 +1,172 @@
+"""Where a run is and why: what is read from a real board and a real journal, state by state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convergio.graphflow.board.keys import Keys
+from convergio.graphflow.engine import reason
+from convergio.graphflow.engine.inquiry import Inquiry
+from convergio.graphflow.engine.reason import StepView
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.states import BlockedOn, RunState, StepState
+from tests.integration.engine_stage import EngineStage, engine_on
+
+CHAIN = {"first": {"task": "demo.one", "retry": 2}, "second": {"task": "demo.two", "needs": ["first"]}}
+SIGNED = {"sign": {"approval": {"title": "Pay?", "description": "Pay {{ 1 + 1 }} euros"}}}
+
+
+@pytest.fixture
+def stage(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[EngineStage]:
+    with engine_on(valkey, journal_url, tmp_path) as made:
+        yield made
+
+
+def seen(stage: EngineStage, ref: RunRef, step: str) -> StepView:
+    return stage.inquiry.view(ref).steps[step]
+
+
+def said(stage: EngineStage, ref: RunRef, step: str) -> str:
+    view = stage.inquiry.view(ref)
+    return reason.of_step(view, view.steps[step])
+
+
+def test_a_new_run_is_live_and_its_first_step_is_queued(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    view = stage.inquiry.view(ref)
+    assert (view.state, view.board, view.stopping) == (RunState.RUNNING, "live", None)
+    assert [step.state for step in view.steps.values()] == [StepState.READY, StepState.WAITING]
+    first = view.steps["first"]
+    assert first.ahead == 1
+    assert first.since_ms is not None
+    assert 0 <= view.now_ms - first.since_ms < 60_000
+    assert said(stage, ref, "first").startswith("is queued for 0.")
+    assert said(stage, ref, "second") == "waits for first (ready)"
+
+
+def test_a_running_step_names_its_worker_and_its_attempt(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.claim(ref, "first")
+    first = seen(stage, ref, "first")
+    assert (first.state, first.worker, first.attempt, first.attempts) == (StepState.RUNNING, "w1", 1, 3)
+    assert said(stage, ref, "first").startswith("runs on w1 for 0.")
+    assert said(stage, ref, "second") == "waits for first (running)"
+
+
+def test_a_retry_says_when_and_after_what_once_sql_has_the_error(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.steps.fail(stage.claim(ref, "first"), errors.Transient("503", retry_after=30))
+    stage.journal()
+    first = seen(stage, ref, "first")
+    assert (first.state, first.on, first.attempt) == (StepState.BLOCKED, BlockedOn.RETRY, 2)
+    assert said(stage, ref, "first").startswith("is tried again in ")
+    assert said(stage, ref, "first").endswith("s (attempt 2 of 3): TRANSIENT 503")
+
+
+def test_a_deferred_step_gives_the_hooks_reason(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.steps.defer(stage.claim(ref, "first"), seconds=3600, reason="outside office hours")
+    stage.journal()
+    assert seen(stage, ref, "first").on is BlockedOn.HOOK
+    assert said(stage, ref, "first").endswith("a pre-run hook deferred it (outside office hours)")
+
+
+def test_an_approval_says_how_to_decide_it_and_shows_its_question(stage: EngineStage) -> None:
+    ref = stage.submit(SIGNED)
+    stage.steps.block(stage.claim(ref, "sign"), signal="sign", data={"description": "Pay 2 euros"})
+    stage.journal()
+    assert seen(stage, ref, "sign").note == "Pay 2 euros"
+    assert f"convergio runs signal {ref.run} sign --approve" in said(stage, ref, "sign")
+
+
+def test_an_outcome_that_sql_lacks_says_so_and_what_waits_for_it_waits(stage: EngineStage) -> None:
+    durable = {**CHAIN, "first": {"task": "demo.one", "durability": "step"}}
+    ref = stage.submit(durable)
+    stage.journal()
+    stage.succeed(ref, "first", 7)
+    first = seen(stage, ref, "first")
+    assert (first.on, first.parked) == (BlockedOn.JOURNAL, StepState.SUCCEEDED)
+    assert said(stage, ref, "first").startswith("has ended as SUCCEEDED 0.")
+    assert said(stage, ref, "second") == "waits for first (blocked on the journal)"
+    stage.journal()
+    assert seen(stage, ref, "first").state is StepState.SUCCEEDED
+    assert seen(stage, ref, "second").state is StepState.READY
+
+
+def test_after_a_rebuild_a_step_is_held_and_says_for_how_long(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.claim(ref, "first")
+    stage.journal()
+    assert stage.service.rebuilder.rebuild() is not None
+    assert said(stage, ref, "first").startswith("is held for ")
+    assert seen(stage, ref, "first").held_ms is not None
+
+
+def test_a_quarantined_step_gives_the_reason(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    was = stage.word(ref, "first").text
+    stage.entrance.wake(ref, {"t": "quarantine", "step": "first", "was": was, "reason": "5 workers died"})
+    stage.journal()
+    assert seen(stage, ref, "first").state is StepState.QUARANTINED
+    assert said(stage, ref, "first") == "ended as QUARANTINED: QUARANTINED 5 workers died"
+    assert stage.inquiry.view(ref).state is RunState.FAILED
+
+
+def test_a_cancelled_run_gives_its_reason_before_and_after_it_left_the_board(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.entrance.cancel(ref, by="ann", reason="enough")
+    stage.journal()
+    assert said(stage, ref, "first") == "was cancelled: the run was ended (enough)"
+    assert said(stage, ref, "second") == "never started: the run ended as CANCELLED before"
+    stage.core.link.client.flushall()
+    assert stage.inquiry.view(ref).board == "left"
+    assert said(stage, ref, "first") == "was cancelled: the run was ended (enough)"
+
+
+def test_an_ended_run_is_told_by_the_journal_with_times_and_outputs(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.succeed(ref, "first", 1)
+    stage.succeed(ref, "second", {"total": 2})
+    stage.journal()
+    stage.core.link.client.flushall()
+    view = stage.inquiry.view(ref)
+    assert (view.state, view.board, view.output) == (RunState.SUCCEEDED, "left", {"total": 2})
+    steps = view.steps.values()
+    assert all(step.started_ms and step.finished_ms and step.worker == "w1" for step in steps)
+    assert reason.of_run(view).startswith("the run ended as SUCCEEDED after ")
+
+
+def test_a_run_that_nobody_started_says_who_will(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    keys: Keys = stage.core.link.keys(stage.core.link.epoch())
+    stage.core.link.client.delete(keys.run(ref))  # as if the submitter had died between SQL and the board
+    view = stage.inquiry.view(ref)
+    assert view.board == "absent"
+    assert reason.of_step(view, view.steps["first"]) == "waits until its run is on the board"
+
+
+def test_a_board_that_is_gone_says_so(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.core.link.client.flushall()
+    view = stage.inquiry.view(ref)
+    assert view.board == "rebuilding"
+    assert "made anew" in reason.of_run(view)
+
+
+def test_without_redis_the_journal_answers(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    view = Inquiry(None, stage.history).view(ref)
+    assert view.board == "away"
+    assert "Redis does not answer" in reason.of_run(view)
+
+
+def test_an_unknown_run_is_an_error(stage: EngineStage) -> None:
+    with pytest.raises(errors.UnknownRun):
+        stage.inquiry.view(RunRef(tenant="default", run="nope"))
+    ref = stage.submit(CHAIN)
+    with pytest.raises(errors.UnknownRun):
+        stage.inquiry.view(RunRef(tenant="other", run=ref.run))
