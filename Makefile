@@ -29,7 +29,8 @@ demo: install ## A business workflow on real input (YES=1 answers for you; INPUT
 test: install-dev ## The whole suite; what cannot run here is listed with its reason (ARGS= goes to pytest)
 	$(BIN)/python -m pytest $(ARGS)
 
-check: lint types unit ## The fast loop, under a minute: format, lint, import rules, types, unit tests
+check: install-dev types-path ## The fast loop, under a minute: format, lint, import rules, types, unit tests
+	@$(MAKE) --no-print-directory -j2 --output-sync=target lint types unit
 
 lint: install-dev
 	$(BIN)/ruff format --check --quiet $(SOURCES)
@@ -41,7 +42,7 @@ types: install-dev types-path
 	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 unit: install-dev
-	$(BIN)/python -m pytest -q -m "not prove and not slow" $(wildcard tests/unit tests/property)
+	$(BIN)/python -m pytest -q -m "not prove and not slow" tests/unit
 
 format: install-dev ## Format the sources and repair what the linter can
 	$(BIN)/ruff check --fix --quiet $(SOURCES) || true

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sqlite3
 import sys
 import tempfile
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -23,6 +24,7 @@ from convergio.benchmarks.evidence import Journal
 from convergio.benchmarks.rig import say, wait_for
 from convergio.config.settings import Settings, load
 from convergio.workers import boot
+from convergio.workers.cli import local
 from convergio.workers.embedded import valkey
 from convergio.workers.embedded.child import Child, State
 from convergio.workers.embedded.supervisor import Supervisor
@@ -35,10 +37,8 @@ POOLS: Final = (("worker1", "threads", 4), ("worker2", "threads", 4), ("worker3"
 """Workers: name, Celery pool, threads."""
 
 WORKERS: Final = tuple(name for name, _, _ in POOLS)
-WORKER: Final = (
-    "from convergio.config.settings import load; from convergio.workers import boot; "
-    "raise SystemExit(boot.worker(load()).run())"
-)
+DRAIN_S: Final = 5.0
+"""Seconds a worker that is stopped has for the steps it runs."""
 
 QUEUES: Final = ("steps", "control")
 PRIORITIES: Final = ("", "\x06\x163")
@@ -55,6 +55,7 @@ class Arena:
     supervisor: Supervisor
     client: redis.Redis
     journal: Journal
+    sql: SqliteFile | postgres.Server
     effects: Effects
     orders: Orders
 
@@ -133,8 +134,8 @@ def arena(database: Database = "sqlite", *, keep: bool = False) -> Generator[Are
     folder = Path(tempfile.mkdtemp(prefix="convergio-chaos-"))
     folder.chmod(0o711)  # PostgreSQL may run under another account
     try:
-        with postgres.database(folder / "postgres") if database == "postgres" else _sqlite(folder) as url:
-            yield from _running(folder, url)
+        with postgres.server(folder / "postgres") if database == "postgres" else _sqlite(folder) as sql:
+            yield from _running(folder, sql)
     finally:
         if keep:
             say(f"kept: {folder}")
@@ -142,17 +143,38 @@ def arena(database: Database = "sqlite", *, keep: bool = False) -> Generator[Are
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SqliteFile:
+    """The journal in a file."""
+
+    path: Path
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.path}"
+
+    @contextmanager
+    def away(self) -> Generator[None]:
+        """Somebody else holds its write lock."""
+        connection = sqlite3.connect(self.path, timeout=30, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+        finally:
+            connection.close()
+
+
 @contextmanager
-def _sqlite(folder: Path) -> Generator[str]:
-    yield f"sqlite:///{folder / 'journal.sqlite3'}"
+def _sqlite(folder: Path) -> Generator[SqliteFile]:
+    yield SqliteFile(path=folder / "journal.sqlite3")
 
 
-def _running(folder: Path, journal_url: str) -> Generator[Arena]:
+def _running(folder: Path, sql: SqliteFile | postgres.Server) -> Generator[Arena]:
     for name in ("effects", "orders", "logs"):
         (folder / name).mkdir()
     server = valkey.Server.open(folder / "valkey")
-    settings = load(redis_url=server.url, journal_url=journal_url, home=folder)
-    boot.migrate(journal_url)
+    settings = load(redis_url=server.url, journal_url=sql.url, home=folder, drain_seconds=DRAIN_S)
+    boot.migrate(sql.url)
     with (
         Supervisor(_children(folder, server, settings), logs=folder / "logs") as supervisor,
         redis.Redis.from_url(server.url, decode_responses=True, socket_timeout=5) as client,
@@ -163,7 +185,8 @@ def _running(folder: Path, journal_url: str) -> Generator[Arena]:
             server=server,
             supervisor=supervisor,
             client=client,
-            journal=Journal(journal_url),
+            journal=Journal(sql.url),
+            sql=sql,
             effects=Effects(folder / "effects"),
             orders=Orders(folder / "orders"),
         )
@@ -178,7 +201,7 @@ def _children(folder: Path, server: valkey.Server, settings: Settings) -> list[C
         "CONVERGIO_JOURNAL_URL": settings.journal_url,
         "CONVERGIO_INCLUDE": "convergio.benchmarks.labour",
         "CONVERGIO_MODEL_NAME": "scripted",
-        "CONVERGIO_DRAIN_SECONDS": "5",
+        "CONVERGIO_DRAIN_SECONDS": str(DRAIN_S),
         effects.VARIABLE: str(folder / "effects"),
         doomed.VARIABLE: str(folder / "orders"),
     }
@@ -187,12 +210,10 @@ def _children(folder: Path, server: valkey.Server, settings: Settings) -> list[C
         for name in SERVICES
     ]
     workers = [
-        Child(
-            name=name,
-            argv=(sys.executable, "-c", WORKER),
+        replace(
+            local.worker(settings, name=name, alone=True),
             env={**env, "CONVERGIO_POOL": pool, "CONVERGIO_CONCURRENCY": str(threads)},
             needs=(VALKEY,),
-            stop_grace_s=8,
         )
         for name, pool, threads in POOLS
     ]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from convergio.benchmarks import checker, faults, graphs, recovery
+from convergio.benchmarks import checker, faults, graphs, kinds, recovery, wipes
 from convergio.benchmarks.arena import Arena, arena
 from convergio.benchmarks.checker import Violation
 from convergio.benchmarks.evidence import History
@@ -74,20 +74,20 @@ def options(argv: Sequence[str] | None) -> Options:
     """The options. Exits with 2 on a wrong one."""
     parser = argparse.ArgumentParser(prog="convergio chaos", description=(__doc__ or "").split("\n\n")[1])
     parser.add_argument("--seed", type=int, default=1, help="what is drawn: workflows, moments, victims")
-    parser.add_argument("--rounds", type=int, default=len(faults.KINDS), help="rounds, each with one fault")
+    parser.add_argument("--rounds", type=int, default=len(kinds.KINDS), help="rounds, each with one fault")
     parser.add_argument("--runs", type=int, default=LEAST_RUNS + 4, help="workflow runs in every round")
-    parser.add_argument("--kinds", default=",".join(faults.KINDS), help="kinds of faults, in turn (default: all)")
+    parser.add_argument("--kinds", default=",".join(kinds.KINDS), help="kinds of faults, in turn (default: all)")
     parser.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite", help="where the journal is")
     parser.add_argument("--keep", action="store_true", help="leave the folder with logs and journal behind")
     parser.add_argument("--json", action="store_true", help="the result is one JSON object on stdout in any case")
     given = parser.parse_args(argv)
-    kinds = [kind for kind in given.kinds.split(",") if kind]
-    if unknown := [kind for kind in kinds if kind not in faults.KINDS]:
-        parser.error(f"no such kind: {', '.join(unknown)}; there are {', '.join(faults.KINDS)}")
-    if given.runs < LEAST_RUNS or given.rounds < 1 or not kinds:
+    chosen = [kind for kind in given.kinds.split(",") if kind]
+    if unknown := [kind for kind in chosen if kind not in kinds.KINDS]:
+        parser.error(f"no such kind: {', '.join(unknown)}; there are {', '.join(kinds.KINDS)}")
+    if given.runs < LEAST_RUNS or given.rounds < 1 or not chosen:
         parser.error(f"a round has at least {LEAST_RUNS} runs, and there is at least one round of one kind")
     return Options(
-        seed=given.seed, rounds=given.rounds, runs=given.runs, kinds=kinds, database=given.database, keep=given.keep
+        seed=given.seed, rounds=given.rounds, runs=given.runs, kinds=chosen, database=given.database, keep=given.keep
     )
 
 
@@ -100,7 +100,7 @@ def play(here: Arena, wanted: Options, number: int, tally: Tally) -> None:
     random = Random(f"{wanted.seed}-{number}")
     prefix = f"c{number:03d}"
     traffic = Traffic(here.settings, prefix, graphs.draw_many(prefix, wanted.runs, random), random, spread=2.5)
-    if kind == faults.flushed_before_wakeup.__name__:
+    if kind == wipes.flushed_before_wakeup.__name__:
         traffic.withhold.set()
     began = time.monotonic()
     try:
@@ -120,7 +120,7 @@ def play(here: Arena, wanted: Options, number: int, tally: Tally) -> None:
 
 def _strike(kind: str, where: faults.Field, tally: Tally) -> faults.Hit | None:
     try:
-        hit = faults.KINDS[kind](where)
+        hit = kinds.KINDS[kind](where)
     except RuntimeError as error:
         tally.missed.append(f"{kind}: {error}")
         return None
@@ -213,7 +213,7 @@ def failures(wanted: Options, tally: Tally, found: dict[str, Any]) -> list[str]:
     p99 = found["recovery_p99_s"]
     if p99 is None or p99 > RECOVERY_S:
         said.append(f"recovery_p99_s = {p99}, the bound is {RECOVERY_S:g}")
-    if set(faults.KINDS) <= set(wanted.kinds) and wanted.rounds >= len(wanted.kinds):
+    if set(kinds.KINDS) <= set(wanted.kinds) and wanted.rounds >= len(wanted.kinds):
         said += [
             f"{name} = 0 over a full cycle" for name in ("fenced", "flushes", "rollbacks", "kills") if not found[name]
         ]

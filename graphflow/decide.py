@@ -19,7 +19,7 @@ from convergio.graphflow.flow.plan import OutEdge, Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
-from convergio.graphflow.model.states import BlockedOn, RunState, StepState
+from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Durability
 
 BUDGET: Final = 400
@@ -27,6 +27,12 @@ BUDGET: Final = 400
 
 AHEAD: Final = 200
 """Steps whose fields are asked for at once where a decision goes through many."""
+
+FOLLOWED: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
+"""States after which a step's outgoing edges are resolved; the other terminal ones end the run, or follow its end."""
+
+TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
+"""What a step waits for with a timer; it runs again then."""
 
 START: Final = "@"
 DONE: Final = "x"
@@ -239,9 +245,8 @@ class _Draft:
         if self.ended():
             return
         word = self.word(step)
-        if word.state not in (StepState.SUCCEEDED, StepState.SKIPPED):
-            self.put(fields.cursor(step), DONE)
-            self.end(RunState.FAILED, self.reason(step, word))
+        if word.state not in FOLLOWED:
+            self.stopped(step, word)
             return
         edges = self.plan.successors[step]
         targets = [edge.target for edge in edges]
@@ -256,6 +261,14 @@ class _Draft:
             self.succeed()
         self.put(fields.OPEN, str(left))
         self.put(fields.cursor(step), DONE)
+
+    def stopped(self, step: str, word: fields.Word) -> None:
+        """The step ended badly, and the run with it. One that was withdrawn is no reason: it only follows from one."""
+        if word.state not in TERMINAL_STEP:
+            return
+        self.put(fields.cursor(step), DONE)
+        if word.state is not StepState.CANCELLED:
+            self.end(RunState.FAILED, self.reason(step, word))
 
     def reason(self, step: str, word: fields.Word) -> dict[str, Any]:
         error = json.loads(self.get(fields.output(step)) or "{}")
@@ -347,7 +360,7 @@ class _Draft:
         elif word.blocked_on is BlockedOn.SIGNAL:
             self.answer(name, word, entry)
             applied = "applied"
-        elif word.state in (StepState.WAITING, StepState.READY, StepState.RUNNING):
+        elif word.state in (StepState.WAITING, StepState.READY, StepState.RUNNING) or word.blocked_on in TIMED:
             self.put(fields.state(name), self.get(fields.state(name)))  # a PARK in between must make this commit fail
             if not self.get(fields.early(name)):
                 self.put(fields.early(name), json.dumps(entry, ensure_ascii=False))
@@ -408,7 +421,7 @@ class _Draft:
         word = self.word(step)
         if word.state is StepState.RUNNING:
             self.made.leases.append((step, word.rest))
-        if word.blocked_on in (BlockedOn.RETRY, BlockedOn.HOOK):
+        if word.blocked_on in TIMED:
             self.made.timers.append((step, BlockedOn(word.blocked_on)))
         self.put(fields.state(step), StepState.CANCELLED.value)
         self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())

@@ -133,4 +133,12 @@ class Canaries:
             logger.warning("doorbell %s got lost: rung again", member)
             self.sweeper.repairs["rerung"] = self.sweeper.repairs.get("rerung", 0) + 1
             sets = {fields.unclaimed(step): str(unclaimed)}
-            self.sweeper.ringer.again(epoch, found.caller, found.step, was=found.word.text, kind="step.rung", sets=sets)
+            self.sweeper.ringer.again(
+                epoch,
+                found.caller,
+                found.step,
+                was=found.word.text,
+                kind="step.rung",
+                sets=sets,
+                data={"why": "lost"},
+            )

@@ -41,6 +41,10 @@ class Claim:
     """told, but not in SQL yet: the stream sequence that has to be released"""
     rows: dict[str, list[Mapping[str, Any]]] = field(default_factory=dict[str, list[Mapping[str, Any]]])
     """rows of domain tables that travel in the outcome"""
+    facts: dict[str, str] = field(default_factory=dict[str, str])
+    """recorded facts (JSON), kept while the claim lasts: a new board has to be told them again"""
+    unsaid: set[str] = field(default_factory=set[str])
+    """keys of facts that the board does not have yet"""
     lost: threading.Event = field(default_factory=threading.Event)
     on_lost: Callable[[], object] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -80,6 +84,16 @@ class Claims:
             claim.deliver = deliver
             return self._tell(claim)
 
+    def record(self, claim: Claim, key: str, fact: str) -> None:
+        """Tells the board a fact. If the board is away, that is kept and told later. Raises StaleFence."""
+        with claim.lock:
+            claim.facts[key] = fact
+            claim.unsaid.add(key)
+            try:
+                self._say(claim)
+            except AWAY as error:
+                logger.warning("claim %s: '%s' is recorded later: %s", claim.member, key, error)
+
     def owing(self) -> int:
         """How many outcomes the board or SQL do not have yet."""
         return sum(1 for claim in self._snapshot() if claim.deliver is not None)
@@ -108,6 +122,7 @@ class Claims:
         if deliver is None:
             return True
         try:
+            self._say(claim)
             claim.awaits = deliver(claim.held)
         except AWAY:
             return False
@@ -118,6 +133,11 @@ class Claims:
             self._claims.pop(claim.nonce, None)
             claim.deliver = None
         return True
+
+    def _say(self, claim: Claim) -> None:
+        for key in sorted(claim.unsaid):
+            scripts.record(self.link, claim.held, key=key, value=claim.facts[key])
+            claim.unsaid.discard(key)
 
     def _lose(self, claim: Claim) -> None:
         self.fenced += 1
@@ -137,6 +157,7 @@ class Claims:
                 return
             claim.held = replace(held, epoch=epoch, fence=fence)
             claim.awaits = None
+            claim.unsaid = set(claim.facts)
 
     def _beat(self, epoch: Epoch) -> None:
         live = [claim for claim in self._snapshot() if claim.held.epoch == epoch and claim.awaits is None]
@@ -157,9 +178,10 @@ class Claims:
             epoch, high_water = self.released
             if claim.held.epoch == epoch and claim.awaits <= high_water:
                 self._claims.pop(claim.nonce, None)
-        elif claim.deliver is not None:
+        elif claim.deliver is not None or claim.unsaid:
             try:
                 with claim.lock:
+                    self._say(claim)
                     self._tell(claim)
             except errors.StaleFence as error:
                 logger.warning("%s", error)

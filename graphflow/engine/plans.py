@@ -42,8 +42,16 @@ class Plans:
         return plan
 
     def _load(self, digest: str) -> Plan:
-        document = self.definitions.definition(digest) if self.definitions is not None else None
-        text = canonical(document) if document is not None else self._on_board(digest)
+        """From the board first: a sweep must not wait for a database that does not answer."""
+        try:
+            text = self._on_board(digest)
+        except (errors.BoardUnavailable, errors.BoardRebuilding):
+            if self.definitions is None:
+                raise
+            text = None
+        if text is None and self.definitions is not None:
+            document = self.definitions.definition(digest)
+            text = None if document is None else canonical(document)
         if text is None:
             raise errors.BoardRebuilding(f"the board has no definition {digest}")
         return Plan.from_json(text)

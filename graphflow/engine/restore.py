@@ -22,6 +22,9 @@ from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState,
 JOURNALED = "journal"
 """Stands where a fence stood: the outcome came from SQL."""
 
+ANSWERS = ("step.retry", "step.deferred", "step.blocked", "step.given_back")
+"""Events of a worker that lived: claims lost before them do not count any more."""
+
 
 @dataclass(slots=True)
 class Restored:
@@ -117,6 +120,8 @@ class _Work:
         word = self.word(step)
         if word.state not in (StepState.READY, StepState.BLOCKED):
             return
+        if row.type in ANSWERS:
+            self.view.values.pop(fields.deliveries(step), None)
         match row.type:
             case "step.retry" | "step.deferred":
                 self.wait(step, row)

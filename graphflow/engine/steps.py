@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Final
 
 from convergio.graphflow import decide
@@ -47,9 +48,11 @@ class Steps:
     def claim(self, ref: RunRef, *, step: str, ring: str, queue_list: str) -> Claim | None:
         """CLAIM. None: the doorbell was a duplicate, or the run is over; nothing was touched."""
         nonce = self.nonces.next()
-        held = scripts.claim(
-            self.link, ref, step=step, ring=ring, nonce=nonce, queue_list=queue_list, worker=self.worker
-        )
+        take = partial(scripts.claim, self.link, ref, step=step, ring=ring, nonce=nonce, queue_list=queue_list)
+        try:
+            held = take(worker=self.worker)
+        except errors.BoardRebuilding:
+            held = take(worker=self.worker)  # by now the new epoch is known: its first doorbell here must not get lost
         if isinstance(held, scripts.Refused):
             logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, held.why, held.state)
             return None
@@ -81,14 +84,9 @@ class Steps:
     def record(self, claim: Claim, key: str, value: Any) -> None:
         """Keep a fact that must not be bought twice: the step's next claim finds it in `held.records`.
 
-        If the board is away, the fact lives on in this process only, in the outcome that it will offer. Raises
-        StaleFence.
+        If the board is away, the process tells it later. Raises InvalidPayload, PayloadTooLarge, StaleFence.
         """
-        text = encode(value, what=f"the record '{key}'")
-        try:
-            scripts.record(self.link, claim.held, key=key, value=text)
-        except AWAY as error:
-            logger.warning("step %s/%s: '%s' is not recorded: %s", claim.held.ref, claim.held.step, key, error)
+        self.claims.record(claim, key, encode(value, what=f"the record '{key}'"))
 
     def spend(self, claim: Claim, rows: Rows) -> None:
         """Rows of a domain's tables that a failed attempt leaves behind:

@@ -159,7 +159,11 @@ class Entrance:
 
     def _start(self, run: RunRow, plan: Plan, not_after: int) -> None:
         try:
-            self.starter.start(run, plan, not_after_ms=not_after)
+            try:
+                self.starter.start(run, plan, not_after_ms=not_after)
+            except errors.BoardRebuilding:
+                # By now the new epoch is known, if there is one: the first run through this door must not wait for it.
+                self.starter.start(run, plan, not_after_ms=not_after)
         except (*AWAY, errors.SubmitTooLate) as error:
             logger.warning("run %s is accepted; the sweeper starts it: %s", run.run_id, error)
 

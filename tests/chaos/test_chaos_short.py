@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from convergio.benchmarks import chaos, checker, faults
+from convergio.benchmarks import chaos, checker, kinds
 from convergio.benchmarks.checker import Fault, Violation
 
 COMMAND = [sys.executable, "-m", "convergio.workers.cli", "chaos"]
@@ -17,21 +17,21 @@ COMMAND = [sys.executable, "-m", "convergio.workers.cli", "chaos"]
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_fault_once_and_nothing_is_lost_doubled_or_out_of_order() -> None:
-    arguments = ["--seed", "11", "--rounds", str(len(faults.KINDS)), "--runs", str(chaos.LEAST_RUNS), "--json"]
+    arguments = ["--seed", "11", "--rounds", str(len(kinds.KINDS)), "--runs", str(chaos.LEAST_RUNS), "--json"]
     done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert done.returncode == 0, done.stderr
-    assert found["faults"] == dict.fromkeys(faults.KINDS, 1)
+    assert found["faults"] == dict.fromkeys(kinds.KINDS, 1)
     assert {name: found[name] for name in Fault} == dict.fromkeys(Fault, 0)
-    assert found["runs"] == chaos.LEAST_RUNS * len(faults.KINDS)
+    assert found["runs"] == chaos.LEAST_RUNS * len(kinds.KINDS)
     assert found["fenced"] > 0
     assert found["flushes"] > 0
     assert found["recovery_p99_s"] <= chaos.RECOVERY_S
 
 
 def wanted(**changes: object) -> chaos.Options:
-    given = {"seed": 1, "rounds": len(faults.KINDS), "runs": 20, "kinds": tuple(faults.KINDS), **changes}
+    given = {"seed": 1, "rounds": len(kinds.KINDS), "runs": 20, "kinds": tuple(kinds.KINDS), **changes}
     return chaos.Options(**given, database="sqlite", keep=False)  # type: ignore[arg-type]
 
 

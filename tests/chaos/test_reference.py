@@ -1,4 +1,4 @@
-"""The reference executor, held against expectations that were written by hand; and that the engine accepts its graphs."""
+"""The reference executor, held against expectations written by hand; and the graphs that are drawn for it."""
 
 from __future__ import annotations
 

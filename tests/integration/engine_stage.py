@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from convergio.config.settings import Settings
 from convergio.graphflow.board import fields
@@ -14,8 +15,12 @@ from convergio.graphflow.engine.inquiry import Inquiry
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.engine.submission import Submission
 from convergio.graphflow.flow import document
+from convergio.graphflow.journal import database
+from convergio.graphflow.journal.database import Database
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.workers import boot
+from tests.waiting import wait_until
 
 
 class EngineStage:
@@ -26,6 +31,9 @@ class EngineStage:
         self.settings = Settings(redis_url=redis_url, journal_url=journal_url, home=home)
         boot.migrate(journal_url)
         self.service = boot.service(self.settings)
+        # Nobody waits for answers here; storing them would take Celery's result backend.
+        self.service.journaler.finished = self._nobody
+        self.service.journaler.decided = self._nobody
         assert self.service.rebuilder.rebuild() is not None
         self.history = boot.history(self.settings)
         self.core = boot.core(self.settings, self.history)
@@ -33,6 +41,9 @@ class EngineStage:
         core = self.core
         self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker="w1")
         self.inquiry = Inquiry(core.link, self.history, core.ringer.bell.list_of)
+
+    def _nobody(self, *_: Any) -> None:
+        """Nobody waits."""
 
     def close(self) -> None:
         """Ends the connections."""
@@ -61,17 +72,41 @@ class EngineStage:
         """The step ran well."""
         self.steps.succeed(self.claim(ref, step), output)
 
+    def rebuild(self) -> None:
+        """A new board from the journal."""
+        wait_until(lambda: _done(self.service.rebuilder.rebuild))
+        for link in (self.service.link, self.core.link):
+            wait_until(lambda link=link: _done(link.refresh))  # type: ignore[misc]
+
     def journal(self) -> None:
         """Everything that was told is in SQL, and what waited for that goes on."""
         while self.service.journaler.step(wait_ms=1):
             pass
 
 
+def _done(action: Callable[[], object]) -> bool:
+    """Whether it went through; connections to a server that was restarted fail once."""
+    try:
+        return action() is not None
+    except errors.BoardUnavailable:
+        return False
+
+
 @contextmanager
 def engine_on(redis_url: str, journal_url: str, home: Path) -> Generator[EngineStage]:
     """A stage on an empty Redis and an empty journal."""
-    stage = EngineStage(redis_url, journal_url, home)
-    try:
-        yield stage
-    finally:
-        stage.close()
+    opened: list[Database] = []
+    connect = database.connect
+
+    def remembered(*given: Any, **options: Any) -> Database:
+        opened.append(connect(*given, **options))
+        return opened[-1]
+
+    with patch.object(database, "connect", remembered):
+        stage = EngineStage(redis_url, journal_url, home)
+        try:
+            yield stage
+        finally:
+            stage.close()
+            for one in opened:
+                one.close()

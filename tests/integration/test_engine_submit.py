@@ -17,7 +17,7 @@ from convergio.graphflow.model.states import RunState
 from convergio.workers import boot
 from tests import servers
 from tests.conftest import ValkeyFactory
-from tests.integration.engine_stage import QUIET, Stage, chain, settings_for, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, settings_for, stage_on
 
 pytestmark = QUIET
 
@@ -222,3 +222,11 @@ def test_without_a_board_a_run_is_accepted_and_started_when_there_is_one(stage: 
     stage.service.sweeper.apply_rows()
     stage.play(ref)
     assert stage.row(ref).state is RunState.SUCCEEDED
+
+
+def test_a_door_that_knows_only_the_old_board_starts_its_run_on_the_new_one_at_once(stage: Stage) -> None:
+    stage.submit(chain())
+    stage.wipe()
+    stage.rebuild()
+    ref = stage.submit(chain())
+    assert boarded(stage, ref)

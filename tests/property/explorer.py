@@ -97,12 +97,21 @@ class Explorer:
             self.trace.append(move.__name__)
             move(self)
         self.faults = False
-        for _ in range(400):
+        for _ in range(100):
             if self.settled():
                 return
-            for move in SETTLING:
-                move(self)
+            self.settle()
         raise AssertionError(f"the run does not end: {self.board.runs[REF].values} {self.board.runs[REF].inbox}")
+
+    def settle(self) -> None:
+        """Everybody does what is left, and then time passes."""
+        for move in SETTLING:
+            move(self)
+        while self.drainers or self.board.lists.get(LIST):
+            self.think()
+            self.deliver()
+        for _ in range(len(self.bodies)):
+            self.work()
 
     def settled(self) -> bool:
         """Whether nothing is left to do."""
@@ -424,7 +433,9 @@ class Explorer:
             self.ring(step, self.word(step).text, kind="step.rung", timer=on)
         for member in [name for name, due in self.board.held.items() if due <= now]:
             step = member.rsplit("/", 1)[1]
-            self.ring(step, self.word(step).text, kind="step.rung")
+            if self.word(step).state is StepState.READY:
+                self.ring(step, self.word(step).text, kind="step.rung")
+            self.board.held.pop(member, None)
 
     def expire(self, member: str) -> None:
         _, _, step, fence = member.split("/")
@@ -548,7 +559,5 @@ MOVES: Final[Sequence[Callable[[Explorer], None]]] = [
 ]
 
 SETTLING: Final[Sequence[Callable[[Explorer], None]]] = [
-    *[Explorer.think] * 4,
-    *[Explorer.deliver, Explorer.work] * 2,
-    *[Explorer.journal, Explorer.time, Explorer.sweep, Explorer.ring_lost, Explorer.signal, Explorer.apply_rows],
+    *[Explorer.journal, Explorer.sweep, Explorer.ring_lost, Explorer.signal, Explorer.apply_rows, Explorer.time]
 ]

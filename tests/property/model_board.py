@@ -60,7 +60,7 @@ class ModelBoard:
         return self.runs.get(ref)
 
     def _set(self, run: ModelRun, name: str, value: str) -> None:
-        if name.startswith("s:"):
+        if name.startswith("s:") and run.values.get(name, "") != value:
             move = (Word.parse(run.values.get(name)).state, Word.parse(value).state)
             self.moves.add(move)
         if value == "":

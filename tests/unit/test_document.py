@@ -280,6 +280,14 @@ def test_a_document_of_the_wrong_form_is_refused(text: str, code: str) -> None:
     assert [line.split("  ")[0] for line in problems(text)] == [code]
 
 
+def test_a_schema_is_never_fetched_from_elsewhere(tmp_path: Path) -> None:
+    there = tmp_path / "there.json"
+    there.write_text('{"type": "object"}')
+    lines = problems(f"workflow: w\nversion: 1\ninput: {{$ref: '{there.as_uri()}'}}\nsteps: {{a: {{task: m.f}}}}")
+    assert len(lines) == 1
+    assert lines[0].startswith("BAD_SCHEMA  input Resource 'file:")
+
+
 @pytest.mark.parametrize(
     "value",
     ["a\x00b", "\ud800", float("nan"), float("inf"), object(), b"bytes", {1: 2}, {"a\x00": 1}, {"x": {None: 1}}],

@@ -282,6 +282,7 @@ COSTLY = [
     ("items.filter(x, x.matches('^(a|b)+$'))", {"items": ["abab"] * 5000}),
     ("items.all(x, x.matches(pattern))", {"items": ["a"] * 100, "pattern": "(\\w{30}){9}"}),
     ("items.map(x, items).map(y, y.size())", {"items": list(range(1500))}),
+    ("items.map(x, x).map(y, wide)", {"items": list(range(400)), "wide": list(range(100))}),
     ("(items + items + items).map(x, x)", {"items": list(range(1500))}),
     ("tables[0].map(k, tables[0].map(l, k + l))", {"tables": [{str(key): key for key in range(400)}]}),
     ("a.map(b, b.c.map(d, d.c.map(e, a)))", {"a": [{"c": [{"c": list(range(25))}] * 25}] * 25}),

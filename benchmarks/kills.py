@@ -1,0 +1,95 @@
+"""Faults of processes: workers and service processes that are killed, stopped or frozen."""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from convergio.benchmarks import doomed
+from convergio.benchmarks.arena import now
+from convergio.benchmarks.effects import Execution
+from convergio.benchmarks.faults import PATIENCE, Field, Hit, hit
+from convergio.benchmarks.rig import wait_for
+
+STALE: Final = 12.0
+"""Seconds after which a stopped worker's step must run elsewhere."""
+
+
+def _busy_worker(field: Field) -> str:
+    """One that runs a body at this moment."""
+
+    def found() -> list[str]:
+        return [name for name, count in field.arena.busy().items() if count]
+
+    return field.random.choice(wait_for(found, what="a worker that is busy", timeout=PATIENCE))
+
+
+def worker_killed(field: Field) -> Hit:
+    """`kill -9` of a worker that runs steps."""
+    name = _busy_worker(field)
+    moment = now()
+    pid = field.arena.supervisor.kill(name)
+    return hit(f"{name} killed", moment, pid=pid, kills=1)
+
+
+def worker_stopped(field: Field) -> Hit:
+    """SIGTERM to a worker that runs steps; it is started again."""
+    name = _busy_worker(field)
+    moment, pid = now(), field.arena.pid(name)
+    field.arena.supervisor.restart(name)
+    return hit(f"{name} stopped", moment, pid=pid)
+
+
+def worker_frozen(field: Field) -> Hit:
+    """SIGSTOP past the lease: the step runs elsewhere, and the old owner's result must be refused."""
+    name = _busy_worker(field)
+    moment, pid = now(), field.arena.pid(name)
+    with field.arena.frozen([name]):
+        stale = [one for one in field.arena.effects.running() if one.pid == pid]
+        if not stale:
+            raise RuntimeError(f"{name} ran nothing when it was frozen")
+        again = wait_for(lambda: _taken_over(field, stale), what="its steps to run elsewhere", timeout=STALE)
+    nonces = {one.nonce for one in again}
+    wait_for(lambda: _fenced(field, nonces), what="the old owner to be refused", timeout=PATIENCE)
+    return hit(f"{name} frozen with {len(stale)} steps", moment, pid=pid)
+
+
+def _taken_over(field: Field, stale: list[Execution]) -> list[Execution]:
+    """The stale executions whose steps run, or ran, somewhere else by now."""
+    done = field.arena.effects.all()
+    return [
+        old
+        for old in stale
+        if any(
+            one.run == old.run and one.step == old.step and one.pid != old.pid and one.began > old.began for one in done
+        )
+    ]
+
+
+def _fenced(field: Field, nonces: set[str]) -> bool:
+    return any(one.nonce in nonces and one.fenced is not None for one in field.arena.effects.all())
+
+
+def service_killed(field: Field) -> Hit:
+    """`kill -9` of the service process that leads, at any moment."""
+    name = field.arena.leader()
+    moment = now()
+    pid = field.arena.supervisor.kill(name)
+    return hit(f"{name} killed", moment, pid=pid, kills=1)
+
+
+def service_killed_in_phase(field: Field) -> Hit:
+    """`kill -9` of a service process at the beginning of a phase; the phases take turns."""
+    phase = doomed.PHASES[field.turn % len(doomed.PHASES)]
+    field.arena.orders.give(doomed.KILL, phase)
+    deed = carried_out(field)
+    return hit(f"service killed before {phase}", (deed.at, deed.ms), pid=deed.pid, kills=1)
+
+
+def carried_out(field: Field) -> doomed.Deed:
+    """The deed that was ordered, once it is done."""
+    try:
+        return cast(
+            doomed.Deed, wait_for(field.arena.orders.done, what="the order to be carried out", timeout=PATIENCE)
+        )
+    finally:
+        field.arena.orders.withdraw()
