@@ -43,15 +43,23 @@ class Violation:
         return f"{self.fault} {self.run}/{self.step}: {self.said}"
 
 
-def check(accepted: Mapping[str, Graph], history: History, executions: Iterable[Execution]) -> list[Violation]:
-    """All that is wrong with the runs in `accepted` (run id -> its graph)."""
+def check(
+    accepted: Mapping[str, Graph],
+    history: History,
+    executions: Iterable[Execution],
+    *,
+    cancelled: frozenset[str] = frozenset(),
+) -> list[Violation]:
+    """All that is wrong with the runs in `accepted` (run id -> its graph). `cancelled`: those that somebody cancelled."""
     runs = {run.run: run for run in history.runs}
     outcomes, events = _by_run(history.outcomes), _by_run(history.events)
     signals, done = _by_run(history.signals), _by_run(executions)
     found: list[Violation] = []
     for name, graph in accepted.items():
-        case = Case(name, graph, outcomes=outcomes[name], executions=done[name])
-        found += case.run_violations(runs.get(name), events[name], signals[name])
+        run = runs.get(name)
+        cut = name in cancelled and run is not None and run.state == "CANCELLED"
+        case = Case(name, graph, outcomes=outcomes[name], executions=done[name], cancelled=cut)
+        found += case.run_violations(run, events[name], signals[name])
         for node in graph.nodes.values():
             found += case.step_violations(node)
         found += case.execution_violations()
@@ -68,12 +76,21 @@ def _by_run(rows: Iterable[Row]) -> defaultdict[str, list[Row]]:
 
 
 class Case:
-    """One run: what should be, what the journal has, what bodies did."""
+    """One run: what should be, what the journal has, what bodies did. `cancelled`: it was, and ended so."""
 
-    def __init__(self, run: str, graph: Graph, *, outcomes: Sequence[Outcome], executions: Sequence[Execution]) -> None:
+    def __init__(
+        self,
+        run: str,
+        graph: Graph,
+        *,
+        outcomes: Sequence[Outcome],
+        executions: Sequence[Execution],
+        cancelled: bool = False,
+    ) -> None:
         self.run = run
         self.graph = graph
         self.expected = reference.execute(graph)
+        self.state = "CANCELLED" if cancelled else self.expected.state
         self.outcomes = {row.step: row for row in reversed(outcomes)}
         self.counts = Counter(row.step for row in outcomes)
         self.executions = executions
@@ -93,8 +110,8 @@ class Case:
             return
         if run.state not in TERMINAL:
             yield self.says(Fault.LOST, "", f"did not end: {run.state}")
-        elif run.state != self.expected.state:
-            yield self.says(Fault.WRONG, "", f"ended {run.state}, should be {self.expected.state}")
+        elif run.state != self.state:
+            yield self.says(Fault.WRONG, "", f"ended {run.state}, should be {self.state}")
         for signal in signals:
             if run.state in TERMINAL and not signal.settled:
                 yield self.says(Fault.LOST, signal.step, "its signal was neither applied nor dropped")
@@ -115,7 +132,7 @@ class Case:
                 yield self.says(Fault.DOUBLED, step, f"its decision was applied {count} times")
 
     def _failure(self) -> Iterator[Violation]:
-        if self.expected.state == "FAILED" and not any(row.state == "FAILED" for row in self.outcomes.values()):
+        if self.state == "FAILED" and not any(row.state == "FAILED" for row in self.outcomes.values()):
             yield self.says(Fault.LOST, "", "failed, and no step has the outcome FAILED")
 
     # --- steps ----------------------------------------------------------------------------------------------------
@@ -126,7 +143,7 @@ class Case:
             yield self.says(Fault.DOUBLED, node.name, f"has {self.counts[node.name]} outcomes")
         wanted, found = self.expected.steps[node.name], self.outcomes.get(node.name)
         if found is None or found.state == "CANCELLED":
-            if self.expected.state == "SUCCEEDED":
+            if self.state == "SUCCEEDED":
                 yield self.says(Fault.LOST, node.name, f"has no outcome ({found.state if found else 'none'})")
             return
         if wanted.fate is Fate.UNREACHED:

@@ -71,18 +71,23 @@ class Effects:
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self._executions: dict[str, Execution] = {}
+        self._open: dict[str, Execution] = {}
         self._offsets: dict[Path, int] = {}
 
     def all(self) -> list[Execution]:
         """Every execution so far, by its beginning."""
-        for path in sorted(self.directory.glob("*.jsonl")):
-            for line in self._new_lines(path):
-                self._take(line)
+        self._read()
         return sorted(self._executions.values(), key=lambda execution: execution.began)
 
     def running(self) -> list[Execution]:
         """Those that have begun and neither ended nor lost their claim; those of dead processes are among them."""
-        return [execution for execution in self.all() if execution.ended is None and execution.fenced is None]
+        self._read()
+        return list(self._open.values())
+
+    def _read(self) -> None:
+        for path in sorted(self.directory.glob("*.jsonl")):
+            for line in self._new_lines(path):
+                self._take(line)
 
     def _new_lines(self, path: Path) -> Iterator[dict[str, Any]]:
         with path.open("rb") as file:
@@ -95,7 +100,7 @@ class Effects:
     def _take(self, line: dict[str, Any]) -> None:
         nonce = line["nonce"]
         if line["fact"] == "began":
-            self._executions[nonce] = Execution(
+            self._executions[nonce] = self._open[nonce] = Execution(
                 nonce=nonce,
                 run=line["run"],
                 step=line["step"],
@@ -106,8 +111,10 @@ class Effects:
                 saw=line["saw"],
                 early=tuple(line["early"]),
             )
-        elif line["fact"] == "ended":
-            execution = self._executions[nonce]
+            return
+        self._open.pop(nonce, None)
+        execution = self._executions[nonce]
+        if line["fact"] == "ended":
             execution.ended, execution.ended_ms, execution.succeeded = line["at"], line["ms"], line["succeeded"]
         else:
-            self._executions[nonce].fenced = line["at"]
+            execution.fenced = line["at"]

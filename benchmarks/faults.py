@@ -20,6 +20,10 @@ PATIENCE: Final = 15.0
 """Seconds that a fault waits for something to hit."""
 
 
+INTERVAL: Final = 0.02
+"""Seconds between two looks at what bodies write."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Field:
     """Where a fault strikes: in this arena, under this load; `turn`: how often this kind has struck before."""
@@ -61,4 +65,4 @@ Inject = Callable[[Field], Hit]
 
 def wait_for_work(field: Field) -> None:
     """Until some body runs: a fault on an idle system hits nothing."""
-    wait_for(lambda: any(field.arena.busy().values()), what="work", timeout=PATIENCE)
+    wait_for(lambda: any(field.arena.busy().values()), what="work", timeout=PATIENCE, interval=INTERVAL)

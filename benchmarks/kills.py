@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from typing import Final, cast
 
 from convergio.benchmarks import doomed
 from convergio.benchmarks.arena import now
 from convergio.benchmarks.effects import Execution
-from convergio.benchmarks.faults import PATIENCE, Field, Hit, hit
+from convergio.benchmarks.faults import INTERVAL, PATIENCE, Field, Hit, hit
 from convergio.benchmarks.rig import wait_for
 
-STALE: Final = 12.0
-"""Seconds after which a stopped worker's step must run elsewhere."""
+STALE: Final = 20.0
+"""Seconds within which a frozen worker's step must run elsewhere."""
 
 
 def _busy_worker(field: Field) -> str:
@@ -20,7 +21,7 @@ def _busy_worker(field: Field) -> str:
     def found() -> list[str]:
         return [name for name, count in field.arena.busy().items() if count]
 
-    return field.random.choice(wait_for(found, what="a worker that is busy", timeout=PATIENCE))
+    return field.random.choice(wait_for(found, what="a worker that is busy", timeout=PATIENCE, interval=INTERVAL))
 
 
 def worker_killed(field: Field) -> Hit:
@@ -41,15 +42,26 @@ def worker_stopped(field: Field) -> Hit:
 
 def worker_frozen(field: Field) -> Hit:
     """SIGSTOP past the lease: the step runs elsewhere, and the old owner's result must be refused."""
-    name = _busy_worker(field)
+    deadline, found = time.monotonic() + PATIENCE, None
+    while found is None:
+        if time.monotonic() > deadline:
+            raise RuntimeError("no worker was busy for long enough to be frozen in a step")
+        found = _freeze(field, _busy_worker(field))
+    return found
+
+
+def _freeze(field: Field, name: str) -> Hit | None:
+    """None: its last body ended before it could be frozen."""
     moment, pid = now(), field.arena.pid(name)
     with field.arena.frozen([name]):
         stale = [one for one in field.arena.effects.running() if one.pid == pid]
         if not stale:
-            raise RuntimeError(f"{name} ran nothing when it was frozen")
-        again = wait_for(lambda: _taken_over(field, stale), what="its steps to run elsewhere", timeout=STALE)
+            return None
+        again = wait_for(
+            lambda: _taken_over(field, stale), what="its steps to run elsewhere", timeout=STALE, interval=INTERVAL
+        )
     nonces = {one.nonce for one in again}
-    wait_for(lambda: _fenced(field, nonces), what="the old owner to be refused", timeout=PATIENCE)
+    wait_for(lambda: _fenced(field, nonces), what="the old owner to be refused", timeout=PATIENCE, interval=INTERVAL)
     return hit(f"{name} frozen with {len(stale)} steps", moment, pid=pid)
 
 

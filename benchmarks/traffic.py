@@ -28,6 +28,12 @@ LONGEST: Final = 45.0
 
 AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable)
 
+LATEST: Final = 5.0
+"""Seconds after the start within which the last signal and the last cancel are sent."""
+
+CANCELLED: Final = 0.08
+"""Share of the runs that somebody cancels."""
+
 SUBMITTER: Final = "chaos"
 
 
@@ -49,7 +55,7 @@ class Traffic:
     """Submits `graphs` within `spread` seconds, each under the id `PREFIX-number`, and answers their approvals.
 
     Callers repeat what a store that is away refused, under the same id, as real ones do. `accepted` has the runs whose
-    submit has returned. Nothing is sent before `start`.
+    submit has returned, `cancelled` those that somebody tried to cancel. Nothing is sent before `start`.
     """
 
     def __init__(
@@ -57,6 +63,7 @@ class Traffic:
     ) -> None:
         self.graphs = {f"{prefix}-{index}": graph for index, graph in enumerate(graphs)}
         self.accepted: dict[str, Graph] = {}
+        self.cancelled: set[str] = set()
         self.failure: BaseException | None = None
         self.withhold = threading.Event()
         """Set: decisions wait, so that a fault can take some of them out of `pending` and bring them in its own way."""
@@ -64,10 +71,12 @@ class Traffic:
         self._times = sorted(random.uniform(0, spread) for _ in graphs)
         decisions = [decision for run, graph in self.graphs.items() for decision in _decisions(run, graph, random)]
         self.pending = sorted(decisions, key=lambda decision: decision.delay)
+        chosen = [run for run in self.graphs if random.random() < CANCELLED]
+        self._cancels = sorted((random.uniform(0.0, LATEST), run) for run in chosen)
         self._stop = threading.Event()
         self._threads = [
             threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
-            for work in (self._submit_all, self._decide_all)
+            for work in (self._submit_all, self._decide_all, self._cancel_all)
         ]
 
     def start(self) -> None:
@@ -129,6 +138,18 @@ class Traffic:
                 decision = self.pending.pop(0)
                 self._insist(lambda decision=decision: self.decide(decision))  # type: ignore[misc]
 
+    def _cancel_all(self) -> None:
+        began = time.monotonic()
+        for moment, run in self._cancels:
+            self._stop.wait(began + moment - time.monotonic())
+            while run not in self.accepted and not self._stop.is_set():
+                self._stop.wait(PATIENCE)
+            if self._stop.is_set():
+                return
+            self.cancelled.add(run)
+            ref = RunRef(tenant=DEFAULT_TENANT, run=run)
+            self._insist(lambda ref=ref: self._entrance.cancel(ref, by=SUBMITTER))  # type: ignore[misc]
+
     def decide(self, decision: Decision) -> bool:
         """Sends one signal. False: it was sent before."""
         ref = RunRef(tenant=DEFAULT_TENANT, run=decision.run)
@@ -150,7 +171,7 @@ class Traffic:
 def _decisions(run: str, graph: Graph, random: Random) -> list[Decision]:
     """One for each approval: early ones come before the step waits, late ones long after."""
     return [
-        Decision(run=run, step=name, data=_answer(graph, name), delay=random.uniform(0.0, 5.0))
+        Decision(run=run, step=name, data=_answer(graph, name), delay=random.uniform(0.0, LATEST))
         for name in graph.approvals
     ]
 

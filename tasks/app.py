@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from celery import Celery, Task
 from celery.exceptions import Ignore
@@ -106,19 +106,27 @@ class FlowTask(Task[Any, Any]):
         queue, priority = info.get("routing_key", ""), info.get("priority") or 0
         return f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else str(queue)
 
+    def fenced(self) -> NoReturn:
+        """The step has another owner by now: this task ends quietly."""
+        self.send_event("task-fenced")
+        raise Ignore from None
+
     def _ask_hooks(self, claim: Claim) -> None:
         steps = self.worker.steps
         answer = self.worker.hooks.ask(hooks.context(claim.held, steps.step(claim).kind))
-        match answer:
-            case hooks.Deny(reason):
-                denied = errors.StepDenied(reason, run=claim.held.ref.run, step=claim.held.step)
-                steps.fail(claim, denied)
-                self.send_event("task-denied", reason=reason)
-                raise denied
-            case hooks.Defer(until, reason):
-                seconds = max(0.0, (until - datetime.now(UTC)).total_seconds())
-                steps.defer(claim, seconds=seconds, reason=reason)
-                self.send_event("task-deferred", reason=reason)
-                raise Ignore
-            case _:
-                return
+        try:
+            match answer:
+                case hooks.Deny(reason):
+                    denied = errors.StepDenied(reason, run=claim.held.ref.run, step=claim.held.step)
+                    steps.fail(claim, denied)
+                    self.send_event("task-denied", reason=reason)
+                    raise denied
+                case hooks.Defer(until, reason):
+                    seconds = max(0.0, (until - datetime.now(UTC)).total_seconds())
+                    steps.defer(claim, seconds=seconds, reason=reason)
+                    self.send_event("task-deferred", reason=reason)
+                    raise Ignore
+                case _:
+                    return
+        except errors.StaleFence:
+            self.fenced()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 from celery import Celery
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 
 from convergio.graphflow.board import scripts
 from convergio.graphflow.engine.claims import Claim
@@ -54,6 +54,7 @@ def register(app: Celery) -> None:
     @app.task(base=FlowTask, bind=True, shared=False, name="convergio.approval")
     def approval(self: FlowTask, run: str, step: str, ring: str) -> None:
         answer(self, lambda: wait(self, self.claim))
+        raise Ignore  # the task goes on: its result is the decision, when there is one
 
     @app.task(bind=True, shared=False, name="convergio.canary", send_events=False, acks_late=True, ignore_result=True)
     def canary(self: Any, run: str, step: str, ring: str) -> None:
@@ -63,29 +64,31 @@ def register(app: Celery) -> None:
 def answer(task: FlowTask, body: Callable[[], None]) -> None:
     """Runs a body and turns what it raises into the step's outcome.
 
-    A lost claim ends quietly: it is another's step now.
+    A lost claim ends quietly: it is another's step now. Nothing but the end of this process may leave the claim
+    unsettled: it would be beaten for ever.
     """
-    steps = task.worker.steps
     try:
         body()
-    except Ignore:
-        raise
     except errors.StaleFence:
-        task.send_event("task-fenced")
-        raise Ignore from None
-    except Exception as error:
+        task.fenced()
+    except (WorkerShutdown, WorkerTerminate):
+        raise
+    except BaseException as error:  # sys.exit() and a coroutine's own cancellation are no Exceptions
         failure = error if isinstance(error, errors.ConvergioError) else foreign(error)
         try:
-            steps.fail(task.claim, failure)
+            task.worker.steps.fail(task.claim, failure)
         except errors.StaleFence:
-            task.send_event("task-fenced")
-            raise Ignore from None
+            task.fenced()
         raise failure from error
 
 
-def foreign(error: Exception) -> errors.ConvergioError:
+def foreign(error: BaseException) -> errors.ConvergioError:
     """An exception of a user's function as one of ours: retried by the step's policy."""
-    return errors.StepFailed(f"{type(error).__name__}: {error}", hint="the worker's log has the traceback")
+    try:
+        said = str(error)
+    except Exception:  # noqa: BLE001  # somebody else's __str__ may do anything
+        said = "(it cannot be shown)"
+    return errors.StepFailed(f"{type(error).__name__}: {said}", hint="the worker's log has the traceback")
 
 
 def call(worker: StepWorker, claim: Claim) -> None:
@@ -152,4 +155,3 @@ def wait(task: FlowTask, claim: Claim) -> None:
     data = {"task_id": task.request.id, "node": task.request.hostname, **definition.spec, "description": description}
     steps.block(claim, signal=claim.held.step, data=data)
     task.send_event("task-blocked", reason="SIGNAL")
-    raise Ignore

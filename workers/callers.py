@@ -65,6 +65,8 @@ class Callers:
             yield
         except (*UNREACHABLE, OperationalError, errors.JournalUnavailable) as error:
             logger.warning("callers of run %s are not answered: %s", ref, error)
+        except Exception:  # the journaler releases what waits after this: no caller may stop it
+            logger.exception("callers of run %s are not answered", ref)
 
     def _answer(self, task_id: str, row: RunRow) -> None:
         if row.state is RunState.SUCCEEDED:

@@ -29,14 +29,19 @@ class Loop:
         self.loop.run_forever()
 
     def run(self, coroutine: Coroutine[Any, Any, Any], claim: Claim) -> Any:
-        """Runs the coroutine while this thread waits. When the claim is lost, it is cancelled and StaleFence raised."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        """Runs the coroutine while this thread waits. When the claim is lost, it is cancelled and StaleFence raised.
+
+        Raises CancelledError if the coroutine cancelled itself.
+        """
+        future = asyncio.run_coroutine_threadsafe(_contained(coroutine), self.loop)
         claim.on_lost = future.cancel
         if claim.lost.is_set():
             future.cancel()
         try:
             return future.result()
         except CancelledError as error:
+            if not claim.lost.is_set():
+                raise
             raise errors.StaleFence(run=claim.held.ref.run, step=claim.held.step) from error
         finally:
             claim.on_lost = None
@@ -47,3 +52,11 @@ class Loop:
         self._thread.join(timeout=5)
         if not self._thread.is_alive():  # a coroutine that blocks the loop keeps it
             self.loop.close()
+
+
+async def _contained(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """asyncio lets these two end the whole loop, and every other step that runs on it."""
+    try:
+        return await coroutine
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise errors.StepFailed(f"{type(error).__name__}: {error}", hint="a step must not end its process") from error

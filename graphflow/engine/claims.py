@@ -16,6 +16,7 @@ from typing import Any, Final
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Rows
 
@@ -33,6 +34,7 @@ class Claim:
 
     held: scripts.Claimed
     nonce: str
+    plan: Plan
     deadline: float | None = None
     """time.monotonic() after which the attempt has timed out"""
     deliver: Deliver | None = None
@@ -110,7 +112,7 @@ class Claims:
                     self._reassert(claim)
             self._beat(epoch)
             for claim in self._snapshot():
-                self._catch_up(claim)
+                self._catch_up_alone(claim)
         except AWAY as error:
             logger.warning("the board is away, %d claims wait: %s", len(claims), error)
 
@@ -128,6 +130,11 @@ class Claims:
             return False
         except errors.StaleFence:
             self._lose(claim)
+            raise
+        except Exception:
+            # What cannot be told now never can be: without beats its lease ends, and the sweeper counts the delivery.
+            self._claims.pop(claim.nonce, None)
+            claim.deliver = None
             raise
         if claim.awaits is None:
             self._claims.pop(claim.nonce, None)
@@ -172,6 +179,15 @@ class Claims:
         with claim.lock:
             if claim.nonce in self._claims and claim.awaits is None and claim.deliver is None:
                 self._lose(claim)
+
+    def _catch_up_alone(self, claim: Claim) -> None:
+        """What is wrong with one claim must not hold up the others. A board that is away does."""
+        try:
+            self._catch_up(claim)
+        except AWAY:
+            raise
+        except Exception:
+            logger.exception("claim %s", claim.member)
 
     def _catch_up(self, claim: Claim) -> None:
         if claim.awaits is not None and self.released is not None:

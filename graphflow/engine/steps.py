@@ -18,7 +18,6 @@ from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.flow import inputs
-from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import Outcome, Rows, encode
@@ -29,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 SPENT: Final = "spent."
 """Key prefix of recorded domain rows."""
+
+LONGEST_TEXT: Final = 2_000
+"""Characters of an error or a reason that are kept."""
 
 
 class Steps:
@@ -56,7 +58,7 @@ class Steps:
         if isinstance(held, scripts.Refused):
             logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, held.why, held.state)
             return None
-        claim = Claim(held=held, nonce=nonce)
+        claim = Claim(held=held, nonce=nonce, plan=self.plans.get(held.meta["digest"]))
         for key, rows in held.records.items():
             if key.startswith(SPENT):
                 claim.owe(rows)
@@ -66,12 +68,9 @@ class Steps:
         self.claims.add(claim)
         return claim
 
-    def plan(self, claim: Claim) -> Plan:
-        return self.plans.get(claim.held.meta["digest"])
-
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
-        return self.plan(claim).workflow.steps[claim.held.step]
+        return claim.plan.workflow.steps[claim.held.step]
 
     def names(self, claim: Claim) -> dict[str, Any]:
         """What the step's expressions may name: `input` and the outputs of earlier steps."""
@@ -133,7 +132,7 @@ class Steps:
 
     def defer(self, claim: Claim, *, seconds: float, reason: str) -> bool:
         """PARK for a time: a pre-run hook said not now."""
-        data = json.dumps({"reason": reason, "seconds": seconds}, ensure_ascii=False)
+        data = json.dumps({"reason": _storable(reason), "seconds": seconds}, ensure_ascii=False)
         return self._park_for(claim, BlockedOn.HOOK, seconds, claim.held.attempt, "step.deferred", data, "later")
 
     def give_back(self, claim: Claim) -> bool:
@@ -141,7 +140,7 @@ class Steps:
 
         def deliver(held: scripts.Claimed) -> None:
             was = f"{StepState.RUNNING}|{held.fence}"
-            step = self.plans.get(held.meta["digest"]).workflow.steps[held.step]
+            step = self.step(claim)
             sets = {f"d:{held.step}": ""}
             self.ringer.again(
                 held.epoch, _caller(held), step, was=was, kind="step.given_back", lease=held.fence, sets=sets
@@ -161,7 +160,7 @@ class Steps:
         output = "" if kept is None else json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
         text = outcome.as_json()
         durable = step.durability is Durability.STEP
-        names = [] if durable else decide.wanted(self.plan(claim), step.name)
+        names = [] if durable else decide.wanted(claim.plan, step.name)
 
         def deliver(held: scripts.Claimed) -> int | None:
             answer = scripts.arrive(
@@ -234,6 +233,16 @@ def _caller(held: scripts.Claimed) -> Caller:
 
 
 def _bounded(error: errors.ConvergioError) -> dict[str, Any]:
-    """An error's public form, small enough for any store, without NUL characters."""
+    """An error's public form, small enough for any store."""
     facts = error.as_dict()
-    return {key: value[:2000].replace("\x00", "�") if isinstance(value, str) else value for key, value in facts.items()}
+    texts = {name: None if facts[name] is None else _storable(facts[name]) for name in ("code", "message", "hint")}
+    return {**texts, "retryable": bool(facts["retryable"])}
+
+
+def _storable(value: object) -> str:
+    """Text of anything, without NUL characters and lone surrogates: what a user's error says is not in our hands."""
+    try:
+        text = str(value)
+    except Exception:  # noqa: BLE001  # somebody else's __str__ may do anything
+        text = f"({type(value).__name__}, which cannot be shown)"
+    return text[:LONGEST_TEXT].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -103,21 +104,15 @@ class Sweeper:
         """
         now_ms = board_time(self.link)
         for row in self.history.accepted_before(now_ms, BATCH):
-            plan = self.plans.get(row.digest)
-            if self.starter.start(row, plan, not_after_ms=None):
-                self._count("started")
+            with self._alone(f"run {row.run_id}"):
+                if self.starter.start(row, self.plans.get(row.digest), not_after_ms=None):
+                    self._count("started")
         for signal in self.history.unapplied_signals(now_ms - ROW_AGE_MS, BATCH):
             self._count("signals")
-            wake(
-                self.link,
-                self.drain,
-                self.nonces,
-                RunRef(tenant=signal.tenant, run=signal.run_id),
-                signal_entry(signal),
-            )
+            self._wake(RunRef(tenant=signal.tenant, run=signal.run_id), signal_entry(signal))
         for run in self.history.cancels_pending(BATCH):
             self._count("cancels")
-            wake(self.link, self.drain, self.nonces, ref_of(run), cancel_entry(run))
+            self._wake(ref_of(run), cancel_entry(run))
 
     def _watched_for(self, epoch: Epoch) -> float:
         """Seconds for which the board of `epoch` was seen without a break."""
@@ -127,18 +122,23 @@ class Sweeper:
         self._watched = (epoch, self._watched[1], now)
         return now - self._watched[1]
 
+    def _wake(self, ref: RunRef, entry: dict[str, Any] | None) -> None:
+        with self._alone(f"run {ref}"):
+            wake(self.link, self.drain, self.nonces, ref, entry)
+
     def _count(self, repair: str) -> None:
         self.repairs[repair] = self.repairs.get(repair, 0) + 1
 
     # --- leases, timers, held steps -------------------------------------------------------------------------------
 
     def _leases(self, epoch: Epoch, now_ms: int) -> None:
-        for member, found in self._due(epoch, self.link.keys(epoch).leases, now_ms, parts=4):
-            fence = member.rsplit("/", 1)[1]
-            if found is None or found.word.text != fields.running(fence):
-                self.link.client.zrem(self.link.keys(epoch).leases, member)
-                continue
+        self._each(epoch, self.link.keys(epoch).leases, now_ms, self._lease)
+
+    def _lease(self, epoch: Epoch, found: Found, fence: str) -> bool:
+        held = found.word.text == fields.running(fence)
+        if held:
             self._expire(epoch, found, fence)
+        return held
 
     def _expire(self, epoch: Epoch, found: Found, fence: str) -> None:
         """The worker died, or is cut off: the step is rung again at the consuming end, or put in quarantine."""
@@ -148,7 +148,7 @@ class Sweeper:
         if deliveries >= DELIVERIES:
             reason = f"{deliveries} workers in a row died, or lost their lease, while they ran this step"
             entry = {"t": "quarantine", "step": name, "was": found.word.text, "reason": reason}
-            wake(self.link, self.drain, self.nonces, found.caller.ref, entry)
+            self._wake(found.caller.ref, entry)
             return
         logger.warning("lease of %s/%s is over (delivery %d): rung again", found.caller.ref, name, deliveries)
         self.ringer.again(
@@ -164,31 +164,45 @@ class Sweeper:
         )
 
     def _timers(self, epoch: Epoch, now_ms: int) -> None:
-        for member, found in self._due(epoch, self.link.keys(epoch).timers, now_ms, parts=4):
-            on = member.rsplit("/", 1)[1]
-            if found is None or found.word.blocked_on != BlockedOn(on):
-                self.link.client.zrem(self.link.keys(epoch).timers, member)
-                continue
-            self.ringer.again(
-                epoch, found.caller, found.step, was=found.word.text, kind="step.rung", timer=on, side="L"
-            )
+        self._each(epoch, self.link.keys(epoch).timers, now_ms, self._timer)
+
+    def _timer(self, epoch: Epoch, found: Found, on: str) -> bool:
+        waits = found.word.blocked_on == BlockedOn(on)
+        if waits:
+            was = found.word.text
+            self.ringer.again(epoch, found.caller, found.step, was=was, kind="step.rung", timer=on, side="L")
+        return waits
 
     def _held(self, epoch: Epoch, now_ms: int) -> None:
-        for member, found in self._due(epoch, self.link.keys(epoch).held, now_ms, parts=3):
-            if found is None or found.word.state is not StepState.READY:
-                self.link.client.zrem(self.link.keys(epoch).held, member)
-                continue
+        self._each(epoch, self.link.keys(epoch).held, now_ms, self._hold)
+
+    def _hold(self, epoch: Epoch, found: Found, _: str) -> bool:
+        waits = found.word.state is StepState.READY
+        if waits:
             self._count("held")
             self.ringer.again(epoch, found.caller, found.step, was=found.word.text, kind="step.rung", side="L")
+        return waits
 
-    def _due(self, epoch: Epoch, key: str, now_ms: int, *, parts: int) -> Iterator[tuple[str, Found | None]]:
-        """Members whose time has come, each with its step. A member is tenant/run/step and perhaps a fourth word."""
+    def _each(self, epoch: Epoch, key: str, now_ms: int, repair: Callable[[Epoch, Found, str], bool]) -> None:
+        """Repairs every member whose time has come: tenant/run/step and perhaps a fourth word. False: it is old."""
         members = cast("list[str]", self.link.client.zrangebyscore(key, "-inf", now_ms, start=0, num=BATCH))
         for member in members:
-            words = member.split("/")
-            assert len(words) == parts, member
-            tenant, run, step = words[:3]
-            yield member, self.find(epoch, RunRef(tenant=tenant, run=run), step)
+            tenant, run, step, *more = member.split("/")
+            with self._alone(member):
+                found = self.find(epoch, RunRef(tenant=tenant, run=run), step)
+                if found is None or not repair(epoch, found, "".join(more)):
+                    self.link.client.zrem(key, member)
+
+    @contextmanager
+    def _alone(self, what: str) -> Generator[None]:
+        """What is wrong with one run must not keep the sweep from all others. A store that is away ends it."""
+        try:
+            yield
+        except (*UNREACHABLE, errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable):
+            raise
+        except Exception:
+            self._count("failed")
+            logger.exception("%s is left for the next sweep", what)
 
     def find(self, epoch: Epoch, ref: RunRef, step: str) -> Found | None:
         """The step as the board has it; None if its run left the board."""
@@ -217,7 +231,7 @@ class Sweeper:
         old = cast("list[str]", self.link.client.zrangebyscore(key, "-inf", now_ms - INBOX_AGE_MS, start=0, num=BATCH))
         for member in old:
             self._count("drained")
-            wake(self.link, self.drain, self.nonces, RunRef.parse(member), None)
+            self._wake(RunRef.parse(member), None)
 
     def _leave(self, epoch: Epoch, now_ms: int) -> None:
         keys = self.link.keys(epoch)

@@ -74,12 +74,21 @@ class Hooks:
             if context.kind not in kinds:
                 continue
             try:
-                answer = hook(context)
-            except Exception as error:  # noqa: BLE001  # a guard that breaks must not wave steps through
+                answer = _checked(hook(context))
+            except (Exception, SystemExit) as error:  # noqa: BLE001  # a guard that breaks must not wave steps through
                 return Deny(f"hook {getattr(hook, '__name__', hook)} failed: {error}")
             if not isinstance(answer, Allow):
                 return answer
         return Allow()
+
+
+def _checked(answer: object) -> Answer:
+    """The answer itself. Raises TypeError for anything else, such as the None of a forgotten `return`."""
+    if not isinstance(answer, Allow | Deny | Defer):
+        raise TypeError(f"it answered {answer!r}, which is not Allow, Deny or Defer")
+    if isinstance(answer, Defer) and answer.until.tzinfo is None:
+        raise TypeError("it deferred until a time without a zone")
+    return answer
 
 
 REGISTERED = Hooks()

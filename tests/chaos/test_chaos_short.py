@@ -37,7 +37,9 @@ def wanted(**changes: object) -> chaos.Options:
 
 def good() -> chaos.Tally:
     """A tally within the bound."""
-    return chaos.Tally(runs=20, steps=100, fenced=1, flushes=1, rollbacks=1, kills=1, samples=[1.0, 2.0])
+    return chaos.Tally(
+        rounds=len(kinds.KINDS), runs=20, steps=100, fenced=1, flushes=1, rollbacks=1, kills=1, samples=[1.0, 2.0]
+    )
 
 
 def said(tally: chaos.Tally, options: chaos.Options) -> list[str]:
@@ -79,7 +81,14 @@ def test_a_full_cycle_without_refusals_or_faults_fails_the_run(name: str) -> Non
     tally = good()
     setattr(tally, name, 0)
     assert said(tally, wanted()) == [f"{name} = 0 over a full cycle"]
+    tally.rounds = 3
     assert said(tally, wanted(rounds=3)) == []
+
+
+def test_a_run_that_gave_up_fails() -> None:
+    tally = good()
+    tally.rounds, tally.bad_rounds = 5, chaos.HOPELESS
+    assert said(tally, wanted()) == [f"gave up after 5 of {len(kinds.KINDS)} rounds: runs were lost in 3 of them"]
 
 
 @pytest.mark.parametrize("arguments", [["--runs", "19"], ["--rounds", "0"], ["--kinds", "lightning"]])

@@ -227,6 +227,25 @@ def test_an_outcome_of_a_step_that_the_workflow_does_not_have_is_wrong() -> None
     assert Fault.WRONG in faults(told)
 
 
+def test_a_run_that_was_cancelled_may_end_so_and_only_then() -> None:
+    told = tell(fan())
+    told.runs[0] = dataclasses.replace(told.runs[0], state="CANCELLED")
+    del told.outcomes["join"]
+    told.executions = [one for one in told.executions if one.step != "join"]
+    change(told, "c", state="CANCELLED", output={})
+    told.events = [dataclasses.replace(event, type="run.cancelled") for event in told.events]
+    asked = checker.check(told.accepted, told.history, told.executions, cancelled=frozenset({RUN}))
+    assert asked == []
+    assert Fault.WRONG in faults(told)
+
+
+def test_a_run_that_was_cancelled_too_late_must_be_whole() -> None:
+    told = tell(fan())
+    del told.outcomes["join"]
+    found = checker.check(told.accepted, told.history, told.executions, cancelled=frozenset({RUN}))
+    assert Fault.LOST in {violation.fault for violation in found}
+
+
 def test_a_violation_says_where_and_what() -> None:
     told = tell(fan())
     drop_outcome(told)

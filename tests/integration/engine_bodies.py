@@ -65,6 +65,12 @@ async def sleeps(name: str) -> str:
     return name
 
 
+@step(name="probe.soon")
+async def soon() -> str:
+    await asyncio.sleep(0)
+    return "soon"
+
+
 # --- badly ------------------------------------------------------------------------------------------------------------
 
 
@@ -105,6 +111,11 @@ async def cancels_itself() -> NoReturn:
     raise asyncio.CancelledError
 
 
+@step(name="probe.exits_on_the_loop")
+async def exits_on_the_loop() -> NoReturn:
+    sys.exit(3)
+
+
 @step(name="probe.raises")
 def raises(kind: str) -> NoReturn:
     raise {
@@ -113,6 +124,7 @@ def raises(kind: str) -> NoReturn:
         "nul": ValueError("a\x00b"),
         "huge": ValueError("x" * 1_000_000),
         "no text": ValueError(),
+        "permanent of a mute": errors.Permanent(Mute()),  # type: ignore[arg-type]
     }[kind]
 
 
@@ -135,4 +147,5 @@ def returns(kind: str) -> Any:
         "large in bytes": "€" * 11_000,
         "too deep": nested,
         "endless number": 10**5_000,
+        "more than 64 bits": 2**70,
     }[kind]

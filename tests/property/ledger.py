@@ -47,9 +47,7 @@ class Ledger:
         else:
             self._event(kind, step, data, entry, epoch, sequence)
 
-    def _outcome(
-        self, kind: str, step: str, data: Any, entry: Mapping[str, str], epoch: int, sequence: int
-    ) -> None:
+    def _outcome(self, kind: str, step: str, data: Any, entry: Mapping[str, str], epoch: int, sequence: int) -> None:
         if step in self.outcomes:
             self.refused.append((kind, step))
             return

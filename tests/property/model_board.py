@@ -68,7 +68,7 @@ class ModelBoard:
         else:
             run.values[name] = value
 
-    def _tell(self, ref: RunRef, kind: str, step: str, data: str, submitter: str | None) -> int:
+    def tell(self, ref: RunRef, kind: str, step: str, data: str, submitter: str | None) -> int:
         """`submitter` is None for what only readers are told. Returns the stream's sequence."""
         run = self.runs[ref]
         seq = int(run.values.get("@seq", 0)) + 1
@@ -112,7 +112,7 @@ class ModelBoard:
         self.runs[ref] = ModelRun(values=values)
         self.live[str(ref)] = self.now_ms
         self.plans[digest] = plan
-        self._tell(ref, "run.started", "", "{}", submitter)
+        self.tell(ref, "run.started", "", "{}", submitter)
         self._push(ref, '{"t":"start"}')
         return self._lock(ref, token, lock_ms, wanted)
 
@@ -150,7 +150,7 @@ class ModelBoard:
         if not again:
             self._set(run, f"s:{step}", f"RUNNING|{fence}")
             values.pop(f"u:{step}", None)
-            self._tell(ref, "step.running", step, worker, None)
+            self.tell(ref, "step.running", step, worker, None)
         self.leases[f"{member}/{fence}"] = self.now_ms + lease_ms
         names = values.get(f"r:{step}", "").split()
         return Claimed(
@@ -191,7 +191,7 @@ class ModelBoard:
         was, done = run.values[f"s:{step}"], f"{state}|{held.fence}"
         if was == f"RUNNING|{held.fence}":
             self.leases.pop(f"{member}/{held.fence}", None)
-            sequence = self._tell(ref, f"step.{state.lower()}", step, outcome, held.submitter)
+            sequence = self.tell(ref, f"step.{state.lower()}", step, outcome, held.submitter)
             if output:
                 run.values[f"o:{step}"] = output
             if durable:
@@ -223,7 +223,7 @@ class ModelBoard:
         run.values.pop(f"d:{step}", None)
         if delay_ms is not None:
             self.timers[f"{member}/{on}"] = self.now_ms + delay_ms
-        self._tell(ref, kind, step, data, held.submitter)
+        self.tell(ref, kind, step, data, held.submitter)
         early = run.values.get(f"g:{look_back}") if look_back else None
         if early is None:
             return False
@@ -237,7 +237,7 @@ class ModelBoard:
             raise errors.StaleFence
         run.values[f"x:{step}"] = run.values.get(f"x:{step}", "") + f"{key}\t{value}\n"
         data = f'{{"key":{json.dumps(key)},"value":{value}}}'
-        return self._tell(held.ref, "step.recorded", step, data, held.submitter)
+        return self.tell(held.ref, "step.recorded", step, data, held.submitter)
 
     def ring(self, ref: RunRef, *, submitter: str, ringing: Ringing) -> bool:
         """RING."""
@@ -259,7 +259,7 @@ class ModelBoard:
         for name, value in ringing.sets.items():
             self._set(run, name, value)
         self._ding(ref, bell)
-        self._tell(ref, ringing.kind, bell.step, ringing.data, submitter)
+        self.tell(ref, ringing.kind, bell.step, ringing.data, submitter)
         return True
 
     def _ding(self, ref: RunRef, bell: scripts.Doorbell) -> None:
@@ -300,7 +300,7 @@ class ModelBoard:
         for bell in batch.bells:
             self._ding(ref, bell)
         for kind, step, flags, member, data in batch.events:
-            sequence = self._tell(ref, kind, step, data, submitter if flags else None)
+            sequence = self.tell(ref, kind, step, data, submitter if flags else None)
             if flags == "jp":
                 self.parked[member] = sequence
         if not run.inbox:
@@ -334,7 +334,7 @@ class ModelBoard:
         self.done[str(ref)] = self.now_ms + grace_ms
         output, error = run.values.get("@output", "null"), run.values.get("@error", "null")
         data = f'{{"state":"{run.values["@state"]}","output":{output},"error":{error}}}'
-        self._tell(ref, "run.finished", "", data, None)
+        self.tell(ref, "run.finished", "", data, None)
 
     def forget(self, ref: RunRef) -> None:
         """An ended run leaves the board."""

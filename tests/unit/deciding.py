@@ -19,7 +19,9 @@ REJECT: Final = {"decision": "reject", "by": "bob", "reason": "no"}
 def plan_of(output: Mapping[str, str] | None = None, /, **steps: Mapping[str, Any]) -> Plan:
     """The plan of a workflow with these steps; one without a kind is a task."""
     kinds = ("approval", "agent", "task")
-    written = {name: step if any(kind in step for kind in kinds) else {"task": "m.f", **step} for name, step in steps.items()}
+    written = {
+        name: step if any(kind in step for kind in kinds) else {"task": "m.f", **step} for name, step in steps.items()
+    }
     head = {"workflow": "play", "version": 1, "steps": written}
     return Plan.of(document.parse_document(head if output is None else {**head, "output": output}))
 
@@ -72,7 +74,8 @@ class Run:
             try:
                 return decide.decide(self.plan, view, entries, epoch=1, budget=budget)
             except Unloaded as missing:
-                assert missing.everything or not all(name in view.values for name in missing.names), "it asks again"
+                if not missing.everything and all(name in view.values for name in missing.names):
+                    raise AssertionError("it asks for what it was given") from missing
                 names = self.values if missing.everything else missing.names
                 view.values.update({name: self.values.get(name, "") for name in names})
                 view.complete |= missing.everything

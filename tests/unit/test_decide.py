@@ -130,7 +130,11 @@ def test_a_skip_travels_through_nested_branches_and_stops_at_a_join_with_a_live_
     run = Run(plan).started()
     run.arrive("a", {"ok": False})
     assert run.states() == {
-        **{"a": "SUCCEEDED", "live": "READY", "dead": "SKIPPED", "deeper": "SKIPPED", "deepest": "SKIPPED"}
+        "a": "SUCCEEDED",
+        "live": "READY",
+        "dead": "SKIPPED",
+        "deeper": "SKIPPED",
+        "deepest": "SKIPPED",
     }
     run.arrive("live")
     assert run.state_of("join") == "READY"
@@ -232,7 +236,9 @@ def test_a_cancel_ends_the_run_by_name_and_reason() -> None:
     assert (error["code"], error["message"]) == ("RUN_CANCELLED", "cancelled by ann: enough")
 
 
-@pytest.mark.parametrize("late", [{"t": "cancel", "by": "ann"}, START, arrived("a"), {"t": "end", "state": "FAILED", "error": {}}])
+@pytest.mark.parametrize(
+    "late", [{"t": "cancel", "by": "ann"}, START, arrived("a"), {"t": "end", "state": "FAILED", "error": {}}]
+)
 def test_after_its_end_nothing_changes_a_run(late: Entry) -> None:
     run = Run(plan_of(a={}, b={"needs": ["a"]})).started()
     run.settle({"t": "cancel", "by": "ann", "reason": ""})
@@ -444,13 +450,13 @@ def test_a_decision_never_writes_what_it_was_not_told() -> None:
     run.succeed("a")
     before = dict(run.values)
     made = run.apply(arrived("a"))
-    assert {name: was for name, (was, _) in made.writes.items()} == {
-        name: before.get(name, "") for name in made.writes
-    }
+    assert {name: was for name, (was, _) in made.writes.items()} == {name: before.get(name, "") for name in made.writes}
 
 
-WIDE = {f"s{number}": {"needs": ["a"]} for number in range(40)}
-NESTED = {
+Steps = Mapping[str, Mapping[str, Any]]
+
+WIDE: Steps = {f"s{number}": {"needs": ["a"]} for number in range(40)}
+NESTED: Steps = {
     "skip": {"needs": [{"step": "a", "when": "!a.ok"}]},
     **{f"deep{number}": {"needs": [f"deep{number - 1}" if number else "skip"]} for number in range(20)},
 }
@@ -465,7 +471,7 @@ def test_every_budget_comes_to_the_same_end(budget: int, ending: str) -> None:
 
 def played(budget: int, ending: str) -> Any:
     """A run with a wide fan-out and a long dead path, decided in pieces of `budget`."""
-    join = {"join": {"needs": [*WIDE, "deep19"]}}
+    join: Steps = {"join": {"needs": [*WIDE, "deep19"]}}
     run = Run(plan_of(a={}, **WIDE, **NESTED, **join), budget=budget)
     run.settle(START)
     run.arrive("a", {"ok": True})
@@ -514,8 +520,12 @@ def test_what_may_be_in_an_error_of_a_run_is_its_public_form() -> None:
     run.values |= {"s:a": "FAILED|1.1.n", "o:a": json.dumps(errors.Permanent("no", hint="do this").as_dict())}
     run.settle(arrived("a"))
     assert json.loads(run.values["@error"]) == {
-        **{"code": "PERMANENT", "message": "no", "hint": "do this", "retryable": False},
-        **{"step": "a", "state": "FAILED"},
+        "code": "PERMANENT",
+        "message": "no",
+        "hint": "do this",
+        "retryable": False,
+        "step": "a",
+        "state": "FAILED",
     }
 
 

@@ -84,10 +84,10 @@ def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]
 
 
 def _remembered(name: str, check: Callable[[], Iterator[Check]]) -> Generator[Check, None, bool]:
-    """The same; returns whether nothing failed."""
+    """The same; returns whether what is checked is there at all."""
     found = list(_guarded(name, check))
     yield from found
-    return all(one.level is not Level.FAIL for one in found)
+    return all(one.level is not Level.FAIL for one in found if one.name == name)
 
 
 # --- this machine -------------------------------------------------------------------------------------------------
@@ -220,7 +220,6 @@ def _keepalive(session: Session) -> Check:
 def board(session: Session, *, with_journal: bool) -> Iterator[Check]:
     """Whether there is a board, and whether the journal follows it."""
     from convergio.graphflow.journal.boards import Boards
-    from convergio.workers import boot
 
     link = session.core.link
     try:
@@ -232,7 +231,7 @@ def board(session: Session, *, with_journal: bool) -> Iterator[Check]:
     client, keys = link.client, link.keys(epoch)
     live, timers = client.zcard(keys.runs), client.zcard(keys.timers)
     saw = f"epoch {epoch.number}, {live} live runs, {timers} timers"
-    row = Boards(boot.database(session.settings)).current() if with_journal else None
+    row = Boards(session.database).current() if with_journal else None
     if row is not None and row.epoch != epoch.number:
         yield fail("board", f"{saw}; the journal follows epoch {row.epoch}", "wait a moment, or: convergio rebuild")
         return

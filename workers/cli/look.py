@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
@@ -17,6 +20,19 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH: Final = 200
 """Columns where nobody's screen says how many there are: wide enough that no cell is cut."""
+
+
+@cache
+def command() -> str:
+    """How this command is called from here: by name where the shell finds it, else by its path in `.venv`."""
+    called = Path(sys.argv[0])
+    found = shutil.which("convergio")
+    if called.name != "convergio" or (found is not None and os.path.samefile(found, called)):
+        return "convergio"
+    try:
+        return str(called.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(called.absolute())
 
 
 class Look(NamedTuple):

@@ -66,15 +66,15 @@ def _totals(view: RunView) -> str:
 
 def _next(view: RunView, directory: DataDirectory) -> None:
     home = Path(directory.root)
-    add = here(home)
+    add, convergio = here(home), look.command()
     lines = [
         f"journal  {directory.journal}",
         f"logs     {directory.logs}",
         "Try next:",
-        f"  convergio runs show {view.id}{add}",
-        f"  convergio workflows show {view.workflow.name}",
-        f"  convergio up --flower{add}     (the same stack and Flower; then, in another terminal:)",
-        f"  convergio run {view.workflow.name} --brief --watch{add}",
+        f"  {convergio} runs show {view.id}{add}",
+        f"  {convergio} workflows show {view.workflow.name}",
+        f"  {convergio} up --flower{add}     (the same stack and Flower; then, in another terminal:)",
+        f"  {convergio} run {view.workflow.name} --brief --watch{add}",
     ]
     look.say("\nWhere it is", style="bold")
     click.echo("\n".join(lines))

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from convergio.config.settings import Settings
     from convergio.graphflow.engine.inquiry import Inquiry
     from convergio.graphflow.engine.submission import Entrance
+    from convergio.graphflow.journal.database import Database
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
     from convergio.graphflow.model.ids import RunRef
@@ -46,11 +47,18 @@ class Session:
         return boot.core(self.settings, self.history)
 
     @cached_property
-    def history(self) -> History:
-        """Reads of the journal."""
+    def database(self) -> Database:
+        """The journal's database."""
         from convergio.workers import boot
 
-        return boot.history(self.settings)
+        return boot.database(self.settings)
+
+    @cached_property
+    def history(self) -> History:
+        """Reads of the journal."""
+        from convergio.graphflow.journal.history import History
+
+        return History(self.database)
 
     @cached_property
     def catalog(self) -> Catalog:
@@ -105,6 +113,8 @@ class Session:
         if "core" in vars(self):
             self.core.link.close()
             self.core.app.close()
+        if "database" in vars(self):
+            self.database.close()
 
 
 def login_name() -> str:

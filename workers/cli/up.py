@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from convergio.workers.cli import exits
+from convergio.workers.cli import exits, look
 from convergio.workers.cli.menu import Command
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def told(status: Status) -> None:
 def _summary(stack: Stack, given: Settings, which: Brain, flower: str) -> None:
     from convergio.workers.cli.local import here
 
-    add = here(given.home)
+    add, convergio = here(given.home), look.command()
     lines = [
         "Convergio is up.",
         f"  Redis    {masked(stack.endpoints.redis_url)}",
@@ -78,9 +78,9 @@ def _summary(stack: Stack, given: Settings, which: Brain, flower: str) -> None:
         *([f"  Flower   {flower}"] if flower else []),
         f"  logs     {stack.directory.logs}",
         "Next, in another terminal:",
-        f"  convergio run market_entry --brief --watch{add}",
-        f"  convergio runs list{add}",
-        f"  convergio doctor{add}",
+        f"  {convergio} run market_entry --brief --watch{add}",
+        f"  {convergio} runs list{add}",
+        f"  {convergio} doctor{add}",
         "Ctrl-C stops everything.",
     ]
     click.echo("\n".join(lines))

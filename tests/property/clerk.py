@@ -1,0 +1,192 @@
+"""Moves of those around the work: people at the doors, time, sweeper, journaler, and a board that is wiped."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from convergio.graphflow import decide
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.engine.restore import restore
+from convergio.graphflow.engine.submission import meta_of, signal_entry
+from convergio.graphflow.model.states import TERMINAL_STEP, RunState, StepState
+from convergio.graphflow.model.workflow import canonical
+from tests.property.model_board import ModelBoard, ModelRun
+from tests.property.world import LIST, REF, World
+
+DELIVERIES: Final = 3
+"""Lost deliveries in a row after which a step is put in quarantine; fewer than the engine's, to get there."""
+
+# --- doors ------------------------------------------------------------------------------------------------------------
+
+
+def start(world: World) -> None:
+    """START by the submitter, or by the sweeper if the board has lost the run before SQL heard of its start."""
+    if world.on_board or world.ledger.state is not RunState.ACCEPTED:
+        return
+    locked = world.board.start(
+        REF,
+        submitter="ann",
+        digest=world.plan.digest,
+        plan=canonical(world.plan.workflow.document),
+        meta=json.dumps(meta_of(world.ledger.run())),
+        given=json.dumps(world.given),
+        size=world.plan.size,
+        token=world.name(),
+        wanted=[fields.STATE, fields.STOP, fields.cursor(decide.START)],
+    )
+    world.drain(locked, blank=True)
+
+
+def signal(world: World) -> None:
+    """A person decides: early, in time, late, or once more."""
+    waiting = [node for node in world.nodes.values() if node.approval]
+    if not world.faults:
+        waiting = [node for node in waiting if f"signal-{node.name}" not in world.ledger.signals]
+    if waiting:
+        node = world.pick(waiting)
+        decision = {**node.result, "decision": "approve" if node.ends == "SUCCEEDED" else "reject"}
+        row = world.ledger.signal(node.name, decision, world.board.now_ms)
+        if not world.fault("a wake-up gets lost", 4):
+            world.post(json.dumps(signal_entry(row)))
+
+
+def cancel(world: World) -> None:
+    """Somebody asks for the run's end."""
+    if world.cancels and world.draw(4) == 0:
+        world.met["a cancel is asked for"] += 1
+        world.ledger.cancel_requested = world.ledger.cancel_requested or not world.over
+        _apply_cancel(world)
+
+
+def _apply_cancel(world: World) -> None:
+    if world.ledger.cancel_requested and not world.over:
+        world.post('{"t":"cancel","by":"ann","reason":"enough"}')
+
+
+def repeat(world: World) -> None:
+    """An entry of the inbox comes once more."""
+    done = [name for name in world.nodes if world.word(name).state in TERMINAL_STEP]
+    entries = ['{"t":"start"}', *(json.dumps({"t": "arrived", "step": name}) for name in done)]
+    world.met["an entry comes twice"] += 1
+    world.post(world.pick(entries))
+
+
+# --- sweeper ----------------------------------------------------------------------------------------------------------
+
+
+def sweep(world: World) -> None:
+    """Runs that were accepted and did not start; inboxes that wait."""
+    start(world)
+    if str(REF) in world.board.inboxes:
+        world.post("")
+
+
+def apply_rows(world: World) -> None:
+    """Signals and cancels that SQL knows and the run may have missed."""
+    for row in world.ledger.signals.values():
+        if row.signal_id not in world.ledger.applied and not world.over:
+            world.post(json.dumps(signal_entry(row)))
+    _apply_cancel(world)
+
+
+def ring_lost(world: World) -> None:
+    """Doorbells that are proven lost."""
+    line = {content.decode() for content in world.bells()}
+    for member in list(world.board.rung.get(LIST, {})):
+        _, _, step, ring = member.split("/")
+        if f"{step}/{ring}" not in line and world.word(step).text == fields.ready(ring):
+            world.ring(step, fields.ready(ring), kind="step.rung")
+
+
+def pass_time(world: World) -> None:
+    """Time passes; leases, timers and held steps become due."""
+    board = world.board
+    board.now_ms += world.pick((100, 1_100, 2_100, 6_100)) if world.faults else 6_100
+    if not world.faults or world.lives == 0 or world.draw(2):
+        board.beat([f"{REF}/{body.held.step}/{body.held.fence}" for body in world.bodies])
+    for member in [name for name, due in board.leases.items() if due <= board.now_ms]:
+        _expire(world, member)
+    for member in [name for name, due in board.timers.items() if due <= board.now_ms]:
+        _, _, step, on = member.split("/")
+        assert world.word(step).blocked_on == on, f"a timer for a step that does not wait: {member}"
+        world.ring(step, world.word(step).text, kind="step.rung", timer=on)
+    for member in [name for name, due in board.held.items() if due <= board.now_ms]:
+        step = member.rsplit("/", 1)[1]
+        if world.word(step).state is StepState.READY:
+            world.ring(step, world.word(step).text, kind="step.rung")
+        board.held.pop(member, None)
+
+
+def _expire(world: World, member: str) -> None:
+    _, _, step, fence = member.split("/")
+    assert world.word(step).text == fields.running(fence), f"a lease of nobody: {member}"
+    owned = any(body.held.fence == fence for body in world.bodies)
+    if owned and world.lives == 0:
+        return
+    world.lives -= owned
+    world.met["a lease is over"] += 1
+    lost = int(world.values().get(fields.deliveries(step), 0)) + 1
+    if lost >= DELIVERIES and world.nodes[step].ends == "QUARANTINED":
+        world.met["a step is put in quarantine"] += 1
+        entry = {"t": "quarantine", "step": step, "was": fields.running(fence), "reason": "3 workers died"}
+        world.post(json.dumps(entry))
+        return
+    sets, data = {fields.deliveries(step): str(lost)}, json.dumps({"deliveries": lost})
+    world.ring(step, fields.running(fence), kind="step.expired", lease=fence, over=True, sets=sets, data=data)
+
+
+# --- journaler --------------------------------------------------------------------------------------------------------
+
+
+def journal(world: World) -> None:
+    """SQL takes on some of the stream; what waited for it goes on, unless the journaler dies in between."""
+    board, last = world.board, len(world.board.journal) - 1
+    if last > world.persisted:
+        world.persist(world.persisted + 1 + world.draw(last - world.persisted) if world.faults else last)
+    if world.fault("the journaler dies before it releases", 6):
+        return
+    board.released = world.persisted
+    parked = [name for name, sequence in board.parked.items() if sequence <= world.persisted]
+    steps = [member.rsplit("/", 1)[1] for member in parked]
+    moved, _ = board.release(REF, steps=steps, grace_ms=60_000, high_water=world.persisted)
+    world.met["an outcome is released"] += moved
+    if moved and not world.fault("the journaler dies before it drains", 3):
+        world.post("")
+
+
+# --- the board is gone ------------------------------------------------------------------------------------------------
+
+
+def wipe(world: World) -> None:
+    """A new board, made from what SQL knows; sometimes the old stream could still be read."""
+    if world.wipes == 0 or world.draw(4) or not world.on_board:
+        return
+    world.wipes -= 1
+    if world.draw(2):
+        world.persist(len(world.board.journal) - 1)
+        world.met["a board is restarted"] += 1
+    else:
+        world.met["a board is wiped"] += 1
+    old, world.persisted = world.board, 0
+    rebuilt = {"t": "board.rebuilt", "r": "-/-", "s": "", "q": "0", "a": "0", "d": "{}"}
+    world.board = ModelBoard(epoch=Epoch(number=old.epoch.number + 1, server="server"), now_ms=old.now_ms)
+    world.board.journal, world.board.moves = [rebuilt], old.moves
+    if world.over:
+        world.board.done[str(REF)] = 0
+    else:
+        _rebuild(world)
+
+
+def _rebuild(world: World) -> None:
+    board = world.board
+    made = restore(world.ledger.facts(), world.plan, epoch=board.epoch.number, now_ms=board.now_ms)
+    run = ModelRun(values={**made.values, "@seq": "0"}, inbox=[json.dumps(entry) for entry in made.inbox])
+    board.runs[REF] = run
+    board.held.update({f"{REF}/{step}": board.now_ms + scripts.LEASE_MS for step in made.held})
+    board.timers.update({f"{REF}/{name}": float(due) for name, due in made.timers.items()})
+    if run.inbox:
+        board.inboxes[str(REF)] = board.now_ms
+    for event in made.events:
+        board.tell(REF, event.kind, event.step, event.data, "ann")

@@ -1,0 +1,269 @@
+"""Moves of those who do the work: workers, and drainers of the run's inbox."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+from convergio.graphflow import decide
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.scripts import Claimed, Parked
+from convergio.graphflow.decide import Decision, Unloaded, View
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.outcome import Outcome
+from convergio.graphflow.model.states import StepState
+from tests.property.world import LIST, REF, Body, Drainer, World
+
+# --- doorbells --------------------------------------------------------------------------------------------------------
+
+
+def deliver(world: World) -> None:
+    """A worker pops a doorbell, and claims the step."""
+    line = world.bells()
+    if line:
+        bell = line.pop(world.draw(len(line)) if world.faults else -1).decode()
+        if world.fault("a doorbell comes twice", 4):
+            world.old_bells.append(bell)
+        if not world.fault("a doorbell gets lost", 8):
+            _claim(world, bell)
+
+
+def replay(world: World) -> None:
+    """An old doorbell comes once more."""
+    if world.old_bells:
+        _claim(world, world.pick(world.old_bells))
+
+
+def _claim(world: World, bell: str) -> None:
+    step, ring = bell.split("/")
+    nonce = world.name()
+    held = world.board.claim(REF, step=step, ring=ring, nonce=nonce, queue_list=LIST)
+    if isinstance(held, Claimed):
+        _check_may_run(world, step)
+        world.bodies.append(Body(held, nonce))
+    else:
+        world.met[f"a doorbell is refused: {held.why}"] += 1
+
+
+def _check_may_run(world: World, step: str) -> None:
+    """All that the step waits for is resolved, and in SQL where that was asked for."""
+    for edge in world.plan.workflow.steps[step].needs:
+        state = world.word(edge.step).state
+        assert state in (StepState.SUCCEEDED, StepState.SKIPPED), f"{step} runs, {edge.step} is {state}"
+        node = world.nodes[edge.step]
+        if (node.durable or node.approval) and state is StepState.SUCCEEDED:
+            assert edge.step in world.ledger.outcomes, f"{step} runs before SQL has {edge.step}"
+    world.ran.add(step)
+
+
+# --- workers ----------------------------------------------------------------------------------------------------------
+
+
+def work(world: World) -> None:
+    """One worker does the next thing."""
+    if world.bodies:
+        work_on(world, world.pick(world.bodies))
+
+
+def work_on(world: World, body: Body) -> None:
+    """This worker does the next thing."""
+    if not _owns(world, body):
+        world.bodies.remove(body)
+    elif body.outcome is not None:
+        _hand_over(world, body)
+    elif world.nodes[body.held.step].ends == "QUARANTINED":
+        world.bodies.remove(body)
+    elif world.lives and world.fault("a worker dies", 10):
+        world.lives -= 1
+        world.bodies.remove(body)
+    else:
+        _run(world, body)
+
+
+def _owns(world: World, body: Body) -> bool:
+    """After a new epoch a process asserts its claims; what it may not have any more, it drops."""
+    if body.held.epoch == world.board.epoch:
+        return True
+    try:
+        epoch, fence = world.board.reassert(REF, step=body.held.step, nonce=body.nonce)
+    except errors.StaleFence:
+        world.met["a claim is not given back after a rebuild"] += 1
+        return False
+    world.met["a claim is asserted after a rebuild"] += 1
+    body.held = replace(body.held, epoch=epoch, fence=fence)
+    body.awaits = None
+    return True
+
+
+def _run(world: World, body: Body) -> None:
+    held, node = body.held, world.nodes[body.held.step]
+    wait: dict[str, Any] = {"attempt": held.attempt, "data": '{"seconds":1}', "delay_ms": 1_000}
+    try:
+        if world.fault("a fact is recorded", 10):
+            world.board.record(held, key=f"k{world.draw(2)}", value="1")
+            return
+        if world.fault("a step is given back", 12):
+            world.ring(held.step, fields.running(held.fence), kind="step.given_back", lease=held.fence)
+        elif world.fault("a step is deferred", 12):
+            world.board.park(held, on="HOOK", kind="step.deferred", detail="later", **wait)
+        elif node.approval:
+            _wait_for_signal(world, body)
+        elif held.attempt <= node.flaky:
+            world.met["an attempt is retried"] += 1
+            wait["attempt"] += 1
+            wait["data"] = json.dumps({"seconds": 1, "attempt": wait["attempt"]})
+            world.board.park(held, on="RETRY", kind="step.retry", detail="E", **wait)
+        else:
+            _finish(world, body)
+            return
+    except errors.StaleFence:
+        _check_stale(world, body)
+    _leave(world, body)
+
+
+def _finish(world: World, body: Body) -> None:
+    node, attempt = world.nodes[body.held.step], body.held.attempt
+    if node.ends == "SUCCEEDED":
+        body.outcome = Outcome(state=StepState.SUCCEEDED, output=node.result, attempt=attempt)
+    else:
+        body.outcome = Outcome.failed(errors.Permanent("no"), attempt=attempt)
+    _hand_over(world, body)
+
+
+def _hand_over(world: World, body: Body) -> None:
+    """ARRIVE, as often as it takes until SQL has what must be there."""
+    held, outcome = body.held, body.outcome
+    assert outcome is not None
+    if body.awaits is not None and body.awaits <= world.persisted:
+        world.bodies.remove(body)
+        return
+    durable = world.nodes[held.step].durable
+    kept = outcome.output if outcome.error is None else outcome.error
+    try:
+        answer = world.board.arrive(
+            held,
+            state=outcome.state,
+            output=json.dumps(kept),
+            outcome=outcome.as_json(),
+            durable=durable,
+            token=world.name(),
+            wanted=[] if durable else decide.wanted(world.plan, held.step),
+        )
+    except errors.StaleFence:
+        _check_stale(world, body)
+        _leave(world, body)
+        return
+    if isinstance(answer, Parked):
+        body.awaits = answer.sequence
+        return
+    world.drain(answer)
+    _leave(world, body)
+
+
+def _leave(world: World, body: Body) -> None:
+    """The worker is through with it. Sometimes it does not know: its answer got lost."""
+    if body in world.bodies:
+        world.bodies.remove(body)
+        if body.outcome is not None and world.fault("an answer to a worker gets lost", 3):
+            world.ghosts.append(body)
+
+
+def haunt(world: World) -> None:
+    """A worker tells again what it told before, however late."""
+    if world.ghosts:
+        body = world.ghosts.pop(world.draw(len(world.ghosts)))
+        if body.held.epoch == world.board.epoch:
+            world.bodies.append(body)
+            _hand_over(world, body)
+
+
+def _check_stale(world: World, body: Body) -> None:
+    """Nobody is refused who still is the owner."""
+    world.met["a stale worker is refused"] += 1
+    assert world.word(body.held.step).text != fields.running(body.held.fence), "an owner was refused"
+
+
+def _wait_for_signal(world: World, body: Body) -> None:
+    signalled = world.board.park(
+        body.held,
+        on="SIGNAL",
+        delay_ms=None,
+        attempt=body.held.attempt,
+        kind="step.blocked",
+        data="{}",
+        detail=body.held.step,
+        look_back=body.held.step,
+    )
+    if signalled:
+        world.met["a signal had come early"] += 1
+        if not world.fault("a worker dies before it drains", 2):
+            world.post("")
+
+
+# --- drainers ---------------------------------------------------------------------------------------------------------
+
+
+def think(world: World) -> None:
+    """A drainer decides, reads what it lacks, or commits."""
+    if not world.drainers:
+        return
+    drainer = world.pick(world.drainers)
+    if drainer.locked.epoch != world.board.epoch or world.fault("a drainer dies with the lock", 20):
+        world.drainers.remove(drainer)
+    elif drainer.decision is not None:
+        _commit(world, drainer, drainer.decision)
+    else:
+        try:
+            drainer.decision = decide.decide(
+                world.plan,
+                drainer.view,
+                drainer.locked.entries,
+                epoch=world.board.epoch.number,
+                budget=drainer.budget,
+            )
+        except Unloaded as missing:
+            _read(world, drainer.view, missing)
+
+
+def _read(world: World, view: View, missing: Unloaded) -> None:
+    values = world.values()
+    if missing.everything:
+        view.values.update({name: value for name, value in values.items() if name.startswith("s:")})
+        view.complete = True
+    else:
+        view.values.update({name: values.get(name, "") for name in missing.names})
+
+
+def _commit(world: World, drainer: Drainer, decision: Decision) -> None:
+    world.drainers.remove(drainer)
+    left = world.board.commit(drainer.locked, submitter="ann", batch=batch_of(decision))
+    world.met["a decision is overtaken"] += left is None
+    world.met["a decision is split"] += bool(decision.consumed < len(drainer.locked.entries) or decision.posts)
+    if left is None or (left == [] and world.fault("an answer to a drainer gets lost", 10)):
+        if world.on_board:
+            world.drain(world.board.post(REF, entry="", token=drainer.locked.token))
+    elif left:
+        world.drain(replace(drainer.locked, entries=left, values={}))
+
+
+def batch_of(decision: Decision) -> scripts.Batch:
+    """A decision as COMMIT takes it."""
+    bells = [(ring.step, ring.ring) for ring in decision.rings]
+    return scripts.Batch(
+        consumed=decision.consumed,
+        writes=[(name, was, to) for name, (was, to) in decision.writes.items()],
+        posts=[json.dumps(entry) for entry in decision.posts],
+        leases=[f"{step}/{fence}" for step, fence in decision.leases],
+        timers=[(f"{step}/{on}", "") for step, on in decision.timers],
+        bells=[
+            scripts.Doorbell(queue_list=LIST, side="L", content=f"{step}/{ring}".encode(), step=step, ring=ring)
+            for step, ring in bells
+        ],
+        events=[_told(event) for event in decision.events],
+    )
+
+
+def _told(event: decide.Event) -> tuple[str, str, str, str, str]:
+    flags = "" if not event.journal else "jp" if event.park else "j"
+    return event.kind, event.step, flags, f"{REF}/{event.step or decide.START}", event.data
