@@ -12,17 +12,16 @@ from convergio.benchmarks.faults import Field, Hit, hit, wait_for_work
 
 def valkey_killed(field: Field) -> Hit:
     """`kill -9` of Valkey; it is started again on its files."""
-    moment = now()
     if field.arena.supervisor.kill(VALKEY) is None:
         raise RuntimeError("Valkey did not run")
-    return hit("Valkey killed", moment, wiped=True, kills=1)
+    return hit("Valkey killed", now(), wiped=True, kills=1)
 
 
 def rolled_back(field: Field) -> Hit:
     """`kill -9` of Valkey, which is started again without the end of its append-only file."""
     wait_for_work(field)
-    moment = now()
     field.arena.supervisor.hold(VALKEY)
+    moment = now()
     try:
         cut = _cut(field)
     finally:

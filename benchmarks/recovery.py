@@ -34,6 +34,7 @@ STALL_MS = 1_000
 class Disturbance:
     """A fault as it came: when (monotonic seconds and wall milliseconds), and which processes it killed or froze.
 
+    Of one that wipes the board the moment after: whatever ended before it may have told the old board.
     `wiped`: the board lost data, or its server was another one afterwards. `over_ms`: when it was over, for one that
     lasts: nothing can go on before.
     """

@@ -15,9 +15,8 @@ from convergio.graphflow.model.ids import DEFAULT_TENANT
 def _flush(field: Field, said: str, flushes: int = 1) -> Hit:
     if not field.arena.client.dbsize():
         raise RuntimeError("there was nothing to wipe")
-    moment = now()
     field.arena.client.flushall()
-    return hit(said, moment, wiped=True, flushes=flushes)
+    return hit(said, now(), wiped=True, flushes=flushes)
 
 
 def flushed(field: Field) -> Hit:

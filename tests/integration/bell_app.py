@@ -46,9 +46,9 @@ def make_app(
     app.conf.update(task_ignore_result=True)
     app.conf.update(settings or {})
     for name in ("convergio.step", "convergio.agent", "convergio.approval", "convergio.canary"):
-        app.task(name=name, bind=True)(_answer)
-    app.task(name="convergio.submit", bind=True)(_enter)
-    app.task(name="ring_again", bind=True)(_ring_again)
+        app.task(name=name, bind=True, shared=False)(_answer)
+    app.task(name="convergio.submit", bind=True, shared=False)(_enter)
+    app.task(name="ring_again", bind=True, shared=False)(_ring_again)
     return app
 
 

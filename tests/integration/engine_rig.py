@@ -34,6 +34,7 @@ from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.journal import database, tables
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, StepState
 from convergio.graphflow.model.workflow import StepKind, Workflow
@@ -41,6 +42,7 @@ from convergio.tasks.agents import tables as agent_tables
 from convergio.workers import boot
 from convergio.workers.process import WorkerProcess
 from convergio.workers.service import Service
+from tests.waiting import wait_until
 
 TICK: Final = 0.5
 """Seconds between two sweeps while time passes."""
@@ -243,8 +245,14 @@ class Stage:
         self.client.flushall()
 
     def rebuild(self) -> None:
-        """The service finds no board, and makes one."""
-        assert self.service.rebuilder.ensure()
+        """The service finds no board, and makes one; connections to a server that was restarted fail once."""
+        wait_until(self._ensured, timeout=5)
+
+    def _ensured(self) -> bool:
+        try:
+            return self.service.rebuilder.ensure()
+        except errors.BoardUnavailable:
+            return False
 
     def pass_time(self, seconds: float, *, sweeping: bool = True, also: Callable[[], object] = lambda: None) -> None:
         """Time passes, with a sweep twice a second, and `also` before each."""
@@ -316,6 +324,9 @@ class Stage:
                     worker.steps.succeed(claim, {"step": step})
             elif word.blocked_on is BlockedOn.SIGNAL:
                 self.signal(ref, step)
+        for claim in worker.claims._snapshot():
+            if claim.held.ref == ref and claim.deliver is None:
+                worker.steps.succeed(claim, {"step": claim.held.step})
 
 
 @contextmanager
