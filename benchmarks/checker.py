@@ -50,7 +50,7 @@ def check(
     *,
     cancelled: frozenset[str] = frozenset(),
 ) -> list[Violation]:
-    """All that is wrong with the runs in `accepted` (run id -> its graph). `cancelled`: runs that somebody cancelled."""
+    """All that is wrong with the runs in `accepted` (run id -> its graph). `cancelled`: runs somebody cancelled."""
     runs = {run.run: run for run in history.runs}
     outcomes, events = _by_run(history.outcomes), _by_run(history.events)
     signals, done = _by_run(history.signals), _by_run(executions)

@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from convergio.config.settings import Settings
-from convergio.graphflow.board.connection import Link
-from convergio.graphflow.engine.drain import Drain
-from convergio.graphflow.engine.plans import Definitions, Plans
-from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces
 from convergio.graphflow.model.workflow import Workflow
-from convergio.tasks.app import make_app
-from convergio.tasks.bell import Bell
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # every role, and every command, loads only what it is made of
     from celery import Celery
 
+    from convergio.graphflow.board.connection import Link
+    from convergio.graphflow.engine.drain import Drain
     from convergio.graphflow.engine.journaler import Finished
+    from convergio.graphflow.engine.plans import Definitions, Plans
+    from convergio.graphflow.engine.ringer import Ringer
     from convergio.graphflow.engine.submission import Entrance
     from convergio.graphflow.journal.database import Database
     from convergio.graphflow.journal.history import History
@@ -65,6 +63,13 @@ def resolve(settings: Settings) -> Settings:
 
 def core(settings: Settings, definitions: Definitions | None = None) -> Core:
     """The shared parts. Nothing is connected yet."""
+    from convergio.graphflow.board.connection import Link
+    from convergio.graphflow.engine.drain import Drain
+    from convergio.graphflow.engine.plans import Plans
+    from convergio.graphflow.engine.ringer import Ringer
+    from convergio.tasks.app import make_app
+    from convergio.tasks.bell import Bell
+
     url = resolve(settings).redis_url
     if not url:
         hint = "start one with `convergio up`, or set CONVERGIO_REDIS_URL"
@@ -138,6 +143,8 @@ def history(settings: Settings) -> History:
 
 def entrance(settings: Settings, shared: Core | None = None) -> Entrance:
     """The doors: submit, signal, cancel."""
+    from convergio.graphflow.engine.drain import Drain
+    from convergio.graphflow.engine.plans import Plans
     from convergio.graphflow.engine.submission import Entrance, Starter
     from convergio.graphflow.journal.doors import Doors
     from convergio.graphflow.journal.history import History

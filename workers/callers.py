@@ -90,7 +90,8 @@ class Callers:
         task_id, node = str(blocked["task_id"]), str(blocked.get("node", ""))
         if row.state is StepState.CANCELLED:
             self.app.backend.mark_as_revoked(task_id, "the run was ended", store_result=True)
-            self._send(node, "task-revoked", uuid=task_id, terminated=False, signum=None, expired=False)
+            # A state of its own: Celery's REVOKED counts as earlier than BLOCKED, and would not be shown.
+            self._send(node, "task-cancelled", uuid=task_id)
         else:
             self.app.backend.mark_as_done(task_id, row.output if row.error is None else dict(row.error))
             self._tell(task_id, node, row.error)

@@ -40,6 +40,9 @@ class Feed:
         self._patience = patience
         self._at: tuple[int, int] | None = None
         self._seen = 0.0
+        # A server that blocks for as long as the socket waits would count as away.
+        timeout = client.connection_pool.connection_kwargs.get("socket_timeout")
+        self._block_ms = min(BLOCK_MS, int(timeout * 500)) if timeout else BLOCK_MS
 
     def events(self, after: str = "") -> Generator[Event | None]:
         """Every event behind `after`, up to `run.finished`; None after each group, about once a second at least.
@@ -68,7 +71,7 @@ class Feed:
         return found
 
     def _next(self) -> Sequence[Event]:
-        """What is there now, after at most `BLOCK_MS`."""
+        """What is there now, after at most a second."""
         epoch = self._epoch()
         if self._at is not None and self._at[0] != epoch:
             return self._reset(epoch, self._at[0])
@@ -77,7 +80,7 @@ class Feed:
         if state is None:
             return self._off_board()
         behind = self._at[1] < last
-        entries = self._read(0 if behind else BLOCK_MS)
+        entries = self._read(0 if behind else self._block_ms)
         if entries and entries[0].position[1] == self._at[1] + 1:
             self._at = entries[-1].position
             return entries

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,22 +55,15 @@ class Post:
         """Raises UnsupportedServer for a URL that is no Redis."""
         self.url = _broker_url(url)
         self._app: Celery | None = None
+        self._making = threading.Lock()
 
     @property
     def app(self) -> Celery:
         """The app, made when it is needed: the import takes a moment."""
-        if self._app is None:
-            from celery import Celery
-
-            app = Celery("convergio-client", broker=self.url, backend=self.url, set_as_current=False)
-            app.conf.update(
-                broker_transport_options={"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT},
-                task_publish_retry=False,  # `ask` sends again by itself, and says when it gives up
-                redis_socket_timeout=SOCKET_TIMEOUT,
-                redis_socket_connect_timeout=SOCKET_TIMEOUT,
-            )
-            self._app = app
-        return self._app
+        with self._making:
+            if self._app is None:
+                self._app = _sender(self.url)
+            return self._app
 
     def send(self, entry: str, kwargs: Mapping[str, Any], *, task_id: str) -> None:
         """Puts one message on the queue. Raises BoardUnavailable.
@@ -121,6 +115,19 @@ class Post:
         """Ends the connections."""
         if self._app is not None:
             self._app.close()
+
+
+def _sender(url: str) -> Celery:
+    from celery import Celery
+
+    app = Celery("convergio-client", broker=url, backend=url, set_as_current=False)
+    app.conf.update(
+        broker_transport_options={"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT},
+        task_publish_retry=False,  # `ask` sends again by itself, and says when it gives up
+        redis_socket_timeout=SOCKET_TIMEOUT,
+        redis_socket_connect_timeout=SOCKET_TIMEOUT,
+    )
+    return app
 
 
 def _unanswered(answer: Answer | None, patience: float, task_id: str) -> Exception:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
@@ -120,7 +121,8 @@ class Rebuilder:
             # Before anything is read: what the old board would still take on could not be salvaged any more.
             if not scripts.begin(self.link, epoch):
                 return None
-            saved = self._salvage(before, epoch) if before else 0
+            older = self._older(epoch)
+            saved = sum(self._salvage(number, before, epoch) for number in older)
             phase("salvaged")
             runs = self._write_runs(epoch)
             phase("written")
@@ -132,24 +134,32 @@ class Rebuilder:
             return None
         seconds = time.monotonic() - started
         logger.warning("epoch %d: board rebuilt with %d runs, %d facts saved, %.2f s", number, runs, saved, seconds)
-        if before:
-            self._sweep_out(before.epoch)
+        for other in older:
+            self._sweep_out(other)
         return epoch
 
-    def _salvage(self, before: BoardRow, epoch: Epoch) -> int:
-        """Facts that the old board still holds and SQL does not: they were accepted under a fence, so they are true."""
-        stream, saved, after = self.link.keys(Epoch(number=before.epoch, server="")).journal, 0, before.high_water
+    def _older(self, epoch: Epoch) -> list[int]:
+        """Epochs of which a stream is left, the newest first: the last one's, and those of rebuilders that died."""
+        pattern = re.compile(rf"{re.escape(self.link.prefix)}:(\d+):journal")
+        names = cast("Iterable[str]", self.link.client.scan_iter(match=f"{self.link.prefix}:*:journal", count=1000))
+        numbers = (int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+        return sorted((number for number in numbers if number < epoch.number), reverse=True)
+
+    def _salvage(self, number: int, before: BoardRow | None, epoch: Epoch) -> int:
+        """Facts that an old board still holds and SQL does not: they were accepted under a fence, so they are true."""
+        stream, saved = self.link.keys(Epoch(number=number, server="")).journal, 0
+        after = before.high_water if before is not None and number == before.epoch else 0
         while True:
-            found = self.link.client.xrange(stream, min=f"({before.epoch}-{after}", count=PAGE * 5)
+            found = self.link.client.xrange(stream, min=f"({number}-{after}", count=PAGE * 5)
             entries = cast("list[tuple[str, dict[str, str]]]", found)
             if not entries:
                 return saved
             events = [event_of(entry, values) for entry, values in entries]
-            self.writer.salvage(events, epoch=epoch.number, stream_epoch=before.epoch)
+            self.writer.salvage(events, epoch=epoch.number, stream_epoch=number)
             saved, after = saved + len(events), events[-1].seq
 
     def _write_runs(self, epoch: Epoch) -> int:
-        keys, count, after = self.link.keys(epoch), 0, ""
+        keys, count, after, held = self.link.keys(epoch), 0, "", list[str]()
         # Sequence 0 is taken by this entry: readers of the stream ask for what is after `high water 0`.
         client = self.link.client
         client.xadd(keys.journal, {"t": "board.rebuilt", "r": "-/-", "u": "", "s": "", "q": "0", "a": "0", "d": "{}"},
@@ -159,25 +169,32 @@ class Rebuilder:
         while True:
             rows = self.history.live_runs(after, PAGE)
             if not rows:
-                return count
+                break
             after = rows[-1].run_id
             for facts in self.history.facts_of([row.run_id for row in rows]):
-                self._write_run(facts, epoch, keys, now_ms)
+                held += self._write_run(facts, epoch, keys, now_ms)
                 count += 1
             self.lease.holds()  # prolongs it: a large board takes longer to write than the lease lasts
+        due = board_time(self.link) + scripts.LEASE_MS  # from now on: while the board is made nobody can assert a claim
+        for part in _chunks(held):
+            client.zadd(keys.held, dict.fromkeys(part, due))
+        return count
 
-    def _write_run(self, facts: RunFacts, epoch: Epoch, keys: Keys, now_ms: int) -> None:
-        plan = self._plan(facts)
-        made = restore(facts, plan, epoch=epoch.number, now_ms=now_ms)
+    def _write_run(self, facts: RunFacts, epoch: Epoch, keys: Keys, now_ms: int) -> list[str]:
+        """Puts one run on the new board. Returns its READY steps, as members of the sorted set of held ones."""
         ref = ref_of(facts.run)
+        try:
+            plan = self._plan(facts)
+            made = restore(facts, plan, epoch=epoch.number, now_ms=now_ms)
+        except Exception:  # it stays in SQL, for a version that can read it: the others must not wait for that
+            logger.exception("run %s is left out of the board", ref)
+            return []
         made.values[fields.SEQ] = str(len(made.events))
         with self.link.client.pipeline(transaction=False) as pipe:
             for part in _chunks(list(made.values.items())):
                 pipe.hset(keys.run(ref), mapping=dict(part))
             pipe.set(keys.plan(facts.run.digest), canonical(plan.workflow.document))
             pipe.zadd(keys.runs, {str(ref): facts.run.started_ms or now_ms})
-            for part in _chunks(made.held):
-                pipe.zadd(keys.held, {f"{ref}/{step}": now_ms + scripts.LEASE_MS for step in part})
             for member, due in made.timers.items():
                 pipe.zadd(keys.timers, {f"{ref}/{member}": due})
             for part in _chunks(made.inbox):
@@ -186,6 +203,7 @@ class Rebuilder:
             for seq, event in enumerate(made.events, start=1):
                 pipe.xadd(keys.journal, _entry(event, facts, seq, now_ms), id=f"{epoch.number}-*")
             pipe.execute()
+        return [f"{ref}/{step}" for step in made.held]
 
     def _plan(self, facts: RunFacts) -> Plan:
         plan = Plan.from_json(canonical(facts.document))
@@ -193,7 +211,7 @@ class Rebuilder:
         return plan
 
     def _sweep_out(self, old: int) -> None:
-        """Keys of the epoch before: nobody reads them any more. SCAN is fine here, this is no hot path."""
+        """Keys of an older epoch: nobody reads them any more. SCAN is fine here, this is no hot path."""
         try:
             for part in _chunks(list(self.link.client.scan_iter(match=f"{self.link.prefix}:{old}:*", count=1000))):
                 self.link.client.unlink(*part)

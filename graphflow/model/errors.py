@@ -166,6 +166,7 @@ class StepFailed(ConvergioError):
     """The step's body failed."""
 
     code = "STEP_FAILED"
+    retryable = True
 
 
 class StepTimeout(ConvergioError):

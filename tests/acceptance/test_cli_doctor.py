@@ -30,7 +30,9 @@ def levels(place: Place) -> dict[str, tuple[str, str]]:
 def test_a_stack_that_runs_is_well(town: Place) -> None:
     checks = levels(town)
     assert {name for name, (level, _) in checks.items() if level != "OK"} == set()
-    assert {"python", "sqlite", "model", "journal", "redis", "eviction", "persistence", "clock", "keepalive"} < set(checks)
+    assert {"python", "sqlite", "model", "journal", "redis", "eviction", "persistence", "clock", "keepalive"} < set(
+        checks
+    )
     assert {"board", "journaler", "sweeper", "queue steps", "queue convergio"} < set(checks)
 
 

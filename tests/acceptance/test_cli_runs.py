@@ -94,7 +94,9 @@ def test_without_an_answer_the_command_to_give_it_is_said_and_the_run_goes_on(to
 
 
 def test_a_signal_that_came_first_is_kept(town: Place, tmp_path: Path) -> None:
-    text = SIGNED.replace("first: {task: demo.echo, with: {value: input.gate}}", "first: {task: demo.wait_for, with: {gate: input.gate}}")
+    text = SIGNED.replace(
+        "first: {task: demo.echo, with: {value: input.gate}}", "first: {task: demo.wait_for, with: {gate: input.gate}}"
+    )
     run = started(town, tmp_path, text, gate="early")
     town.ok("runs", "signal", run, "sign", "--approve")
     (town.home / "gates" / "early").touch()
@@ -180,7 +182,11 @@ def test_the_same_key_is_the_same_run(town: Place, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "start"),
     [
-        (["run", "market_entri"], 4, "UNKNOWN_WORKFLOW  no workflow is called 'market_entri'; did you mean 'market_entry'?"),
+        (
+            ["run", "market_entri"],
+            4,
+            "UNKNOWN_WORKFLOW  no workflow is called 'market_entri'; did you mean 'market_entry'?",
+        ),
         (["run", "market_entry"], 3, "INVALID_INPUT  market_entry: input"),
         (["run", "market_entry", "--input", "{"], 3, "INVALID_INPUT  --input is not JSON"),
         (["run", "market_entry", "--input", "no.json"], 3, "INVALID_INPUT  --input: there is no file 'no.json'"),
@@ -212,11 +218,15 @@ def test_an_unknown_step_is_named_with_the_nearest(town: Place, tmp_path: Path) 
 
 def test_malformed_definitions_are_refused_whole_and_nothing_is_started(town: Place, tmp_path: Path) -> None:
     before = len(town.json("runs", "list", "--limit", "1000"))
-    broken = written(tmp_path, "workflow: x\nversion: 1\nsteps: {a: {task: demo.nope}, b: {agent: nobody, prompt: p, needs: [c]}}")
+    broken = written(
+        tmp_path, "workflow: x\nversion: 1\nsteps: {a: {task: demo.nope}, b: {agent: nobody, prompt: p, needs: [c]}}"
+    )
     for command in (["workflows", "validate", broken], ["run", broken]):
         done = town.cli(*command)
         assert done.returncode == 3
-        assert {"UNKNOWN_FUNCTION", "UNKNOWN_AGENT", "UNKNOWN_STEP"} <= {line.split()[0] for line in done.stderr.splitlines()}
+        assert {"UNKNOWN_FUNCTION", "UNKNOWN_AGENT", "UNKNOWN_STEP"} <= {
+            line.split()[0] for line in done.stderr.splitlines()
+        }
     unreadable = town.cli("workflows", "validate", written(tmp_path, "steps: [1, "))
     assert unreadable.returncode == 3
     assert unreadable.stderr.startswith("BAD_YAML  flow.yaml: line ")

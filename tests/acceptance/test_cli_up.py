@@ -50,7 +50,9 @@ def test_a_second_up_on_the_directory_is_refused_and_the_first_goes_on(new_place
     with stack(new_place) as town:
         second = new_place.cli("up")
         assert second.returncode == 5
-        assert second.stderr.startswith(f"DIRECTORY_IN_USE  Another stack (pid {town.process.pid}) uses {new_place.home}")
+        assert second.stderr.startswith(
+            f"DIRECTORY_IN_USE  Another stack (pid {town.process.pid}) uses {new_place.home}"
+        )
         assert alive(new_place.pid("worker"))
 
 
@@ -151,7 +153,9 @@ def test_a_step_that_no_worker_serves_says_so_with_the_command(new_place: Place,
             said = place.json("runs", "why", run)["steps"]["country_data"]
             assert "NO_WORKER, no worker serves queue 'steps'. Start one: convergio worker -Q steps" in said
             failed = [check for check in json_of(place) if check["level"] == "FAIL"]
-            assert [(check["name"], check["hint"]) for check in failed] == [("queue steps", "convergio worker -Q steps")]
+            assert [(check["name"], check["hint"]) for check in failed] == [
+                ("queue steps", "convergio worker -Q steps")
+            ]
             with going("worker", "-Q", "steps", "--no-service", env=place.env):
                 wait_until(lambda: place.state(run, "country_data") == "SUCCEEDED", timeout=60)
             place.ok("runs", "cancel", run)

@@ -85,7 +85,7 @@ def test_rejected_failed_and_cancelled_steps_show_as_what_they_are(place: Place,
     failing = place.ok("run", str(place.home / "flow.yaml")).strip()
     wait_until(lambda: flower.state(failing, "flow/pay") == "FAILURE", timeout=60)
     (place.home / "sign.yaml").write_text("workflow: sign\nversion: 1\nsteps: {sign: {approval: {}}}\n")
-    for command, state in ((["signal", "sign", "--reject"], "FAILURE"), (["cancel"], "REVOKED")):
+    for command, state in ((["signal", "sign", "--reject"], "FAILURE"), (["cancel"], "CANCELLED")):
         run = place.ok("run", str(place.home / "sign.yaml")).strip()
         wait_until(lambda run=run: flower.state(run, "sign/sign") == "BLOCKED", timeout=60)  # type: ignore[misc]
         place.ok("runs", command[0], run, *command[1:])

@@ -38,10 +38,18 @@ def environment(extra: Mapping[str, str], *, marked: bool = True) -> dict[str, s
     return {**kept, **extra}
 
 
-def cli(*arguments: str, env: Mapping[str, str], given: str = "", cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def cli(
+    *arguments: str, env: Mapping[str, str], given: str = "", cwd: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """One call of the command line, to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments], env=environment(env), input=given, capture_output=True, text=True, timeout=PATIENCE, cwd=cwd
+        [*COMMAND, *arguments],
+        env=environment(env),
+        input=given,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        cwd=cwd,
     )
 
 
@@ -93,9 +101,7 @@ class Town:
 
 
 @contextmanager
-def going(
-    *arguments: str, env: Mapping[str, str], cwd: Path | None = None, marked: bool = True
-) -> Generator[Town]:
+def going(*arguments: str, env: Mapping[str, str], cwd: Path | None = None, marked: bool = True) -> Generator[Town]:
     """A call of the command line that goes on; interrupted at the end, if it has not ended by itself."""
     process = subprocess.Popen(
         [*COMMAND, *arguments],
@@ -133,7 +139,9 @@ class Place:
     def env(self) -> dict[str, str]:
         return {"CONVERGIO_HOME": str(self.home), **SCRIPTED, **self.extra}
 
-    def cli(self, *arguments: str, given: str = "", env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    def cli(
+        self, *arguments: str, given: str = "", env: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """One call, to its end."""
         return cli(*arguments, env={**self.env, **(env or {})}, given=given)
 

@@ -236,6 +236,7 @@ class Stage:
     def journal(self) -> int:
         """Journals all that is in the stream; how many events."""
         count = 0
+        self.service.link.refresh()  # as the sweeper does, twice a second
         while done := self.service.journaler.step(wait_ms=1):
             count += done
         return count
@@ -391,6 +392,8 @@ def stage_on(redis_url: str, journal_url: str, home: Path, **more: Any) -> Gener
 def another_service(settings: Settings, stack: ExitStack, *, phase: Callable[[str], None] | None = None) -> Service:
     """What a service process has, without its threads; closed with the stack."""
     made = boot.service(settings, phase=phase)
+    for lease in (made.rebuilder.lease, made.writer_lease, made.sweeper_lease):
+        lease.name = f"service-{id(made):x}"  # boot names processes, and here they are one
     stack.callback(made.link.close)
     stack.callback(made.sweeper.history._database.close)
     return made

@@ -18,6 +18,9 @@ from tests.property.world import LIST, REF, World
 DELIVERIES: Final = 3
 """Lost deliveries in a row after which a step is put in quarantine; fewer than the engine's, to get there."""
 
+UNCLAIMED: Final = 2
+"""The same for lost doorbells."""
+
 # --- doors ------------------------------------------------------------------------------------------------------------
 
 
@@ -97,7 +100,11 @@ def ring_lost(world: World) -> None:
     for member in list(world.board.rung.get(LIST, {})):
         _, _, step, ring = member.split("/")
         if f"{step}/{ring}" not in line and world.word(step).text == fields.ready(ring):
-            world.ring(step, fields.ready(ring), kind="step.rung")
+            lost = int(world.values().get(fields.unclaimed(step), 0)) + 1
+            if lost >= UNCLAIMED and world.nodes[step].ends == "QUARANTINED":
+                _quarantine(world, step, fields.ready(ring))
+            else:
+                world.ring(step, fields.ready(ring), kind="step.rung", sets={fields.unclaimed(step): str(lost)})
 
 
 def pass_time(world: World) -> None:
@@ -129,12 +136,15 @@ def _expire(world: World, member: str) -> None:
     world.met["a lease is over"] += 1
     lost = int(world.values().get(fields.deliveries(step), 0)) + 1
     if lost >= DELIVERIES and world.nodes[step].ends == "QUARANTINED":
-        world.met["a step is put in quarantine"] += 1
-        entry = {"t": "quarantine", "step": step, "was": fields.running(fence), "reason": "3 workers died"}
-        world.post(json.dumps(entry))
+        _quarantine(world, step, fields.running(fence))
         return
     sets, data = {fields.deliveries(step): str(lost)}, json.dumps({"deliveries": lost})
     world.ring(step, fields.running(fence), kind="step.expired", lease=fence, over=True, sets=sets, data=data)
+
+
+def _quarantine(world: World, step: str, was: str) -> None:
+    world.met["a step is put in quarantine"] += 1
+    world.post(json.dumps({"t": "quarantine", "step": step, "was": was, "reason": "too often"}))
 
 
 # --- journaler --------------------------------------------------------------------------------------------------------

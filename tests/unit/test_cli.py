@@ -16,7 +16,18 @@ from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.workers import cli
 from convergio.workers.cli import exits, failure, given, look, menu, prove, up
 
-HEAVY = ("alembic", "autogen_agentchat", "autogen_core", "celery", "kombu", "openai", "pydantic", "redis", "rich", "sqlalchemy")
+HEAVY = (
+    "alembic",
+    "autogen_agentchat",
+    "autogen_core",
+    "celery",
+    "kombu",
+    "openai",
+    "pydantic",
+    "redis",
+    "rich",
+    "sqlalchemy",
+)
 HELP_LIMIT = 0.3
 """Seconds: what a person calls at once."""
 
@@ -28,7 +39,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def loaded_by(arguments: Sequence[str]) -> set[str]:
     """Heavy modules that a call of the command line loads."""
-    program = f"import sys; from convergio.workers.cli import main; main({list(arguments)!r}); print(*sys.modules, sep='\\n')"
+    program = (
+        f"import sys; from convergio.workers.cli import main; main({list(arguments)!r}); print(*sys.modules, sep='\\n')"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     return {name.partition(".")[0] for name in done.stdout.splitlines()} & set(HEAVY)
 
@@ -47,7 +60,9 @@ def test_help_answers_at_once() -> None:
     assert min(times) < HELP_LIMIT, times
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["runs", "--help"], ["run", "--help"], ["doctor", "--help"], ["nope"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["runs", "--help"], ["run", "--help"], ["doctor", "--help"], ["nope"]]
+)
 def test_what_only_explains_loads_nothing_heavy(arguments: list[str]) -> None:
     assert loaded_by(arguments) == set()
 
@@ -120,7 +135,9 @@ def test_every_error_ends_with_its_code(code: str, capsys: pytest.CaptureFixture
 
 
 def test_problems_are_said_one_by_one(capsys: pytest.CaptureFixture[str]) -> None:
-    problems = [errors.Problem(code="UNKNOWN_STEP", path="steps.pay", message="names 'sing'", hint="did you mean 'sign'?")]
+    problems = [
+        errors.Problem(code="UNKNOWN_STEP", path="steps.pay", message="names 'sing'", hint="did you mean 'sign'?")
+    ]
     failure.report(errors.InvalidWorkflow(problems=[*problems, *problems], source="refund.yaml"))
     line = "UNKNOWN_STEP  refund.yaml: steps.pay names 'sing'; did you mean 'sign'?\n"
     assert capsys.readouterr().err == 2 * line
@@ -159,7 +176,9 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert done.stderr == ""
 
 
-def test_a_wrong_setting_names_its_variable(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_setting_names_its_variable(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setenv("CONVERGIO_CONCURRENCY", "many")
     assert cli.main(["doctor", "--settings"]) == exits.INVALID
     said = capsys.readouterr().err

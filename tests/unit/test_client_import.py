@@ -33,7 +33,11 @@ def timed(statement: str) -> tuple[float, set[str]]:
     Processor time: an import waits for nothing, so that is what a clock would show on a machine with nothing else to do.
     """
     done = subprocess.run(
-        [sys.executable, "-c", TIMED.format(statement=statement)], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", TIMED.format(statement=statement)],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
     )
     seconds, *modules = done.stdout.split()
     return float(seconds), {name.partition(".")[0] for name in modules} & set(HEAVY)

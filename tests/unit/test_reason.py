@@ -58,12 +58,26 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
         "waits for a decision since 2 min 5 s. Give it: convergio runs signal r1 pay --approve (or --reject)",
     ),
     (
-        step(state=StepState.BLOCKED, on=BlockedOn.RETRY, since_ms=NOW, due_ms=NOW + 4_000, error=ERROR, attempt=2, attempts=4),
+        step(
+            state=StepState.BLOCKED,
+            on=BlockedOn.RETRY,
+            since_ms=NOW,
+            due_ms=NOW + 4_000,
+            error=ERROR,
+            attempt=2,
+            attempts=4,
+        ),
         {},
         "is tried again in 4.0 s (attempt 2 of 4): TRANSIENT 503",
     ),
     (
-        step(state=StepState.BLOCKED, on=BlockedOn.HOOK, since_ms=NOW, due_ms=NOW + 7_200_000, note="outside office hours"),
+        step(
+            state=StepState.BLOCKED,
+            on=BlockedOn.HOOK,
+            since_ms=NOW,
+            due_ms=NOW + 7_200_000,
+            note="outside office hours",
+        ),
         {},
         "is asked again in 2 h 0 min: a pre-run hook deferred it (outside office hours)",
     ),

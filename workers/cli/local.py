@@ -57,7 +57,9 @@ def brain(settings: Settings, *, scripted: bool = False) -> Brain:
         words = f"the scripted model, which makes answers up, because no model is there: {missing.message}"
         return Brain(words=words, env={"CONVERGIO_MODEL_NAME": SCRIPTED})
     options: model_server.Options = {"threads": settings.model_threads}
-    return Brain(words=f"{LOCAL}, a very small language model on this machine: fluent, and often wrong", options=options)
+    return Brain(
+        words=f"{LOCAL}, a very small language model on this machine: fluent, and often wrong", options=options
+    )
 
 
 def plan(settings: Settings, which: Brain, *, programs: Sequence[Child]) -> Plan:
