@@ -1,4 +1,4 @@
-"""Who is there: workers of ours that answer now, and the queues they serve. One broadcast of Celery's remote control."""
+"""Who is there: our workers that answer now, and the queues they serve. One broadcast of Celery's remote control."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`convergio doctor`, `migrate` and `rebuild` on real servers: what is right is OK, what is wrong fails with what to do."""
+"""`convergio doctor`, `migrate` and `rebuild` on real servers: what is wrong fails, and says what to do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Python client against a real stack: start, events, result, signal, cancel, and what it says when nobody answers."""
+"""The Python client against a real stack: start, events, result, signal, cancel, and what it says without an answer."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_a_rejected_run_raises_and_names_the_step(client: Client) -> None:
     for event in run.events():
         if event.type == "step.blocked":
             run.signal("sign_off", {"decision": "reject", "reason": "too dear"})
-    with pytest.raises(errors.RunFailed, match="APPROVAL_REJECTED sign_off .*too dear"):
+    with pytest.raises(errors.RunFailed, match=r"APPROVAL_REJECTED sign_off .*too dear"):
         run.result("30s")
 
 
@@ -155,9 +155,12 @@ def test_while_sql_is_away_a_submission_is_not_accepted_and_says_why(new_place: 
             "CONVERGIO_REDIS_URL": server.url,
             "CONVERGIO_JOURNAL_URL": "sqlite:////nonexistent/directory/j.sqlite3",
         }
-        with going("worker", "--no-service", env={**new_place.env, **away}), Client(server.url, patience=20) as client:
-            with pytest.raises(errors.JournalUnavailable, match="the SQL database does not answer"):
-                client.start("market_entry", BRIEF)
+        with (
+            going("worker", "--no-service", env={**new_place.env, **away}),
+            Client(server.url, patience=20) as client,
+            pytest.raises(errors.JournalUnavailable, match="the SQL database does not answer"),
+        ):
+            client.start("market_entry", BRIEF)
 
 
 def test_an_unanswered_submission_is_sent_again_under_its_id(monkeypatch: pytest.MonkeyPatch) -> None:

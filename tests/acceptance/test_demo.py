@@ -1,4 +1,4 @@
-"""`convergio demo`: a real workflow from its brief to its outcome, also when its worker is killed and Redis is wiped."""
+"""`convergio demo`: a workflow from its brief to its outcome, also when its worker is killed and Redis is wiped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Flower, the real one, on a real run: steps under readable names, with their states, and without a word of a prompt."""
+"""Flower, the real one, on a real run: steps under readable names, with their states, without a word of a prompt."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import redis
 
-from convergio.config.settings import Settings
+from convergio.config import settings
 from convergio.graphflow.model.states import StepState
 from convergio.workers import boot
 from convergio.workers.cli.session import Session
@@ -178,7 +178,7 @@ class Place:
     def state(self, run: str, step: str) -> StepState:
         """A step's state now."""
         urls = {name: self.extra.get(f"CONVERGIO_{name.upper()}", "") for name in ("redis_url", "journal_url")}
-        session = Session(boot.resolve(Settings(home=self.home, **urls)))
+        session = Session(boot.resolve(settings.load(home=self.home, **urls)))
         try:
             return session.inquiry.view(session.ref(run)).steps[step].state
         finally:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from convergio.config.settings import Settings
+from convergio.config import settings
 from convergio.graphflow.board import fields
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.inquiry import Inquiry
@@ -28,12 +28,12 @@ class EngineStage:
 
     def __init__(self, redis_url: str, journal_url: str, home: Path) -> None:
         """Makes tables and board."""
-        self.settings = Settings(redis_url=redis_url, journal_url=journal_url, home=home)
+        self.settings = settings.load(redis_url=redis_url, journal_url=journal_url, home=home)
         boot.migrate(journal_url)
         self.service = boot.service(self.settings)
         # Nobody waits for answers here; storing them would take Celery's result backend.
-        self.service.journaler.finished = self._nobody
-        self.service.journaler.decided = self._nobody
+        self.service.journaler.finished = lambda ref: None
+        self.service.journaler.decided = lambda ref, step: None
         assert self.service.rebuilder.rebuild() is not None
         self.history = boot.history(self.settings)
         self.core = boot.core(self.settings, self.history)
@@ -41,9 +41,6 @@ class EngineStage:
         core = self.core
         self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker="w1")
         self.inquiry = Inquiry(core.link, self.history, core.ringer.bell.list_of)
-
-    def _nobody(self, *_: Any) -> None:
-        """Nobody waits."""
 
     def close(self) -> None:
         """Ends the connections."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
@@ -305,3 +307,28 @@ def test_after_a_lost_answer_the_holder_goes_on_at_once(stage: Stage, monkeypatc
     again = locked if left is not None else look(stage, ref, locked.token)
     assert again is not None
     assert commit(stage, again, scripts.Batch(consumed=1)) == []
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def test_many_who_share_a_connection_pool_drain_every_entry_exactly_once(stage: Stage) -> None:
+    """Whoever finds the lock free drains for all; nobody waits, and no answer reaches another thread."""
+    ref, drained = stage.begun(), list[str]()
+
+    def post_and_drain(author: int) -> None:
+        for number in range(25):
+            entry = json.dumps({"t": f"{author}-{number}"})
+            locked = scripts.post(stage.link, ref, entry=entry, token=stage.nonces.next())
+            while locked is not None:
+                entries = [str(found["t"]) for found in locked.entries]
+                left = scripts.commit(stage.link, locked, submitter="ann", batch=scripts.Batch(consumed=len(entries)))
+                assert left is not None
+                drained.extend(entries)
+                locked = dataclasses.replace(locked, entries=left) if left else None
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(post_and_drain, range(8)))
+    assert sorted(drained) == sorted(f"{author}-{number}" for author in range(8) for number in range(25))
+    assert stage.inbox(ref) == []
+    assert "@lock" not in stage.values(ref)

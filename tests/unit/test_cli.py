@@ -125,11 +125,21 @@ def test_the_table_of_exits_names_real_codes_and_documented_numbers() -> None:
     assert {str(number) for number in used} == documented
 
 
+def ended_by(error: BaseException) -> failure.Ending:
+    """How a command ends that raises this."""
+
+    def command() -> None:
+        raise error
+
+    with failure.as_exit_code() as ending:
+        command()
+    return ending
+
+
 @pytest.mark.parametrize("code", sorted(codes()))
 def test_every_error_ends_with_its_code(code: str, capsys: pytest.CaptureFixture[str]) -> None:
     kind = codes()[code]
-    with failure.as_exit_code() as ending:
-        raise kind("it happened", hint="do this", run="r1")
+    ending = ended_by(kind("it happened", hint="do this", run="r1"))
     assert ending.code == exits.of(code) != exits.OK
     assert capsys.readouterr().err == f"{code}  it happened (run r1); do this\n"
 
@@ -154,8 +164,7 @@ def test_a_traceback_is_shown_on_request_only(
 ) -> None:
     if debug:
         monkeypatch.setenv(failure.DEBUG, "1")
-    with failure.as_exit_code() as ending:
-        raise ZeroDivisionError("1/0")
+    ending = ended_by(ZeroDivisionError("1/0"))
     said = capsys.readouterr().err
     assert ending.code == exits.FAILED
     assert "ERROR  ZeroDivisionError: 1/0" in said
@@ -163,8 +172,7 @@ def test_a_traceback_is_shown_on_request_only(
 
 
 def test_ctrl_c_ends_with_130(capsys: pytest.CaptureFixture[str]) -> None:
-    with failure.as_exit_code() as ending:
-        raise KeyboardInterrupt
+    ending = ended_by(KeyboardInterrupt())
     assert ending.code == exits.INTERRUPTED
     assert capsys.readouterr().err == "stopped\n"
 

@@ -30,7 +30,7 @@ print(time.process_time() - began, *sys.modules)
 def timed(statement: str) -> tuple[float, set[str]]:
     """Seconds that the statement takes in a new process, and the heavy packages it loads.
 
-    Processor time: an import waits for nothing, so that is what a clock would show on a machine with nothing else to do.
+    Processor time: an import waits for nothing, so that is what a clock would show on an idle machine.
     """
     done = subprocess.run(
         [sys.executable, "-c", TIMED.format(statement=statement)],
@@ -87,7 +87,7 @@ def test_public_names_are_what_they_say(package: Any, name: str, thing: object) 
 
 @pytest.mark.parametrize("package", [convergio.graphflow, convergio.tasks])
 def test_every_public_name_is_tested_here(package: Any) -> None:
-    (parameters,) = (mark for mark in test_public_names_are_what_they_say.pytestmark if mark.name == "parametrize")  # type: ignore[attr-defined]
+    (parameters,) = (mark for mark in test_public_names_are_what_they_say.pytestmark if mark.name == "parametrize")
     tested = {name for owner, name, _ in parameters.args[1] if owner is package}
     assert tested == set(package.__all__)
 

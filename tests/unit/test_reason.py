@@ -84,7 +84,8 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
     (
         step(state=StepState.BLOCKED, on=BlockedOn.JOURNAL, parked=StepState.SUCCEEDED, since_ms=NOW - 30_000),
         {"lag": 7},
-        "has ended as SUCCEEDED 30 s ago and waits until the journal (SQL) has that; 7 events are ahead of it or with it",
+        "has ended as SUCCEEDED 30 s ago and waits until the journal (SQL) has that; 7 events are ahead of it or with"
+        " it",
     ),
     (step(state=StepState.SKIPPED), {}, "was skipped: its condition did not hold"),
     (

@@ -1,0 +1,29 @@
+"""The benchmark's command: that it runs whole, and that its bound can fail. What it measures is in docs/proof.md."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+FIELDS = {
+    "bare_tasks_per_s", "steps_per_s", "ratio_to_bare", "ratio_to_bare_step_durability", "cpu_us_per_step",
+    "bare_cpu_us_per_task", "chain_hop_ms_p50", "chain_hop_ms_p99", "reenqueue_hop_ms_p50", "celery_chain_hop_ms_p50",
+    "fanin_1000_s", "fanin_1000_ratio", "celery_chord_1000_s", "mesh_steps_per_s", "mesh_latency_ratio_p50",
+    "publish_us_per_step", "journal_cpu_us_per_step", "ratio_to_drain",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_engine_benchmark_ends_with_one_json_object_and_fails_below_its_bound() -> None:
+    command = [sys.executable, "-m", "convergio.benchmarks.engine", "--quick", "--rounds", "1", "--bound", "1000000"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr[-3000:]
+    *before, last = done.stdout.splitlines()
+    assert before == []
+    result = json.loads(last)
+    assert result.keys() >= FIELDS
+    assert all(result[name] > 0 for name in FIELDS)
