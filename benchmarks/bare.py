@@ -1,7 +1,4 @@
-"""Bare Celery, the yardstick:
-
-Stock app and transport, tuned like people tune it. Also the worker module of these apps.
-"""
+"""Bare Celery, the yardstick: stock app and transport, tuned like people tune it. Also its worker module."""
 
 from __future__ import annotations
 

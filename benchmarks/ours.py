@@ -1,7 +1,4 @@
-"""The product, measured whole:
-
-Workers with hooks, claims and leases, the service process with journaler and sweeper.
-"""
+"""The product, measured whole: workers with hooks, claims and leases; journaler and sweeper beside them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""The rig of a benchmark:
-
-Its own servers and worker processes in a temporary folder, and what they cost in CPU time.
-"""
+"""The rig of a benchmark: its own servers and processes in a temporary folder, and what they cost in CPU time."""
 
 from __future__ import annotations
 

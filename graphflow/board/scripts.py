@@ -317,10 +317,7 @@ def ring(link: Link, epoch: Epoch, ref: RunRef, *, submitter: str, ringing: Ring
 
 
 def reassert(link: Link, ref: RunRef, *, step: str, nonce: str, lease_ms: int = LEASE_MS) -> tuple[Epoch, str]:
-    """REASSERT after a rebuild:
-
-    The epoch and new fence of a body that still runs. Raises StaleFence if it is not ours.
-    """
+    """REASSERT after a rebuild; the epoch and new fence of a body that still runs. Raises StaleFence."""
     epoch = link.epoch()
     keys = link.keys(epoch)
     names = [keys.epoch, keys.run(ref), keys.leases, keys.held]
@@ -344,10 +341,7 @@ def record(link: Link, held: Claimed, *, key: str, value: str) -> int:
 def release(
     link: Link, epoch: Epoch, ref: RunRef, *, steps: Sequence[str], grace_ms: int, high_water: int
 ) -> tuple[int, str]:
-    """RELEASE what waited for the journal up to `high_water`:
-
-    How many outcomes, and the state the run ended in or "".
-    """
+    """RELEASE what waited up to `high_water`: how many outcomes that were, and the state the run ended in or ""."""
     keys = link.keys(epoch)
     names = [
         keys.epoch,

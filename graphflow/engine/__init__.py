@@ -1,4 +1,4 @@
-"""The imperative shell:
+"""The imperative shell, and the only place where board and journal meet.
 
-Submit, claim, arrive, drain, sweep, journal, rebuild. The only place board and journal meet.
+Submit, claim, arrive, drain, journal, sweep, rebuild.
 """

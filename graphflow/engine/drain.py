@@ -1,6 +1,6 @@
-"""Draining a run's inbox:
+"""Draining a run's inbox (flat combining).
 
-Whoever holds the run's lock decides on everything in it, nobody waits for it (flat combining).
+Whoever holds the run's lock decides on everything in it; nobody waits for the lock.
 """
 
 from __future__ import annotations

@@ -35,10 +35,7 @@ GRACE_MS: Final = 60_000
 RELEASE_CHUNK: Final = 500
 
 GATHER: Final = 0.02
-"""Seconds that the next group collects when nothing waits for the journal:
-
-Fewer, larger commits for the same events.
-"""
+"""Seconds that the next group collects when nothing waits for the journal: fewer, larger commits."""
 
 RUN_END: Final = "@"
 """Stands for a step where it is the run's own end that waits for SQL."""

@@ -1,4 +1,4 @@
-"""A new board from the journal:
+"""A new board from the journal.
 
 Raise the epoch, write every live run under the new epoch's keys, publish the epoch last.
 """
@@ -44,9 +44,9 @@ def _silent(phase: str) -> None:
 
 
 class Rebuilder:
-    """Makes a new board. A lease keeps the others waiting meanwhile;
+    """Makes a new board.
 
-    SQL elects one, and only the newest can be published.
+    A lease keeps the others waiting meanwhile; SQL elects one, and only the newest can be published.
     """
 
     def __init__(

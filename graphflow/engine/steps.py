@@ -88,10 +88,7 @@ class Steps:
         self.claims.record(claim, key, encode(value, what=f"the record '{key}'"))
 
     def spend(self, claim: Claim, rows: Rows) -> None:
-        """Rows of a domain's tables that a failed attempt leaves behind:
-
-        They travel in the step's outcome, whoever makes it.
-        """
+        """Domain rows that a failed attempt leaves behind; they travel in the step's outcome, whoever makes it."""
         self.record(claim, f"{SPENT}{claim.nonce}", rows)
         claim.owe(rows)
 

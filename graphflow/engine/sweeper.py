@@ -98,10 +98,7 @@ class Sweeper:
             raise
 
     def apply_rows(self) -> None:
-        """What SQL knows and the board may have missed:
-
-        Accepted runs, signals, cancels. Raises JournalUnavailable too.
-        """
+        """What SQL knows and the board may have missed: accepted runs, signals, cancels. Raises JournalUnavailable."""
         now_ms = board_time(self.link)
         for row in self.history.accepted_before(now_ms, BATCH):
             with self._alone(f"run {row.run_id}"):

@@ -72,10 +72,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step. `spec` holds what only its kind knows (JSON):
-
-    The function, the agent and prompt, the approval's title.
-    """
+    """One step. `spec` is what only its kind knows (JSON): function, or agent and prompt, or the approval's title."""
 
     name: str
     kind: StepKind
