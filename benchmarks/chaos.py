@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final
 
-from convergio.benchmarks import checker, faults, graphs, kinds, recovery, wipes
+from convergio.benchmarks import checker, faults, graphs, kinds, recovery
 from convergio.benchmarks.arena import Arena, arena
 from convergio.benchmarks.checker import Violation
 from convergio.benchmarks.evidence import History
@@ -106,7 +106,7 @@ def play(here: Arena, wanted: Options, number: int, tally: Tally) -> None:
     random = Random(f"{wanted.seed}-{number}")
     prefix = f"c{number:03d}"
     traffic = Traffic(here.settings, prefix, graphs.draw_many(prefix, wanted.runs, random), random, spread=2.5)
-    if kind == wipes.flushed_before_wakeup.__name__:
+    if kind in kinds.NEED_APPROVALS:
         traffic.withhold.set()
     began = time.monotonic()
     try:

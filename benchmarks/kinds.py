@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from convergio.benchmarks import kills, outages, tampering, wipes
+from convergio.benchmarks import callers, kills, outages, tampering, wipes
 from convergio.benchmarks.faults import Inject
 
 KINDS: Final[Mapping[str, Inject]] = MappingProxyType(
@@ -20,8 +20,10 @@ KINDS: Final[Mapping[str, Inject]] = MappingProxyType(
             kills.service_killed,
             wipes.flushed_before_wakeup,
             tampering.duplicated,
+            callers.signal_without_wakeup,
             wipes.flushed_in_rebuild,
             tampering.dropped,
+            callers.run_without_start,
             outages.valkey_killed,
             kills.service_killed_in_phase,
             outages.rolled_back,
@@ -35,3 +37,6 @@ KINDS: Final[Mapping[str, Inject]] = MappingProxyType(
         )
     }
 )
+
+NEED_APPROVALS: Final = frozenset({wipes.flushed_before_wakeup.__name__, callers.signal_without_wakeup.__name__})
+"""Kinds that must find approvals nobody has answered yet."""

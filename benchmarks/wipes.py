@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from convergio.benchmarks import doomed
 from convergio.benchmarks.arena import SERVICES, now
+from convergio.benchmarks.callers import rows_only
 from convergio.benchmarks.faults import PATIENCE, Field, Hit, hit, wait_for_work
 from convergio.benchmarks.kills import carried_out
 from convergio.benchmarks.rig import wait_for
-from convergio.benchmarks.traffic import SUBMITTER, Decision
-from convergio.graphflow.journal.rows import NewSignal
-from convergio.graphflow.model.ids import DEFAULT_TENANT
 
 
 def _flush(field: Field, said: str, flushes: int = 1) -> Hit:
@@ -33,34 +31,9 @@ def flushed_before_commit(field: Field) -> Hit:
 
 
 def flushed_before_wakeup(field: Field) -> Hit:
-    """`FLUSHALL` between signals' rows and their wake-up: the sweeper must find the rows."""
-    traffic = field.traffic
-    doors = traffic.entrance.doors
-
-    def waiting() -> list[Decision]:
-        blocked = field.arena.journal.blocked("")
-        return [decision for decision in traffic.pending if (decision.run, decision.step) in blocked]
-
-    try:
-        taken = wait_for(waiting, what="approvals that wait", timeout=PATIENCE, interval=0.05)
-        traffic.pending = [decision for decision in traffic.pending if decision not in taken]
-        for decision in taken:
-            doors.signal(_row(decision))
-        return _flush(field, f"wiped after {len(taken)} rows of signals, before any wake-up")
-    finally:
-        traffic.withhold.clear()
-
-
-def _row(decision: Decision) -> NewSignal:
-    return NewSignal(
-        signal_id=decision.id,
-        tenant=DEFAULT_TENANT,
-        submitter=SUBMITTER,
-        run_id=decision.run,
-        name=decision.step,
-        data=dict(decision.data),
-        created_ms=now()[1],
-    )
+    """`FLUSHALL` between signals' rows and their wake-up: the rows must be found."""
+    with rows_only(field) as count:
+        return _flush(field, f"wiped after {count} rows of signals, before any wake-up")
 
 
 def flushed_in_rebuild(field: Field) -> Hit:

@@ -25,7 +25,15 @@ from convergio.graphflow.model import errors
 SOCKET_TIMEOUT: Final = 2.0
 """Seconds after which a silent server counts as away (architecture: worst-case recovery)."""
 
-UNREACHABLE: Final = (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, redis.ReadOnlyError, OSError)
+UNREACHABLE: Final = (
+    redis.ConnectionError,
+    redis.TimeoutError,
+    redis.BusyLoadingError,
+    redis.ReadOnlyError,
+    redis.OutOfMemoryError,
+    OSError,
+)
+"""A server that does not answer, or not with what we asked for: what was asked is asked again later."""
 
 
 NEW_WORK: Final = frozenset({"start"})
@@ -156,9 +164,6 @@ class Link:
         except redis.ConnectionError:
             self._drop_idle()
             answer = self._again(name, epoch, keys, args)
-        except redis.OutOfMemoryError as error:
-            hint = "raise its maxmemory; runs that are on the board go on"
-            raise errors.BoardUnavailable("Redis has no memory left for new runs", hint=hint) from error
         except UNREACHABLE as error:
             raise unavailable(error) from error
         if answer[0] == "REBUILD":
@@ -222,5 +227,8 @@ def _ask(connection: Wire, command: tuple[Any, ...]) -> list[Any]:
 
 def unavailable(error: Exception) -> errors.BoardUnavailable:
     """`error` of the client library in our words."""
+    if isinstance(error, redis.OutOfMemoryError):
+        hint = "raise its maxmemory; runs that are on the board go on meanwhile, and make room"
+        return errors.BoardUnavailable("Redis has no memory left", hint=hint)
     hint = "start it (convergio up), or set CONVERGIO_REDIS_URL to a running server"
     return errors.BoardUnavailable(f"Redis does not answer: {error}", hint=hint)

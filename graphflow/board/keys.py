@@ -3,7 +3,7 @@
 | key                           | type   | holds                                                                       |
 |-------------------------------|--------|-----------------------------------------------------------------------------|
 | P:epoch                       | string | number, schema and server of the board; written last by a rebuild           |
-| P:rebuilding                  | string | number of the board that is being made, until it is published                |
+| P:rebuilding                  | string | number of the board that is being made, until it is published               |
 | P:leader:ROLE                 | string | who is journaler or sweeper, for 3 s                                        |
 | P:E:journal                   | stream | facts on their way to SQL, ids `E-*`                                        |
 | P:E:released                  | string | high water: the stream sequence up to which facts are in SQL                |

@@ -357,6 +357,16 @@ def release(
     return int(answer[1]), answer[2]
 
 
+def reach(link: Link, epoch: Epoch, *, high_water: int, limit: int) -> tuple[list[str], int]:
+    """REACH: SQL has everything up to `high_water`.
+
+    Up to `limit` members of what may be released now, and how many wait in all.
+    """
+    keys = link.keys(epoch)
+    answer = link.call("reach", epoch, [keys.epoch, keys.released, keys.parked], [high_water, limit])
+    return answer[1], int(answer[2])
+
+
 def begin(link: Link, epoch: Epoch) -> bool:
     """A board of `epoch` is being made: no older one serves from now on. False: a later one is there, or was begun."""
     keys = link.keys(epoch)

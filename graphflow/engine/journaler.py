@@ -139,21 +139,13 @@ class Journaler:
 
     def release(self, epoch: Epoch, high_water: int) -> None:
         """Lets go on what waited for SQL, and tells who asked when a run has ended."""
-        keys = self.link.keys(epoch)
-        try:
-            while True:
-                with self.link.client.pipeline(transaction=False) as pipe:
-                    pipe.set(keys.released, high_water)
-                    pipe.zrangebyscore(keys.parked, "-inf", high_water, start=0, num=RELEASE_CHUNK)
-                    pipe.zcard(keys.parked)
-                    _, parked, waiting = pipe.execute()
-                self.awaited = waiting > 0
-                if not parked:
-                    self._owes_release = False
-                    return
-                self._release(epoch, cast("list[str]", parked), high_water)
-        except UNREACHABLE as error:
-            raise unavailable(error) from error
+        while True:
+            parked, waiting = scripts.reach(self.link, epoch, high_water=high_water, limit=RELEASE_CHUNK)
+            self.awaited = waiting > 0
+            if not parked:
+                self._owes_release = False
+                return
+            self._release(epoch, parked, high_water)
 
     def _release(self, epoch: Epoch, members: Sequence[str], high_water: int) -> None:
         by_run: defaultdict[RunRef, list[str]] = defaultdict(list)

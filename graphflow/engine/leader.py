@@ -29,11 +29,10 @@ class Leader:
         if now < self._sure_until:
             return True
         try:
-            if client.set(self.key, self.name, nx=True, px=LEASE_MS):
-                return True
-            if client.get(self.key) != self.name:
-                return False
-            if not client.pexpire(self.key, LEASE_MS):
+            owner = client.get(self.key)  # asked first: a server without memory answers it, and takes no SET
+            if owner is None:
+                return bool(client.set(self.key, self.name, nx=True, px=LEASE_MS))
+            if owner != self.name or not client.pexpire(self.key, LEASE_MS):
                 return False
             self._sure_until = now + SURE
             return True

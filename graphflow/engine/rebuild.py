@@ -86,13 +86,13 @@ class Rebuilder:
             return alone and (not self.needed() or self._rebuild(phase) is not None)
 
     def rebuild(self) -> Epoch | None:
-        """A new board in place of the one that is there; its epoch, or None if another process makes one. Raises as `ensure`."""
+        """A new board in place of this one. Its epoch, or None if another process makes one. Raises like `ensure`."""
         with self._alone() as alone:
             return self._rebuild(_silent) if alone else None
 
     @contextmanager
     def _alone(self) -> Generator[bool]:
-        """Whether nobody else rebuilds: neither another process, nor another thread of this one, whose lease is ours too."""
+        """Whether nobody else rebuilds: no other process, and no other thread of this one, whose lease is ours too."""
         if not self._making.acquire(blocking=False):
             yield False
             return

@@ -169,7 +169,7 @@ def test_an_unanswered_submission_is_sent_again_under_its_id(monkeypatch: pytest
         with pytest.raises(errors.NoWorker):
             client.start("market_entry", BRIEF, run_id="again")
         with server.client() as board:
-            messages = [json.loads(text) for text in board.lrange("convergio", 0, -1)]  # type: ignore[union-attr]
+            messages = [json.loads(text) for text in board.lrange("convergio", 0, -1)]
         assert len(messages) > 1
         assert {message["headers"]["id"] for message in messages} == {"again"}
         shown = {message["headers"]["kwargsrepr"] for message in messages}

@@ -24,7 +24,7 @@ def test_every_fault_once_and_nothing_is_lost_doubled_or_out_of_order() -> None:
     assert done.returncode == 0, done.stderr
     assert found["faults"] == dict.fromkeys(kinds.KINDS, 1)
     assert {name: found[name] for name in Fault} == dict.fromkeys(Fault, 0)
-    assert found["runs"] == chaos.LEAST_RUNS * len(kinds.KINDS)
+    assert found["runs"] >= chaos.LEAST_RUNS * len(kinds.KINDS)
     assert found["fenced"] > 0
     assert found["flushes"] > 0
     assert found["recovery_p99_s"] <= chaos.RECOVERY_S

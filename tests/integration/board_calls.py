@@ -96,6 +96,11 @@ def _release(stage: Stage) -> Call:
     return lambda: stage.release(ref, "a", up_to=sequence)
 
 
+def _reach(stage: Stage) -> Call:
+    sequence = stage.parked(stage.begun())
+    return lambda: scripts.reach(stage.link, stage.epoch, high_water=sequence, limit=10)
+
+
 def ended(stage: Stage, ref: RunRef) -> int:
     """The run is SUCCEEDED, and SQL does not know it yet; the stream sequence of its end."""
     writes = [("@state", "RUNNING", "SUCCEEDED"), ("@output", "", '{"y":2}')]
@@ -150,6 +155,7 @@ CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
     "record": _record,
     "release": _release,
     "release (run's end)": _release_end,
+    "reach": _reach,
     "reassert": _reassert,
     "start": _start,
     "hatch": _hatch,

@@ -20,7 +20,9 @@ from unittest import mock
 import psycopg
 import pytest
 import sqlalchemy as sa
+from celery import Celery
 from celery.app import trace
+from kombu import pools
 
 from convergio.config import settings as configuration
 from convergio.config.settings import Settings
@@ -395,8 +397,16 @@ def another_service(settings: Settings, stack: ExitStack, *, phase: Callable[[st
     for lease in (made.rebuilder.lease, made.writer_lease, made.sweeper_lease):
         lease.name = f"service-{id(made):x}"  # boot names processes, and here they are one
     stack.callback(made.link.close)
+    stack.callback(_close_app, cast("Any", made.journaler.finished).__self__.app)
     stack.callback(made.sweeper.history._database.close)
     return made
+
+
+def _close_app(app: Celery) -> None:
+    """Celery itself leaves its connections to the garbage collector."""
+    pools.reset()  # type: ignore[no-untyped-call]
+    cast("Any", app.backend).client.connection_pool.disconnect()
+    app.close()
 
 
 def _close_workers(workers: Sequence[Worker]) -> None:
@@ -406,7 +416,7 @@ def _close_workers(workers: Sequence[Worker]) -> None:
         worker.process.close()
         worker.process.entrance.doors._database.close()
         worker.process.callers.history._database.close()
-        worker.process.core.app.close()
+        _close_app(worker.process.core.app)
 
 
 # --- workflows --------------------------------------------------------------------------------------------------------

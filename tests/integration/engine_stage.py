@@ -32,8 +32,8 @@ class EngineStage:
         boot.migrate(journal_url)
         self.service = boot.service(self.settings)
         # Nobody waits for answers here; storing them would take Celery's result backend.
-        self.service.journaler.finished = lambda ref: None
-        self.service.journaler.decided = lambda ref, step: None
+        self.service.journaler.finished = _nobody_waits
+        self.service.journaler.decided = _nobody_asked
         assert self.service.rebuilder.rebuild() is not None
         self.history = boot.history(self.settings)
         self.core = boot.core(self.settings, self.history)
@@ -79,6 +79,12 @@ class EngineStage:
         """Everything that was told is in SQL, and what waited for that goes on."""
         while self.service.journaler.step(wait_ms=1):
             pass
+
+
+def _nobody_waits(ref: RunRef) -> None: ...
+
+
+def _nobody_asked(ref: RunRef, step: str) -> None: ...
 
 
 def _done(action: Callable[[], object]) -> bool:

@@ -195,6 +195,15 @@ def test_release_lets_go_only_what_sql_has(stage: Stage) -> None:
     assert len(stage.inbox(ref)) == 2
 
 
+def test_what_sql_has_is_named_for_release_and_told_with_the_next_beat(stage: Stage) -> None:
+    ref = stage.begun()
+    first, second, third = (stage.parked(ref, step) for step in "abc")
+    assert scripts.reach(stage.link, stage.epoch, high_water=first - 1, limit=10) == ([], 3)
+    assert scripts.reach(stage.link, stage.epoch, high_water=second, limit=10) == ([f"{ref}/a", f"{ref}/b"], 3)
+    assert scripts.reach(stage.link, stage.epoch, high_water=third, limit=1) == ([f"{ref}/a"], 3)
+    assert scripts.beat(stage.link, stage.epoch, []).released == third
+
+
 def test_released_twice_it_goes_on_once(stage: Stage) -> None:
     ref = stage.begun()
     sequence = stage.parked(ref)

@@ -10,6 +10,7 @@ import pytest
 from convergio.graphflow.board import fields
 from convergio.graphflow.engine.bell import CONTINUATION, FRESH
 from convergio.graphflow.engine.canaries import UNCLAIMED, Canary
+from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from tests.integration.engine_rig import QUIET, Doorbell, Stage, chain, stage_on
@@ -60,6 +61,17 @@ def proven(stage: Stage) -> None:
     watch(stage)
 
 
+def lost(stage: Stage, ref: RunRef) -> None:
+    """The step's doorbell is dropped, until that is proven. One in the same millisecond needs a second canary."""
+    before = stage.word(ref, "first").text
+    for _ in range(3):
+        eat(stage)
+        proven(stage)
+        if stage.word(ref, "first").text != before:
+            return
+    raise AssertionError(f"{before} is not proven lost")
+
+
 def rings(stage: Stage, ref: RunRef) -> str:
     return stage.values(ref)[fields.rings("first")]
 
@@ -92,8 +104,7 @@ def test_a_doorbell_that_comes_after_all_is_a_duplicate(stage: Stage) -> None:
 def test_a_claim_ends_the_count_of_lost_doorbells(stage: Stage) -> None:
     ref = stage.submit(chain())
     for _ in range(2):
-        eat(stage)
-        proven(stage)
+        lost(stage, ref)
     assert stage.values(ref)[fields.unclaimed("first")] == "2"
     stage.claim(ref, "first")
     assert fields.unclaimed("first") not in stage.values(ref)
@@ -102,12 +113,10 @@ def test_a_claim_ends_the_count_of_lost_doorbells(stage: Stage) -> None:
 def test_doorbells_that_get_lost_again_and_again_put_the_step_in_quarantine(stage: Stage) -> None:
     ref = stage.submit(chain())
     for number in range(1, UNCLAIMED):
-        eat(stage)
-        proven(stage)
+        lost(stage, ref)
         assert rings(stage, ref) == str(number + 1)
     assert stage.word(ref, "first").state is StepState.READY
-    eat(stage)
-    proven(stage)
+    lost(stage, ref)
     assert stage.word(ref, "first").state is StepState.QUARANTINED
     stage.journal()
     row = stage.row(ref)
@@ -221,9 +230,9 @@ def test_a_canary_tells_how_long_its_queue_takes(stage: Stage) -> None:
     stage.submit(chain())
     watch(stage)
     stage.age(3)
-    assert 2_900 <= watch(stage).wait_ms(stage.service.link.client.time()[0] * 1000) <= 4_100
+    assert 3_000 <= watch(stage).wait_ms(board_time(stage.service.link)) <= 5_000
     eat(stage)
-    assert 2_900 <= canary_of(stage).wait_ms(0) <= 4_100
+    assert 3_000 <= canary_of(stage).wait_ms(0) <= 5_000
 
 
 def test_every_list_of_every_queue_has_its_canary(stage: Stage) -> None:

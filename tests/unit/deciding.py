@@ -12,6 +12,7 @@ from convergio.graphflow.decide import Decision, Entry, Event, Ring, Unloaded, V
 from convergio.graphflow.flow import document
 from convergio.graphflow.flow.plan import Plan
 
+START: Final[Entry] = {"t": "start"}
 APPROVE: Final = {"decision": "approve", "by": "ann"}
 REJECT: Final = {"decision": "reject", "by": "bob", "reason": "no"}
 

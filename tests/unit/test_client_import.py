@@ -61,24 +61,24 @@ def test_nothing_is_loaded_until_it_is_used(statement: str) -> None:
     assert timed(statement)[1] == set()
 
 
-@pytest.mark.parametrize(
-    ("package", "name", "thing"),
-    [
-        (convergio.graphflow, "Client", client.Client),
-        (convergio.graphflow, "Event", client.Event),
-        (convergio.graphflow, "Run", client.Run),
-        (convergio.graphflow, "Workflow", build.WorkflowBuilder),
-        (convergio.graphflow, "errors", errors),
-        (convergio.graphflow, "step", registry.step),
-        (convergio.tasks, "Allow", hooks.Allow),
-        (convergio.tasks, "Defer", hooks.Defer),
-        (convergio.tasks, "Deny", hooks.Deny),
-        (convergio.tasks, "HookContext", hooks.HookContext),
-        (convergio.tasks, "Permanent", errors.Permanent),
-        (convergio.tasks, "Transient", errors.Transient),
-        (convergio.tasks, "hook", hooks.hook),
-    ],
-)
+PUBLIC: list[tuple[Any, str, object]] = [
+    (convergio.graphflow, "Client", client.Client),
+    (convergio.graphflow, "Event", client.Event),
+    (convergio.graphflow, "Run", client.Run),
+    (convergio.graphflow, "Workflow", build.WorkflowBuilder),
+    (convergio.graphflow, "errors", errors),
+    (convergio.graphflow, "step", registry.step),
+    (convergio.tasks, "Allow", hooks.Allow),
+    (convergio.tasks, "Defer", hooks.Defer),
+    (convergio.tasks, "Deny", hooks.Deny),
+    (convergio.tasks, "HookContext", hooks.HookContext),
+    (convergio.tasks, "Permanent", errors.Permanent),
+    (convergio.tasks, "Transient", errors.Transient),
+    (convergio.tasks, "hook", hooks.hook),
+]
+
+
+@pytest.mark.parametrize(("package", "name", "thing"), PUBLIC)
 def test_public_names_are_what_they_say(package: Any, name: str, thing: object) -> None:
     assert getattr(package, name) is thing
     assert name in package.__all__
@@ -87,8 +87,7 @@ def test_public_names_are_what_they_say(package: Any, name: str, thing: object) 
 
 @pytest.mark.parametrize("package", [convergio.graphflow, convergio.tasks])
 def test_every_public_name_is_tested_here(package: Any) -> None:
-    (parameters,) = (mark for mark in test_public_names_are_what_they_say.pytestmark if mark.name == "parametrize")
-    tested = {name for owner, name, _ in parameters.args[1] if owner is package}
+    tested = {name for owner, name, _ in PUBLIC if owner is package}
     assert tested == set(package.__all__)
 
 

@@ -1,0 +1,214 @@
+"""Callers: what Celery's AsyncResult says of a run, and of an approval, to who knows nothing of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+from celery.app import trace
+
+from convergio.graphflow.flow.build import WorkflowBuilder
+from convergio.graphflow.library import Catalog
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef, new_run_id
+from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.workflow import Workflow
+from convergio.workers.callers import Callers
+from tests.integration import engine_bodies
+from tests.integration.engine_rig import QUIET, Stage, chain, sign_off, single, stage_on
+
+pytestmark = QUIET
+
+assert engine_bodies  # its functions are registered by importing it
+
+
+@pytest.fixture
+def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
+    with stage_on(valkey, sqlite_url, tmp_path) as made:
+        made.worker.process.catalog = Catalog(built=[chain(), single(), sign_off(), failing()])
+        yield made
+
+
+def failing() -> Workflow:
+    made = WorkflowBuilder("failing", version=1)
+    made.task("only", "probe.raises", kind="'no text'")
+    return made.build()
+
+
+def enter(stage: Stage, entry: str, *args: Any, task_id: str = "", **kwargs: Any) -> str:
+    """A message of a foreign Celery client is answered; its task id."""
+    app = stage.worker.process.core.app
+    name, task = task_id or new_run_id(), app.tasks[f"convergio.{entry}"]
+    request = {"id": name, "delivery_info": {"routing_key": "convergio"}, "hostname": "w1@convergio", "origin": "me"}
+    trace.build_tracer(task.name, task, app=app)(name, list(args), kwargs, {**request, "task": task.name})
+    return name
+
+
+def answer_of(stage: Stage, task_id: str) -> tuple[str, Any]:
+    """State and result as any Celery client reads them."""
+    meta = stage.worker.process.core.app.backend.get_task_meta(task_id)
+    return meta["status"], meta["result"]
+
+
+def ref_to(task_id: str) -> RunRef:
+    return RunRef(tenant="default", run=task_id)
+
+
+# --- a run's result ---------------------------------------------------------------------------------------------------
+
+
+def test_the_result_of_submit_is_the_runs(stage: Stage) -> None:
+    task_id = enter(stage, "submit", "single", {"n": 1})
+    assert answer_of(stage, task_id) == ("SUBMITTED", {"run": task_id})
+    assert stage.row(ref_to(task_id)).submitter == "me"
+    stage.answer_all()
+    assert answer_of(stage, task_id)[0] == "SUBMITTED", "not before SQL has it"
+    stage.journal()
+    assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
+
+
+def test_a_failed_run_is_a_failed_task_that_names_the_reason(stage: Stage) -> None:
+    task_id = enter(stage, "submit", "failing")
+    stage.answer_all()
+    stage.journal()
+    state, error = answer_of(stage, task_id)
+    assert state == "FAILURE"
+    assert type(error).__name__ == "RunFailed"
+    assert "STEP_FAILED" in str(error)
+    assert task_id in str(error)
+
+
+def test_a_cancelled_run_is_a_failed_task_that_says_so(stage: Stage) -> None:
+    task_id = enter(stage, "submit", "chain")
+    assert enter_and_read(stage, "cancel", task_id, "no money left")[0] == "SUCCESS"
+    stage.journal()
+    state, error = answer_of(stage, task_id)
+    assert (state, type(error).__name__) == ("FAILURE", "RunCancelled")
+    assert "no money left" in str(error)
+
+
+def enter_and_read(stage: Stage, *args: Any, **kwargs: Any) -> tuple[str, Any]:
+    return answer_of(stage, enter(stage, *args, **kwargs))
+
+
+def test_everyone_who_submitted_with_the_same_key_gets_the_result(stage: Stage) -> None:
+    first = enter(stage, "submit", "single", key="order-7")
+    second = enter(stage, "submit", "single", key="order-7")
+    assert answer_of(stage, second) == ("SUBMITTED", {"run": first})
+    stage.answer_all()
+    stage.journal()
+    assert answer_of(stage, first) == answer_of(stage, second) == ("SUCCESS", {"value": None})
+    assert enter_and_read(stage, "submit", "single", key="order-7") == ("SUCCESS", {"value": None})
+    assert len(stage.history.runs("default")) == 1
+
+
+def test_a_submission_that_is_delivered_twice_is_one_run(stage: Stage) -> None:
+    task_id = enter(stage, "submit", "single")
+    enter(stage, "submit", "single", task_id=task_id)
+    stage.answer_all()
+    stage.journal()
+    assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
+    enter(stage, "submit", "single", task_id=task_id)
+    assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
+
+
+@pytest.mark.parametrize(("workflow", "state"), [("single", "SUCCESS"), ("failing", "FAILURE")])
+def test_a_run_that_ends_while_its_caller_is_still_being_written_down_is_answered(
+    stage: Stage, workflow: str, state: str
+) -> None:
+    """The answer comes first, and the caller's own `SUBMITTED` would be the last word."""
+    add = Callers.add
+
+    def overtaken(self: Callers, ref: RunRef, task_id: str, node: str) -> None:
+        stage.answer_all()
+        stage.journal()
+        assert stage.row(ref).terminal
+        add(self, ref, task_id, node)
+
+    with mock.patch.object(Callers, "add", overtaken):
+        task_id = enter(stage, "submit", workflow)
+        second = enter(stage, "submit", workflow, key="k")
+        third = enter(stage, "submit", workflow, key="k")
+    assert [answer_of(stage, name)[0] for name in (task_id, second, third)] == [state] * 3
+
+
+def test_an_answer_that_was_wiped_is_given_again_to_who_submits_again(stage: Stage) -> None:
+    task_id = enter(stage, "submit", "single")
+    stage.answer_all()
+    stage.journal()
+    stage.wipe()
+    stage.rebuild()
+    enter(stage, "submit", "single", task_id=task_id)
+    assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_refused_is_a_failed_task_with_a_hint(stage: Stage) -> None:
+    enter(stage, "submit", "single", key="order-7")
+    cases = {
+        "UnknownWorkflow": enter(stage, "submit", "singel"),
+        "KeyConflict": enter(stage, "submit", "chain", key="order-7"),
+        "InvalidInput": enter(stage, "submit", "single", task_id="not a run id"),
+        "PayloadTooLarge": enter(stage, "submit", "single", "x" * 33_000),
+        "UnknownRun": enter(stage, "cancel", "nobody"),
+        "UnknownStep": enter(stage, "signal", enter(stage, "submit", "chain"), "first", {"decision": "approve"}),
+    }
+    for kind, task_id in cases.items():
+        state, error = answer_of(stage, task_id)
+        assert (state, type(error).__name__) == ("FAILURE", kind)
+    assert "single" in str(answer_of(stage, cases["UnknownWorkflow"])[1]), "the hint travels in the text"
+
+
+def test_without_sql_a_submission_is_tried_again(stage: Stage) -> None:
+    with stage.sql_away():
+        state, error = enter_and_read(stage, "submit", "single")
+    assert state == "RETRY"
+    assert errors.JournalUnavailable.code in str(error)
+    assert stage.history.runs("default") == []
+
+
+# --- an approval's decision -------------------------------------------------------------------------------------------
+
+
+def asked(stage: Stage) -> tuple[RunRef, str]:
+    """A run whose approval waits, and the id of the approval's task."""
+    ref = ref_to(enter(stage, "submit", "sign_off"))
+    stage.answer_all()
+    stage.journal()
+    return ref, stage.events(ref, "step.blocked")[0]["task_id"]
+
+
+@pytest.mark.parametrize("decision", ["approve", "reject"])
+def test_the_result_of_an_approval_task_is_the_decision(stage: Stage, decision: str) -> None:
+    ref, task_id = asked(stage)
+    assert task_id == f"{ref.run}.sign.1.1"
+    assert answer_of(stage, task_id)[0] == "PENDING"
+    assert enter_and_read(stage, "signal", ref.run, "sign", {"decision": decision}, by="ann") == ("SUCCESS", True)
+    stage.journal()
+    state, result = answer_of(stage, task_id)
+    assert state == "SUCCESS"
+    if decision == "approve":
+        assert result == {"decision": "approve", "by": "ann"}
+    else:
+        assert result["code"] == "APPROVAL_REJECTED"
+    assert stage.row(ref).state is (RunState.RUNNING if decision == "approve" else RunState.FAILED)
+
+
+def test_a_signal_that_is_delivered_twice_is_one(stage: Stage) -> None:
+    ref, _ = asked(stage)
+    task_id = enter(stage, "signal", ref.run, "sign", {"decision": "approve"})
+    enter(stage, "signal", ref.run, "sign", {"decision": "approve"}, task_id=task_id)
+    stage.journal()
+    assert len(stage.history.facts(ref.run).signals) == 1
+
+
+def test_an_approval_of_a_cancelled_run_is_answered_too(stage: Stage) -> None:
+    ref, task_id = asked(stage)
+    enter(stage, "cancel", ref.run)
+    stage.journal()
+    assert answer_of(stage, task_id)[0] == "REVOKED"

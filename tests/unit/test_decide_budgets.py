@@ -1,0 +1,125 @@
+"""What a decision may read and how much it may write: it can stop anywhere, and goes on there."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from convergio.graphflow import decide
+from convergio.graphflow.decide import Unloaded, View
+from convergio.graphflow.model import errors
+from tests.unit.deciding import START, Run, arrived, plan_of
+
+# --- views and budgets ------------------------------------------------------------------------------------------------
+
+
+def test_a_field_that_was_not_read_is_asked_for_and_never_assumed() -> None:
+    plan = plan_of(a={}, b={"needs": ["a"]})
+    with pytest.raises(Unloaded) as caught:
+        decide.decide(plan, View({}), [arrived("a")], epoch=1)
+    assert caught.value.names
+    with pytest.raises(Unloaded):
+        decide.decide(plan, View({"c:a": ""}), [arrived("a")], epoch=1)
+
+
+def test_what_is_read_ahead_of_an_arrival_is_all_that_a_plain_one_needs() -> None:
+    plan = plan_of(a={}, b={}, c={"needs": ["a", "b"]}, d={"needs": ["a"]})
+    values = dict.fromkeys(decide.wanted(plan, "a"), "")
+    values |= {"s:a": "SUCCEEDED|1.1.n", "@state": "RUNNING", "@open": "4"}
+    made = decide.decide(plan, View(values), [arrived("a")], epoch=1)
+    assert [ring.step for ring in made.rings] == ["d"]
+
+
+def test_ending_a_run_asks_for_every_steps_state() -> None:
+    view = View({"@state": "RUNNING", "@stop": "FAILED"})
+    with pytest.raises(Unloaded) as caught:
+        decide.decide(plan_of(a={}), view, [{"t": "end", "state": "FAILED", "error": {}}], epoch=1)
+    assert caught.value.everything
+
+
+def test_a_decision_never_writes_what_it_was_not_told() -> None:
+    """Every write says what the field held: that is what makes a commit refuse when it was overtaken."""
+    run = Run(plan_of(a={}, b={}, c={"needs": ["a", "b"]})).started()
+    run.succeed("a")
+    before = dict(run.values)
+    made = run.apply(arrived("a"))
+    assert {name: was for name, (was, _) in made.writes.items()} == {name: before.get(name, "") for name in made.writes}
+
+
+Steps = Mapping[str, Mapping[str, Any]]
+
+WIDE: Steps = {f"s{number}": {"needs": ["a"]} for number in range(40)}
+NESTED: Steps = {
+    "skip": {"needs": [{"step": "a", "when": "!a.ok"}]},
+    **{f"deep{number}": {"needs": [f"deep{number - 1}" if number else "skip"]} for number in range(20)},
+}
+
+
+@pytest.mark.parametrize("budget", [1, 2, 3, 4, 5, 7, 11, 50, decide.BUDGET])
+@pytest.mark.parametrize("ending", ["all succeed", "one fails", "cancelled"])
+def test_every_budget_comes_to_the_same_end(budget: int, ending: str) -> None:
+    finals = [played(size, ending) for size in (decide.BUDGET, budget)]
+    assert finals[0] == finals[1]
+
+
+def played(budget: int, ending: str) -> Any:
+    """A run with a wide fan-out and a long dead path, decided in pieces of `budget`."""
+    join: Steps = {"join": {"needs": [*WIDE, "deep19"]}}
+    run = Run(plan_of(a={}, **WIDE, **NESTED, **join), budget=budget)
+    run.settle(START)
+    run.arrive("a", {"ok": True})
+    assert len(run.rings) == 41
+    if ending == "cancelled":
+        run.settle({"t": "cancel", "by": "ann", "reason": ""})
+    for step in WIDE:
+        if ending == "one fails" and step == "s20":
+            run.fail(step, "boom")
+            run.settle(arrived(step))
+        elif run.state == "RUNNING":
+            run.arrive(step)
+    if ending == "all succeed":
+        run.arrive("join", {"done": True})
+    told = sorted((event.kind, event.step) for event in run.events)
+    return run.values, told, sorted((ring.step, ring.ring) for ring in run.rings)
+
+
+@pytest.mark.parametrize("budget", [1, 2, 5, 20])
+def test_a_decision_stays_within_its_budget(budget: int) -> None:
+    run = Run(plan_of(a={}, **WIDE, **NESTED)).started()
+    run.succeed("a", {"ok": True})
+    made = run.decision([arrived("a")], budget)
+    assert made.consumed == 0
+    assert len(made.writes) + len(made.events) <= budget + 6, "the last unit may go over it, by one step"
+
+
+def test_a_split_decision_goes_on_exactly_where_it_stopped() -> None:
+    run = Run(plan_of(a={}, **WIDE), budget=10).started()
+    run.succeed("a")
+    made = run.apply(arrived("a"))
+    assert made.consumed == 0
+    cursor = int(run.values["c:a"])
+    assert 0 < cursor < 40
+    assert [ring.step for ring in made.rings] == [edge.target for edge in run.plan.successors["a"][:cursor]]
+
+
+def test_an_entry_of_a_kind_nobody_knows_is_told_and_consumed() -> None:
+    run = Run(plan_of(a={})).started()
+    made = run.apply({"t": "novelty"})
+    assert (made.consumed, [event.kind for event in made.events]) == (1, ["entry.unknown"])
+
+
+def test_what_may_be_in_an_error_of_a_run_is_its_public_form() -> None:
+    run = Run(plan_of(a={})).started()
+    run.values |= {"s:a": "FAILED|1.1.n", "o:a": json.dumps(errors.Permanent("no", hint="do this").as_dict())}
+    run.settle(arrived("a"))
+    assert json.loads(run.values["@error"]) == {
+        "code": "PERMANENT",
+        "message": "no",
+        "hint": "do this",
+        "retryable": False,
+        "step": "a",
+        "state": "FAILED",
+    }
