@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from random import Random
+from types import FrameType
 from typing import Any, Final
 
 from convergio.benchmarks import checker, faults, graphs, kinds, recovery
@@ -62,6 +64,7 @@ class Tally:
     faults: Counter[str] = field(default_factory=Counter[str])
     violations: list[Violation] = field(default_factory=list[Violation])
     missed: list[str] = field(default_factory=list[str])
+    broke: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -214,7 +217,9 @@ def report(wanted: Options, tally: Tally, seconds: float) -> dict[str, Any]:
 def failures(wanted: Options, tally: Tally, found: dict[str, Any]) -> list[str]:
     """Which parts of the bound do not hold, in words."""
     said = [f"{name} = {found[name]}" for name in checker.Fault if found[name]]
-    if tally.rounds < wanted.rounds:
+    if tally.broke:
+        said.append(tally.broke)
+    elif tally.rounds < wanted.rounds:
         said.append(
             f"gave up after {tally.rounds} of {wanted.rounds} rounds: runs were lost in {tally.bad_rounds} of them"
         )
@@ -231,22 +236,37 @@ def failures(wanted: Options, tally: Tally, found: dict[str, Any]) -> list[str]:
     return said
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command. Returns 0 if the bound holds, 1 if not."""
-    wanted = options(argv)
-    logging.getLogger("convergio").setLevel(logging.ERROR)  # stores that are away are what callers here are used to
-    tally, began = Tally(), time.monotonic()
+def play_all(wanted: Options, tally: Tally) -> None:
+    """All rounds in one arena."""
     with arena("postgres" if wanted.database == "postgres" else "sqlite", keep=wanted.keep) as here:
         say(f"chaos with seed {wanted.seed}: {wanted.rounds} rounds in {here.folder}")
         while tally.rounds < wanted.rounds and tally.bad_rounds < HOPELESS:
             play(here, wanted, tally.rounds, tally)
             tally.rounds += 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command. Returns 0 if the bound holds, 1 if not."""
+    wanted = options(argv)
+    logging.getLogger("convergio").setLevel(logging.ERROR)  # stores that are away are what callers here are used to
+    signal.signal(signal.SIGTERM, _leave)
+    tally, began = Tally(), time.monotonic()
+    try:
+        play_all(wanted, tally)
+    except Exception as error:  # whatever broke, there is a result, and it says so
+        logging.getLogger(__name__).exception("broke off in round %d", tally.rounds + 1)
+        tally.broke = f"broke off in round {tally.rounds + 1}: {type(error).__name__}: {error}"
     found = report(wanted, tally, time.monotonic() - began)
     said = failures(wanted, tally, found)
     for line in said:
         say(f"FAILED (seed {wanted.seed}): {line}")
     print(json.dumps({**found, "failed": said, "ok": not said}, indent=None))
     return 1 if said else 0
+
+
+def _leave(number: int, _frame: FrameType | None) -> None:
+    """Ends through the `with` statements, which stop all that was started."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import Durability
 
 BUDGET: Final = 400
 """Writes after which a decision ends; a COMMIT has at most 500 items."""
@@ -370,6 +369,7 @@ class _Draft:
         self.tell("signal.applied", name, {"id": entry["id"], "name": name, "how": applied})
 
     def answer(self, step: str, word: fields.Word, entry: Entry) -> None:
+        """The approval's outcome. Nothing follows from it before it is in SQL: an approval's durability is `step`."""
         data = entry["data"]
         outcome = Outcome(state=StepState.SUCCEEDED, output=data, started_ms=word.since_ms)
         if data.get("decision") != "approve":
@@ -378,15 +378,9 @@ class _Draft:
         kept = outcome.output if outcome.error is None else outcome.error
         self.put(fields.output(step), json.dumps(kept, ensure_ascii=False, separators=(",", ":")))
         fence = word.rest.rsplit("|", 1)[-1]
-        text = outcome.as_json()
-        if self.plan.workflow.steps[step].durability is Durability.STEP:
-            since = f"{BlockedOn.JOURNAL}|{word.since_ms}|{outcome.state}|{fence}"
-            self.put(fields.state(step), fields.Word(StepState.BLOCKED, since).text)
-            self.tell(f"step.{outcome.state.value.lower()}", step, text, park=True)
-            return
-        self.put(fields.state(step), fields.Word(outcome.state, fence).text)
-        self.tell(f"step.{outcome.state.value.lower()}", step, text)
-        self.queue.append({"t": "arrived", "step": step})
+        since = f"{BlockedOn.JOURNAL}|{word.since_ms}|{outcome.state}|{fence}"
+        self.put(fields.state(step), fields.Word(StepState.BLOCKED, since).text)
+        self.tell(f"step.{outcome.state.value.lower()}", step, outcome.as_json(), park=True)
 
     # --- the run's end --------------------------------------------------------------------------------------------
 

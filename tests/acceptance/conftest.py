@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -45,26 +47,30 @@ def echo(value: object) -> object:
 '''
 
 
-def place(**extra: str) -> Place:
-    """A new directory with the test's own steps."""
+@contextmanager
+def place() -> Generator[Place]:
+    """A new directory with the test's own steps; gone afterwards."""
     home = short_directory()
     modules = home / "modules"
     modules.mkdir()
     (modules / "demo_steps.py").write_text(STEPS)
     (home / "gates").mkdir()
     more = {"CONVERGIO_INCLUDE": "demo_steps", "PYTHONPATH": str(modules), "TEST_GATES": str(home / "gates")}
-    return Place(home=home, extra={**more, **extra})
+    try:
+        yield Place(home=home, extra=more)
+    finally:
+        shutil.rmtree(home)
 
 
 @pytest.fixture
-def new_place() -> Place:
+def new_place() -> Iterator[Place]:
     """A directory for a stack of this test's own."""
-    return place()
+    with place() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")
 def town() -> Iterator[Place]:
     """The stack that tests share: they leave it as it is."""
-    shared = place()
-    with stack(shared, marked=False):
+    with place() as shared, stack(shared, marked=False):
         yield shared

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -83,6 +84,23 @@ def test_a_full_cycle_without_refusals_or_faults_fails_the_run(name: str) -> Non
     assert said(tally, wanted()) == [f"{name} = 0 over a full cycle"]
     tally.rounds = 3
     assert said(tally, wanted(rounds=3)) == []
+
+
+def test_a_run_that_broke_off_fails_and_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_wanted: chaos.Options, _tally: chaos.Tally) -> None:
+        raise RuntimeError("not within 60 s: the board")
+
+    monkeypatch.setattr(chaos, "play_all", broken)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert chaos.main(["--json"]) == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    found = json.loads(capsys.readouterr().out)
+    assert "broke off in round 1: RuntimeError: not within 60 s: the board" in found["failed"]
+    assert not found["ok"]
 
 
 def test_a_run_that_gave_up_fails() -> None:

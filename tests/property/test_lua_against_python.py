@@ -25,6 +25,8 @@ from convergio.graphflow.model.ids import RunRef
 from tests.integration.board_stage import LIST, Stage, doorbell, published, run_ref, timeless
 from tests.property.model_board import ModelBoard
 
+pytestmark = pytest.mark.slow
+
 STEPS = ("a", "b", "c", "d")
 RUNS = ("r1", "r2")
 NONCES = ("n-1", "n-2", "m-1")

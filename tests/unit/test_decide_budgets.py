@@ -11,7 +11,7 @@ import pytest
 from convergio.graphflow import decide
 from convergio.graphflow.decide import Unloaded, View
 from convergio.graphflow.model import errors
-from tests.unit.deciding import START, Run, arrived, plan_of
+from tests.unit.deciding import APPROVE, START, Run, arrived, plan_of, signal
 
 # --- views and budgets ------------------------------------------------------------------------------------------------
 
@@ -93,6 +93,19 @@ def test_a_decision_stays_within_its_budget(budget: int) -> None:
     made = run.decision([arrived("a")], budget)
     assert made.consumed == 0
     assert len(made.writes) + len(made.events) <= budget + 6, "the last unit may go over it, by one step"
+
+
+@pytest.mark.parametrize("kind", ["signal", "quarantine"])
+def test_many_entries_at_once_stay_within_the_budget(kind: str) -> None:
+    steps: Steps = {f"s{number}": {"approval": {"title": "?"}} for number in range(40)}
+    run = Run(plan_of(**steps)).started()
+    run.values |= {f"s:{step}": "BLOCKED|SIGNAL|77|x|1.1.n" for step in steps}
+    entries = [signal(step, APPROVE) for step in steps]
+    if kind == "quarantine":
+        entries = [{"t": "quarantine", "step": s, "was": run.values[f"s:{s}"], "reason": "x"} for s in steps]
+    made = run.decision(entries, 20)
+    assert 0 < made.consumed < 40
+    assert len(made.writes) + len(made.events) <= 20 + 6
 
 
 def test_a_split_decision_goes_on_exactly_where_it_stopped() -> None:
