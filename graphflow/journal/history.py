@@ -64,10 +64,12 @@ class History:
         return self._runs(select.order_by(_runs.created_ms.desc(), _runs.run_id.desc()).limit(limit))
 
     def like(self, tenant: str, prefix: str, limit: int = 6) -> list[str]:
-        """Run ids of a tenant that begin with `prefix`, in order."""
+        """Run ids of a tenant that begin with `prefix`, the newest first."""
         # No LIKE: SQLite's does not tell cases apart, and PostgreSQL's does.
         begins = sa.func.substr(_runs.run_id, 1, len(prefix)) == prefix
-        select = sa.select(_runs.run_id).where(_runs.tenant == tenant, begins).order_by(_runs.run_id).limit(limit)
+        select = (
+            sa.select(_runs.run_id).where(_runs.tenant == tenant, begins).order_by(_runs.run_id.desc()).limit(limit)
+        )
         with self._database.read() as connection:
             return list(connection.execute(select).scalars())
 

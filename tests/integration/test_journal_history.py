@@ -71,8 +71,8 @@ def test_runs_are_found_by_the_beginning_of_their_id(journal: Database, history:
     for run_id, tenant in (("ab_1", "one"), ("ab_2", "one"), ("abc1", "one"), ("AB_3", "one"), ("ab_9", "two")):
         doors.accept(samples.new_run(run_id, tenant=tenant))
 
-    assert history.like("one", "ab_") == ["ab_1", "ab_2"]
-    assert history.like("one", "ab", limit=2) == ["ab_1", "ab_2"]
+    assert history.like("one", "ab_") == ["ab_2", "ab_1"]
+    assert history.like("one", "ab", limit=2) == ["abc1", "ab_2"]
     assert history.like("one", "%") == []
 
 

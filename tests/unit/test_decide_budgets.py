@@ -108,6 +108,18 @@ def test_many_entries_at_once_stay_within_the_budget(kind: str) -> None:
     assert len(made.writes) + len(made.events) <= 20 + 6
 
 
+def test_the_end_of_a_run_with_many_live_steps_stays_within_the_budget() -> None:
+    run = Run(plan_of(a={}, **WIDE), budget=20).started()
+    run.arrive("a")
+    run.apply({"t": "cancel", "by": "ann", "reason": ""})
+    made = run.apply({"t": "end", "state": "CANCELLED", "error": {}})
+    assert made.consumed == 0
+    assert len(made.writes) + len(made.events) <= 20 + 6
+    assert run.state == "RUNNING"
+    run.settle({"t": "end", "state": "CANCELLED", "error": {}})
+    assert run.state == "CANCELLED"
+
+
 def test_a_split_decision_goes_on_exactly_where_it_stopped() -> None:
     run = Run(plan_of(a={}, **WIDE), budget=10).started()
     run.succeed("a")

@@ -202,6 +202,16 @@ def test_the_only_last_steps_result_is_the_runs() -> None:
     assert (run.state, json.loads(run.values["@output"])) == ("SUCCEEDED", {"n": 7})
 
 
+@pytest.mark.parametrize(("output", "told"), [({"n": 7}, {"n": 7}), (None, None)])
+def test_the_end_of_a_run_is_told_with_its_result_and_error(output: Any, told: Any) -> None:
+    run = Run(plan_of({"x": "a"} if output else None, a={}, b={})).started()
+    run.arrive("a", output)
+    run.arrive("b")
+    last = run.events[-1]
+    assert (last.kind, last.journal, last.park) == ("run.succeeded", True, True)
+    assert json.loads(last.data) == {"state": "SUCCEEDED", "output": {"x": told} if output else None, "error": None}
+
+
 def test_with_several_last_steps_the_result_is_null() -> None:
     run = Run(plan_of(a={}, b={})).started()
     run.arrive("a")

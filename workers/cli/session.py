@@ -105,7 +105,7 @@ class Session:
                 return found[0]
             if not found:
                 raise
-            hint = f"write more of it: {', '.join(found)}"
+            hint = f"write more of it; the newest: {', '.join(found)}"
             raise errors.UnknownRun(f"several runs begin with '{text}'", hint=hint) from None
 
     def close(self) -> None:
