@@ -29,7 +29,7 @@ from convergio.config.settings import Settings
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.keys import Keys
 from convergio.graphflow.engine import claims, steps, sweeper
-from convergio.graphflow.engine.bell import CONTINUATION, FRESH, QUEUES, canary_route, route_of
+from convergio.graphflow.engine.bell import FRESH, QUEUES, route_of
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.submission import Submission
 from convergio.graphflow.flow.build import WorkflowBuilder
@@ -41,6 +41,7 @@ from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, StepState
 from convergio.graphflow.model.workflow import StepKind, Workflow
 from convergio.tasks.agents import tables as agent_tables
+from convergio.tasks.app import PRIORITY_SEPARATOR
 from convergio.workers import boot
 from convergio.workers.process import WorkerProcess
 from convergio.workers.service import Service
@@ -51,6 +52,20 @@ TICK: Final = 0.5
 
 QUIET: Final = pytest.mark.filterwarnings("ignore:Call to deprecated setex:DeprecationWarning")
 """Celery's own result backend calls what redis-py has deprecated."""
+
+
+AGE: Final = """
+for _, name in ipairs(KEYS) do
+  local kind = redis.call('TYPE', name).ok
+  if kind == 'zset' then
+    for _, member in ipairs(redis.call('ZRANGE', name, 0, -1)) do redis.call('ZINCRBY', name, -ARGV[1], member) end
+  elseif kind == 'hash' then
+    for _, moment in ipairs({'pushed', 'eaten'}) do
+      if redis.call('HEXISTS', name, moment) == 1 then redis.call('HINCRBY', name, moment, -ARGV[1]) end
+    end
+  end
+end"""
+"""Makes every time in sorted sets, and those of canaries, so many milliseconds older."""
 
 
 @dataclass
@@ -102,7 +117,7 @@ class Worker:
     def answer(self, bell: Doorbell) -> None:
         """Runs the task as Celery's worker does: its tracer, with `before_start` and all."""
         app = self.process.core.app
-        queue, _, priority = bell.queue_list.partition("\x06\x16")
+        queue, _, priority = bell.queue_list.partition(PRIORITY_SEPARATOR)
         delivery = {"routing_key": queue, "exchange": "", "priority": int(priority or 0), "redelivered": False}
         request = {**bell.headers, "delivery_info": delivery, "hostname": f"{self.process.name}@convergio"}
         task = app.tasks[bell.headers["task"]]
@@ -209,8 +224,7 @@ class Stage:
 
     def queue_lists(self) -> list[str]:
         """All lists of doorbells, continuations first."""
-        bell = self.worker.process.core.ringer.bell
-        return [bell.list_of(canary_route(queue, prio)) for prio in (CONTINUATION, FRESH) for queue in QUEUES]
+        return [*QUEUES, *(f"{queue}{PRIORITY_SEPARATOR}{FRESH}" for queue in QUEUES)]
 
     def take(self) -> Doorbell | None:
         """The next doorbell, popped as kombu pops it."""
@@ -268,15 +282,10 @@ class Stage:
 
     def age(self, seconds: float) -> None:
         """Everything on the board that has a time is so much older."""
-        keys, client, ms = self.keys, self.client, round(seconds * 1000)
-        names = [keys.leases, keys.timers, keys.held, keys.inboxes, keys.done]
-        for name in [*names, *(keys.rung(queue_list) for queue_list in self.queue_lists())]:
-            for member in client.zrange(name, 0, -1):
-                client.zincrby(name, -ms, member)
-        for name in (keys.canary(queue_list) for queue_list in self.queue_lists()):
-            for moment in ("pushed", "eaten"):
-                if client.hexists(name, moment):
-                    client.hincrby(name, moment, -ms)
+        keys, lists = self.keys, self.queue_lists()
+        names = [keys.leases, keys.timers, keys.held, keys.inboxes, keys.done, *map(keys.rung, lists)]
+        names += map(keys.canary, lists)
+        self.client.eval(AGE, len(names), *names, round(seconds * 1000))
 
     def age_rows(self, seconds: float) -> None:
         """Runs and signals in SQL are so much older."""

@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 import sqlalchemy as sa
+from celery.exceptions import WorkerTerminate
 
 from convergio.graphflow.board import scripts as board_scripts
 from convergio.graphflow.engine.steps import Steps
@@ -49,7 +50,7 @@ def asked() -> Iterator[list[str]]:
         yield questions
 
 
-class Killed(BaseException):
+class Killed(WorkerTerminate):
     """The worker process ends here, without another word."""
 
 

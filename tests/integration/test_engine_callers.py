@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
     with stage_on(valkey, sqlite_url, tmp_path) as made:
         made.worker.process.catalog = Catalog(built=[chain(), single(), sign_off(), failing()])
         yield made
+        gc.collect()  # a result that Celery made opens a connection once more when it is collected
+        made.worker.process.core.app.backend.result_consumer.stop()
 
 
 def failing() -> Workflow:

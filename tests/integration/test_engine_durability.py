@@ -20,7 +20,14 @@ pytestmark = QUIET
 
 
 @pytest.fixture
-def stage(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
+def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
+    with stage_on(valkey, sqlite_url, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
+    """The same on each database."""
     with stage_on(valkey, journal_url, tmp_path) as made:
         yield made
 
@@ -51,17 +58,17 @@ def parked(stage: Stage, ref: RunRef | None = None) -> tuple[RunRef, Claim]:
 # --- who waits --------------------------------------------------------------------------------------------------------
 
 
-def test_a_successor_is_not_rung_before_the_commit(stage: Stage) -> None:
-    ref, _ = parked(stage)
+def test_a_successor_is_not_rung_before_the_commit(both: Stage) -> None:
+    ref, _ = parked(both)
     seen: dict[str, list[tuple[str, str]]] = {}
 
     def between(phase: str) -> None:
-        seen[phase] = stage.bells()
+        seen[phase] = both.bells()
 
-    stage.service.journaler.step(wait_ms=1, between=between)
+    both.service.journaler.step(wait_ms=1, between=between)
     assert seen == {"commit": [], "release": []}
-    assert stage.bells() == [("last", "1.1")]
-    assert stage.word(ref, "first").state is StepState.SUCCEEDED
+    assert both.bells() == [("last", "1.1")]
+    assert both.word(ref, "first").state is StepState.SUCCEEDED
 
 
 def test_a_stream_durable_step_is_followed_at_once(stage: Stage) -> None:
@@ -110,25 +117,25 @@ def test_a_parked_outcome_needs_no_lease(stage: Stage) -> None:
 # --- the journaler dies, or stumbles ----------------------------------------------------------------------------------
 
 
-def test_killed_between_commit_and_release_the_next_leader_releases(stage: Stage) -> None:
-    parked(stage)
+def test_killed_between_commit_and_release_the_next_leader_releases(both: Stage) -> None:
+    parked(both)
     with pytest.raises(Killed):
-        stage.service.journaler.step(wait_ms=1, between=killed_in("release"))  # type: ignore[arg-type]
-    assert stage.bells() == []
+        both.service.journaler.step(wait_ms=1, between=killed_in("release"))  # type: ignore[arg-type]
+    assert both.bells() == []
     with ExitStack() as stack:
-        another_service(stage.settings, stack).journaler.step(wait_ms=1)
-        assert stage.bells() == [("last", "1.1")]
+        another_service(both.settings, stack).journaler.step(wait_ms=1)
+        assert both.bells() == [("last", "1.1")]
 
 
-def test_killed_before_the_commit_the_next_leader_commits(stage: Stage) -> None:
-    ref, _ = parked(stage)
+def test_killed_before_the_commit_the_next_leader_commits(both: Stage) -> None:
+    ref, _ = parked(both)
     with pytest.raises(Killed):
-        stage.service.journaler.step(wait_ms=1, between=killed_in("commit"))  # type: ignore[arg-type]
-    assert stage.outcomes(ref) == {}
+        both.service.journaler.step(wait_ms=1, between=killed_in("commit"))  # type: ignore[arg-type]
+    assert both.outcomes(ref) == {}
     with ExitStack() as stack:
-        another_service(stage.settings, stack).journaler.step(wait_ms=1)
-    assert set(stage.outcomes(ref)) == {"first"}
-    assert stage.bells() == [("last", "1.1")]
+        another_service(both.settings, stack).journaler.step(wait_ms=1)
+    assert set(both.outcomes(ref)) == {"first"}
+    assert both.bells() == [("last", "1.1")]
 
 
 def test_a_release_that_failed_is_made_up_for_without_new_events(
@@ -153,26 +160,26 @@ def test_a_release_that_failed_is_made_up_for_without_new_events(
 # --- SQL is away ------------------------------------------------------------------------------------------------------
 
 
-def test_without_sql_stream_steps_go_on_and_step_durable_ones_wait_without_a_slot(stage: Stage) -> None:
-    stream, durable = stage.submit(chain("stream")), stage.submit(chain("durable", durability="step"))
-    stage.journal()
-    while stage.take():
+def test_without_sql_stream_steps_go_on_and_step_durable_ones_wait_without_a_slot(both: Stage) -> None:
+    stream, durable = both.submit(chain("stream")), both.submit(chain("durable", durability="step"))
+    both.journal()
+    while both.take():
         pass
-    with stage.sql_away():
+    with both.sql_away():
         for ref in (stream, durable):
-            stage.worker.steps.succeed(stage.claim(ref, "first"), {"n": 1})
+            both.worker.steps.succeed(both.claim(ref, "first"), {"n": 1})
         for _ in range(2):
             with pytest.raises(errors.JournalUnavailable):
-                stage.service.journaler.step(wait_ms=1)
-        assert stage.bells() == [("last", "1.1")]
-        stage.worker.steps.succeed(stage.claim(stream, "last"), {"n": 2})
-        assert stage.word(durable, "first").blocked_on is BlockedOn.JOURNAL
-        assert stage.client.zcard(stage.keys.leases) == 0
+                both.service.journaler.step(wait_ms=1)
+        assert both.bells() == [("last", "1.1")]
+        both.worker.steps.succeed(both.claim(stream, "last"), {"n": 2})
+        assert both.word(durable, "first").blocked_on is BlockedOn.JOURNAL
+        assert both.client.zcard(both.keys.leases) == 0
         with pytest.raises(errors.JournalUnavailable):
-            stage.submit(chain())
-    stage.play(stream, durable)
-    assert stage.outcomes(stream)["last"].output == {"n": 2}
-    assert stage.outcomes(durable)["first"].output == {"n": 1}
+            both.submit(chain())
+    both.play(stream, durable)
+    assert both.outcomes(stream)["last"].output == {"n": 2}
+    assert both.outcomes(durable)["first"].output == {"n": 1}
 
 
 def test_without_sql_time_goes_on(stage: Stage) -> None:

@@ -26,7 +26,14 @@ LATE: float = 10.1
 
 
 @pytest.fixture
-def stage(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
+def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
+    with stage_on(valkey, sqlite_url, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
+    """The same on each database."""
     with stage_on(valkey, journal_url, tmp_path) as made:
         yield made
 
@@ -44,16 +51,16 @@ def boarded(stage: Stage, ref: RunRef) -> bool:
 # --- accepted, not started --------------------------------------------------------------------------------------------
 
 
-def test_a_run_whose_submitter_died_is_started_only_after_its_not_after_time(stage: Stage) -> None:
-    ref = accepted_only(stage)
-    stage.service.sweeper.apply_rows()
-    assert not boarded(stage, ref), "the submitter may still come"
-    assert stage.row(ref).state is RunState.ACCEPTED
-    stage.age_rows(LATE)
-    stage.service.sweeper.apply_rows()
-    assert boarded(stage, ref)
-    stage.play(ref)
-    assert stage.row(ref).state is RunState.SUCCEEDED
+def test_a_run_whose_submitter_died_is_started_only_after_its_not_after_time(both: Stage) -> None:
+    ref = accepted_only(both)
+    both.service.sweeper.apply_rows()
+    assert not boarded(both, ref), "the submitter may still come"
+    assert both.row(ref).state is RunState.ACCEPTED
+    both.age_rows(LATE)
+    both.service.sweeper.apply_rows()
+    assert boarded(both, ref)
+    both.play(ref)
+    assert both.row(ref).state is RunState.SUCCEEDED
 
 
 def test_a_submitter_that_comes_too_late_starts_nothing(stage: Stage) -> None:
@@ -142,25 +149,25 @@ def test_a_run_that_was_cancelled_before_it_was_started_is_cancelled_and_runs_no
 # --- the same key -----------------------------------------------------------------------------------------------------
 
 
-def test_the_same_key_is_the_same_run(stage: Stage) -> None:
-    ref = stage.submit(chain(), {"n": 1}, key="order-7")
-    assert stage.submit(chain(), {"n": 1}, key="order-7") == ref
-    assert stage.bells() == [("first", "1.1")]
-    stage.play(ref)
-    rung = stage.bells()
-    assert stage.submit(chain(), {"n": 1}, key="order-7") == ref, "also when it has ended"
-    assert stage.row(ref).state is RunState.SUCCEEDED
-    assert stage.bells() == rung
+def test_the_same_key_is_the_same_run(both: Stage) -> None:
+    ref = both.submit(chain(), {"n": 1}, key="order-7")
+    assert both.submit(chain(), {"n": 1}, key="order-7") == ref
+    assert both.bells() == [("first", "1.1")]
+    both.play(ref)
+    rung = both.bells()
+    assert both.submit(chain(), {"n": 1}, key="order-7") == ref, "also when it has ended"
+    assert both.row(ref).state is RunState.SUCCEEDED
+    assert both.bells() == rung
 
 
 @pytest.mark.parametrize("other", ["input", "workflow"])
-def test_a_key_that_was_used_for_something_else_is_refused(stage: Stage, other: str) -> None:
-    ref = stage.submit(chain(), {"n": 1}, key="order-7")
+def test_a_key_that_was_used_for_something_else_is_refused(both: Stage, other: str) -> None:
+    ref = both.submit(chain(), {"n": 1}, key="order-7")
     workflow = chain("another") if other == "workflow" else chain()
     with pytest.raises(errors.KeyConflict) as caught:
-        stage.submit(workflow, {"n": 1 if other == "workflow" else 2}, key="order-7")
+        both.submit(workflow, {"n": 1 if other == "workflow" else 2}, key="order-7")
     assert caught.value.hint
-    assert [row.run_id for row in stage.history.runs("default")] == [ref.run]
+    assert [row.run_id for row in both.history.runs("default")] == [ref.run]
 
 
 def test_the_same_submission_sent_twice_is_one_run(stage: Stage) -> None:

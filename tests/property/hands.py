@@ -47,7 +47,8 @@ def _claim(world: World, bell: str) -> None:
 
 
 def _check_may_run(world: World, step: str) -> None:
-    """All that the step waits for is resolved, and in SQL where that was asked for."""
+    """What the step waits for is resolved, and in SQL where that was asked for; no journaled result is paid twice."""
+    assert step not in world.ledger.outcomes, f"{step} runs, and SQL has its outcome"
     for edge in world.plan.workflow.steps[step].needs:
         state = world.word(edge.step).state
         assert state in (StepState.SUCCEEDED, StepState.SKIPPED), f"{step} runs, {edge.step} is {state}"
