@@ -413,7 +413,7 @@ def another_service(settings: Settings, stack: ExitStack, *, phase: Callable[[st
 
 def _close_app(app: Celery) -> None:
     """Celery itself leaves its connections to the garbage collector."""
-    pools.reset()  # type: ignore[no-untyped-call]
+    pools.reset()
     cast("Any", app.backend).client.connection_pool.disconnect()
     app.close()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -32,7 +32,7 @@ def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
         made.worker.process.catalog = Catalog(built=[chain(), single(), sign_off(), failing()])
         yield made
         gc.collect()  # a result that Celery made opens a connection once more when it is collected
-        made.worker.process.core.app.backend.result_consumer.stop()
+        cast("Any", made.worker.process.core.app.backend).result_consumer.stop()
 
 
 def failing() -> Workflow:

@@ -1,4 +1,4 @@
-"""Pre-run hooks, as Celery runs them: after the claim, before the body. What breaks in one denies, and hangs nothing."""
+"""Pre-run hooks, as Celery runs them: after the claim, before the body. What breaks in one denies, hangs nothing."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest import mock
 
 import pytest
@@ -132,7 +132,8 @@ def test_a_claim_whose_timeout_cannot_be_told_holds_nobody_up(stage: Stage) -> N
 
 def test_a_caller_that_cannot_be_answered_does_not_hold_up_releases(stage: Stage) -> None:
     ended, durable = stage.submit(single()), stage.submit(chain("durable", durability="step"))
-    with mock.patch.object(stage.service.journaler.finished.__self__.app.backend, "mark_as_done", side_effect=TypeError):  # type: ignore[attr-defined]
+    callers = cast("Any", stage.service.journaler.finished).__self__
+    with mock.patch.object(callers.app.backend, "mark_as_done", side_effect=TypeError):
         stage.worker.steps.succeed(stage.claim(ended, "only"), {"n": 1})
         stage.worker.steps.succeed(stage.claim(durable, "first"), {"n": 1})
         stage.journal()

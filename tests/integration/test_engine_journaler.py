@@ -224,7 +224,11 @@ def test_nothing_live_has_a_time_to_live(stage: Stage) -> None:
 def test_readers_are_told_of_the_end_only_when_it_is_in_sql(stage: Stage) -> None:
     ref = ended(stage)
     told: list[RunState] = []
-    stage.service.journaler.finished = lambda ref: told.append(stage.row(ref).state)
+
+    def note(ref: RunRef) -> None:
+        told.append(stage.row(ref).state)
+
+    stage.service.journaler.finished = note
     assert told == []
     stage.journal()
     assert told == [RunState.SUCCEEDED]
@@ -243,7 +247,11 @@ def test_who_waits_for_an_end_is_told_again_after_a_crash_in_between(stage: Stag
 
     told: list[str] = []
     stage.service.journaler.finished = killed
-    rival.journaler.finished = lambda ref: told.append(ref.run)
+
+    def note(ref: RunRef) -> None:
+        told.append(ref.run)
+
+    rival.journaler.finished = note
     with pytest.raises(Killed):
         stage.service.journaler.step(wait_ms=1)
     rival.journaler.step(wait_ms=1)

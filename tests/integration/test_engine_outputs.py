@@ -211,7 +211,7 @@ def test_a_result_that_cannot_be_made_fails_the_run(stage: Stage) -> None:
 
 
 def test_a_result_above_the_limit_fails_the_run(stage: Stage) -> None:
-    made = WorkflowBuilder("result", version=1, output={name: "only.value" for name in ("a", "b", "c")})
+    made = WorkflowBuilder("result", version=1, output=dict.fromkeys(("a", "b", "c"), "only.value"))
     made.task("only", "probe.echo", value="input")
     ref = stage.submit(made.build(), "x" * 20_000)
     stage.answer_all()

@@ -169,9 +169,9 @@ def test_runs_in_every_state_end_as_they_would_have(both: Stage, journaled: bool
 
 def test_a_run_that_ended_in_sql_but_was_not_released_is_not_run_again(stage: Stage) -> None:
     ref = ended_but_not_journaled(stage)
-    with mock.patch.object(scripts, "release", side_effect=errors.BoardUnavailable):
-        with pytest.raises(errors.BoardUnavailable):
-            stage.journal()
+    away = mock.patch.object(scripts, "release", side_effect=errors.BoardUnavailable)
+    with away, pytest.raises(errors.BoardUnavailable):
+        stage.journal()
     new_board(stage)
     assert not stage.client.exists(stage.keys.run(ref))
     assert stage.row(ref).output == {"step": "last"}

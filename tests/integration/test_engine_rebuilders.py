@@ -14,6 +14,7 @@ import pytest
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine import rebuild
+from convergio.graphflow.engine import restore as restoring
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
@@ -93,7 +94,7 @@ def test_of_two_that_miss_the_same_board_sql_elects_one(both: Stage) -> None:
 
         def beaten(self: Any, *args: Any) -> Any:
             """Between its look and its election, the other makes the board; the lease elects nobody."""
-            with mock.patch.object(boards, "raise_epoch", lambda self, *args: elect(*args)):
+            with mock.patch.object(boards, "raise_epoch", side_effect=elect):
                 both.wipe()
                 assert rival.rebuilder.ensure()
             return elect(*args)
@@ -204,8 +205,8 @@ def test_a_rebuild_that_died_right_after_the_election_is_noticed_though_the_old_
     ref = half_done(stage)
     with pytest.raises(Killed):
         stage.service.rebuilder._rebuild(when("raised", killed))
+    stage.service.journaler._at = None
     with pytest.raises(errors.BoardRebuilding):
-        stage.service.journaler._at = None
         stage.service.journaler.step(wait_ms=1)
     assert stage.service.rebuilder.stranded()
     stage.rebuild()
@@ -259,10 +260,11 @@ def test_an_old_board_takes_on_nothing_more_once_it_is_being_salvaged(stage: Sta
     claim = stage.claim(ref, "first")
     refused: list[bool] = []
 
-    def tell() -> None:
+    def tell(*_: object) -> int:
         refused.append(not stage.worker.steps.succeed(claim, {"n": 1}))
+        return 0
 
-    with mock.patch.object(rebuild.Rebuilder, "_salvage", lambda self, *_: tell() or 0):
+    with mock.patch.object(rebuild.Rebuilder, "_salvage", side_effect=tell):
         assert stage.service.rebuilder.rebuild() is not None
     assert refused == [True]
     stage.worker.meet_new_board()
@@ -309,7 +311,7 @@ def test_without_sql_no_board_is_made_and_the_next_try_makes_it(stage: Stage) ->
 def test_a_run_that_cannot_be_restored_does_not_keep_the_others_away(stage: Stage) -> None:
     bad, good = stage.submit(chain("bad")), stage.submit(single())
     stage.journal()
-    restore = rebuild.restore
+    restore = restoring.restore
 
     def picky(facts: Any, *args: Any, **kwargs: Any) -> Any:
         if facts.run.run_id == bad.run:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -114,11 +115,13 @@ def test_a_rejection_fails_the_run(stage: Stage) -> None:
     assert (error["code"], error["step"]) == ("APPROVAL_REJECTED", "sign")
 
 
-def test_a_signal_whose_wake_up_got_lost_is_applied_by_the_sweeper(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_whose_wake_up_got_lost_is_applied_by_the_sweeper(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ref = stage.submit(sign_off())
     stage.answer_all()
     stage.journal()
-    monkeypatch.setattr(stage.worker.process.entrance, "wake", lambda *_: None)
+    monkeypatch.setattr(stage.worker.process.entrance, "wake", mock.Mock())
     stage.signal(ref, "sign")
     stage.service.sweeper.apply_rows()
     assert stage.word(ref, "sign").blocked_on is BlockedOn.SIGNAL, "its own wake-up may still come"

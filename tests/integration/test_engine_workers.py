@@ -224,5 +224,5 @@ def test_any_celery_client_gets_a_runs_result(crew: Crew) -> None:
     assert crew.history.run("default", known.id).state is RunState.SUCCEEDED
     gc.collect()  # a result opens a connection once more when it is collected
     cast("Any", app.backend).result_consumer.stop()
-    pools.reset()  # type: ignore[no-untyped-call]
+    pools.reset()
     cast("Any", app.backend).client.connection_pool.disconnect()
