@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from typing import Final
 
+import redis
+
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Keys
 
@@ -36,6 +38,8 @@ class Leader:
                 return False
             self._sure_until = now + SURE
             return True
+        except redis.OutOfMemoryError:
+            return True  # a full server takes no lease of anybody: too many leaders are safe, none would be the end
         except UNREACHABLE as error:
             raise unavailable(error) from error
 

@@ -100,16 +100,17 @@ class Sweeper:
     def apply_rows(self) -> None:
         """What SQL knows and the board may have missed: accepted runs, signals, cancels. Raises JournalUnavailable."""
         now_ms = board_time(self.link)
-        for row in self.history.accepted_before(now_ms, BATCH):
-            with self._alone(f"run {row.run_id}"):
-                if self.starter.start(row, self.plans.get(row.digest), not_after_ms=None):
-                    self._count("started")
         for signal in self.history.unapplied_signals(now_ms - ROW_AGE_MS, BATCH):
             self._count("signals")
             self._wake(RunRef(tenant=signal.tenant, run=signal.run_id), signal_entry(signal))
         for run in self.history.cancels_pending(BATCH):
             self._count("cancels")
             self._wake(ref_of(run), cancel_entry(run))
+        # Last: a server without memory starts no run, and what is above ends some.
+        for row in self.history.accepted_before(now_ms, BATCH):
+            with self._alone(f"run {row.run_id}"):
+                if self.starter.start(row, self.plans.get(row.digest), not_after_ms=None):
+                    self._count("started")
 
     def _watched_for(self, epoch: Epoch) -> float:
         """Seconds for which the board of `epoch` was seen without a break."""

@@ -45,6 +45,7 @@ from convergio.tasks.app import PRIORITY_SEPARATOR
 from convergio.workers import boot
 from convergio.workers.process import WorkerProcess
 from convergio.workers.service import Service
+from tests.integration import engine_bodies  # noqa: F401  # its functions are registered by importing it
 from tests.waiting import wait_until
 
 TICK: Final = 0.5
@@ -54,7 +55,7 @@ QUIET: Final = pytest.mark.filterwarnings("ignore:Call to deprecated setex:Depre
 """Celery's own result backend calls what redis-py has deprecated."""
 
 
-AGE: Final = """
+AGE: Final = """#!lua flags=allow-oom
 for _, name in ipairs(KEYS) do
   local kind = redis.call('TYPE', name).ok
   if kind == 'zset' then

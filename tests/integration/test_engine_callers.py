@@ -18,12 +18,9 @@ from convergio.graphflow.model.ids import RunRef, new_run_id
 from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.workers.callers import Callers
-from tests.integration import engine_bodies
 from tests.integration.engine_rig import QUIET, Stage, chain, sign_off, single, stage_on
 
 pytestmark = QUIET
-
-assert engine_bodies  # its functions are registered by importing it
 
 
 @pytest.fixture

@@ -13,12 +13,9 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
-from tests.integration import engine_bodies
 from tests.integration.engine_rig import QUIET, Stage, single, stage_on
 
 pytestmark = QUIET
-
-assert engine_bodies  # its functions are registered by importing it
 
 
 @pytest.fixture

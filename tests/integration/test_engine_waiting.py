@@ -13,12 +13,9 @@ from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
-from tests.integration import engine_bodies
 from tests.integration.engine_rig import QUIET, Stage, chain, sign_off, single, stage_on
 
 pytestmark = QUIET
-
-assert engine_bodies  # its functions are registered by importing it
 
 UNACKED = ("unacked", "unacked_index", "convergio.unacked", "convergio.unacked_index")
 
