@@ -45,8 +45,10 @@ from convergio.tasks.app import PRIORITY_SEPARATOR
 from convergio.workers import boot
 from convergio.workers.process import WorkerProcess
 from convergio.workers.service import Service
-from tests.integration import engine_bodies  # noqa: F401  # its functions are registered by importing it
+from tests.integration import engine_bodies
 from tests.waiting import wait_until
+
+assert engine_bodies.QUICK  # importing the module registers its functions
 
 TICK: Final = 0.5
 """Seconds between two sweeps while time passes."""

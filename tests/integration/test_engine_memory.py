@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -70,18 +71,17 @@ def test_a_new_run_is_not_started_while_memory_is_full_and_is_not_lost(stage: St
     assert stage.row(ref).state is RunState.SUCCEEDED
 
 
-def test_signals_and_cancels_do_not_wait_behind_runs_that_cannot_be_started(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_signals_and_cancels_do_not_wait_behind_runs_that_cannot_be_started(stage: Stage) -> None:
     """They are what ends runs, and gives memory back."""
-    signed, cancelled = stage.submit(sign_off()), stage.submit(chain())
+    signed = stage.submit(sign_off())
     stage.answer_all()
+    cancelled = stage.submit(chain())
     stage.journal()
     fill(stage)
     stage.submit(single())
-    monkeypatch.setattr(stage.worker.process.entrance, "wake", lambda *_: None)
-    stage.signal(signed, "sign")
-    stage.worker.process.entrance.cancel(cancelled, by="boss")
+    with mock.patch.object(stage.worker.process.entrance, "wake"):
+        stage.signal(signed, "sign")
+        stage.worker.process.entrance.cancel(cancelled, by="boss")
     stage.age_rows(20)
     with pytest.raises(errors.BoardUnavailable, match="memory"):
         stage.service.sweeper.apply_rows()

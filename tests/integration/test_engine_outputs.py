@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
+from celery.exceptions import WorkerTerminate
 
+from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
@@ -155,6 +158,18 @@ def test_a_body_that_leaves_by_another_door_fails_its_step(stage: Stage, functio
     """`sys.exit`, Celery's Ignore, a coroutine's own cancellation: nobody else would ever settle the claim."""
     error = error_of(stage, single(f"probe.{function}"))
     assert error["code"] == "STEP_FAILED"
+
+
+def test_a_process_that_celery_stops_leaves_its_step_to_others(stage: Stage) -> None:
+    """That is no failure of the step: without beats its lease ends."""
+    ref = stage.submit(single())
+    with mock.patch.object(Steps, "succeed", side_effect=WorkerTerminate), pytest.raises(WorkerTerminate):
+        stage.answer_all()
+    assert stage.word(ref, "only").state is StepState.RUNNING
+    stage.pass_time(7)
+    stage.answer_all(stage.another_worker())
+    stage.journal()
+    assert stage.row(ref).state is RunState.SUCCEEDED
 
 
 def test_a_coroutine_that_exits_takes_nobody_elses_loop_with_it(stage: Stage) -> None:
