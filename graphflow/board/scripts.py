@@ -173,6 +173,54 @@ def arrive(
     return _locked(answer, epoch, ref, token, wanted)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """A step that a success moves: it becomes READY by its `bell`; without one, it is a join of `edges` edges, not the
+    last of which is taken now. `references`: the steps whose outputs it reads."""
+
+    step: str
+    edges: int
+    references: Sequence[str] = ()
+    bell: Doorbell | None = None
+
+
+def complete(
+    link: Link,
+    held: Claimed,
+    *,
+    output: str,
+    outcome: str,
+    following: Sequence[Following],
+    token: str,
+    wanted: Sequence[str],
+) -> Locked | None:
+    """COMPLETE: record a success and, if nothing contends, its consequences with it.
+
+    None: nothing is left to do here. Locked: it came to what ARRIVE does, and the inbox is ours to drain. Raises
+    StaleFence if the claim is not the owner.
+    """
+    epoch, ref = held.epoch, held.ref
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.inbox(ref), keys.inboxes, keys.journal, keys.feed(ref)]
+    order = _numbered(one.bell.queue_list for one in following if one.bell is not None)
+    for name in order:
+        names += [name, keys.rung(name)]
+    args: list[Any] = [epoch.number, held.step, held.fence, str(ref), held.submitter, output, outcome, token, LOCK_MS]
+    args.append(len(following))
+    for one in following:
+        bell = one.bell
+        rings = ("", "", "") if bell is None else (order[bell.queue_list], bell.ring, bell.content)
+        args += [one.step, one.edges, " ".join(one.references), *rings]
+    answer = link.call("complete", epoch, names, [*args, *wanted])
+    _refuse(answer, held)
+    return _locked(answer, epoch, ref, token, wanted)
+
+
+def _numbered(lists: Iterable[str]) -> dict[str, int]:
+    """Queue lists, each once, counted from 1: scripts name a list by its number among their keys."""
+    return {name: number for number, name in enumerate(sorted(set(lists)), start=1)}
+
+
 def _refuse(answer: Sequence[Any], held: Claimed) -> None:
     if answer[0] in ("FENCED", "GONE"):
         raise errors.StaleFence(run=held.ref.run, step=held.step, now=answer[1] if len(answer) > 1 else "gone")
@@ -206,8 +254,7 @@ def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[
     """
     epoch, ref = locked.epoch, locked.ref
     keys = link.keys(epoch)
-    lists = {bell.queue_list: number for number, bell in reversed(list(enumerate(batch.bells)))}
-    order = {name: number for number, name in enumerate(sorted(lists), start=1)}
+    order = _numbered(bell.queue_list for bell in batch.bells)
     names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.timers, keys.leases, keys.journal]
     names += [keys.feed(ref), keys.parked]
     for name in order:

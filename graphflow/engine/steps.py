@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from convergio.graphflow import decide
+from convergio.graphflow import decide, shortcut
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.bell import Caller
@@ -18,6 +18,7 @@ from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.flow import inputs
+from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import Outcome, Rows, encode
@@ -152,24 +153,26 @@ class Steps:
         )
 
     def _arrive(self, claim: Claim, outcome: Outcome) -> bool:
+        """Tells the outcome: by COMPLETE where what follows is simple, else by ARRIVE."""
         step = self.step(claim)
         kept = outcome.output if outcome.error is None else outcome.error
         output = "" if kept is None else json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
-        text = outcome.as_json()
+        told = {"output": output, "outcome": outcome.as_json()}
         durable = step.durability is Durability.STEP
         names = [] if durable else decide.wanted(claim.plan, step.name)
+        followers = shortcut.followers(claim.plan, step.name) if outcome.state is StepState.SUCCEEDED else None
 
         def deliver(held: scripts.Claimed) -> int | None:
-            answer = scripts.arrive(
-                self.link,
-                held,
-                state=outcome.state,
-                output=output,
-                outcome=text,
-                durable=durable,
-                token=self.nonces.next(),
-                wanted=names,
-            )
+            token = self.nonces.next()
+            answer: scripts.Locked | scripts.Parked | None
+            if followers is not None:
+                following = [self._following(held, claim.plan, follower) for follower in followers]
+                answer = scripts.complete(self.link, held, **told, following=following, token=token, wanted=names)
+            else:
+                state = outcome.state
+                answer = scripts.arrive(
+                    self.link, held, **told, state=state, durable=durable, token=token, wanted=names
+                )
             if isinstance(answer, scripts.Parked):
                 return answer.sequence
             if answer is not None:
@@ -177,6 +180,16 @@ class Steps:
             return None
 
         return self.claims.settle(claim, deliver)
+
+    def _following(self, held: scripts.Claimed, plan: Plan, follower: shortcut.Follower) -> scripts.Following:
+        """The follower with its first doorbell, if it is no join."""
+        bell = None
+        if follower.edges == 1:
+            step = plan.workflow.steps[follower.step]
+            bell = self.ringer.doorbell(_caller(held), step, ring=f"{held.epoch.number}.1", fresh=False)
+        return scripts.Following(
+            step=follower.step, edges=follower.edges, references=plan.references[follower.step], bell=bell
+        )
 
     def _follow(self, locked: scripts.Locked, held: scripts.Claimed) -> None:
         """The outcome is recorded: what follows from it is in the inbox, and the sweeper finds it there if we fail."""

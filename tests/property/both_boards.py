@@ -142,6 +142,26 @@ class Both:
             lambda: self.model.arrive(shadow, lock_ms=lock_ms, **call),
         )
 
+    def complete(self) -> None:
+        held, shadow = self.owner()
+        others = [step for step in STEPS if step != held.step]
+        following = [self.following(others[self.draw(3)])] if self.draw(3) else []
+        following += [self.following(others[2])] if following and following[0].step != others[2] else []
+        token, lock_ms = self.pick(TOKENS), self.lock_span()
+        call: dict[str, Any] = {"output": self.pick(["", '{"x":1}']), "outcome": '{"o":1}', "following": following}
+        call |= {"token": token, "wanted": [f"s:{held.step}", "@open"]}
+        self.ask(
+            f"complete {held.ref} {held.step} {call}",
+            lambda: timed_lock(lock_ms, lambda: scripts.complete(self.stage.link, held, **call)),
+            lambda: self.model.complete(shadow, lock_ms=lock_ms, **call),
+        )
+
+    def following(self, step: str) -> scripts.Following:
+        """A step with one edge, which becomes ready, or with several."""
+        bell = doorbell(step, "1.1") if self.draw(2) else None
+        references = self.pick([(), ("a", "b")])
+        return scripts.Following(step=step, edges=1 if bell else 2 + self.draw(2), references=references, bell=bell)
+
     def park(self) -> None:
         held, shadow = self.owner()
         on = self.pick(["RETRY", "HOOK", "SIGNAL", "SIGNAL"])
@@ -282,6 +302,7 @@ class Both:
 VERBS: list[Callable[[Both], None]] = [
     *[Both.start, Both.beat, Both.record, Both.ring, Both.reassert, Both.release, Both.forget],
     *[Both.post, Both.arrive, Both.park] * 2,
+    *[Both.complete] * 3,
     *[Both.claim, Both.commit] * 3,
 ]
 

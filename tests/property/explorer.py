@@ -66,7 +66,7 @@ def _node(name: str, nodes: Sequence[Node], draw: Draw) -> Node:
     sources = [node.name for node in nodes[-4:] if draw(2)]
     approval, ends = draw(6) == 0, "SUCCEEDED"
     if draw(12) == 0:
-        ends = "FAILED" if approval or draw(2) else "QUARANTINED"
+        ends = "FAILED" if approval or draw(3) == 0 else "QUARANTINED"
     return Node(
         name=name,
         needs=tuple((source, _condition(_above(nodes, [source]), draw)) for source in sources),

@@ -206,6 +206,44 @@ class ModelBoard:
             raise errors.StaleFence
         return self._lock(ref, token, lock_ms, wanted)
 
+    def complete(
+        self, held: Claimed, *, output: str, outcome: str, following: Sequence[scripts.Following], token: str,
+        lock_ms: int = scripts.LOCK_MS, wanted: Sequence[str] = (),
+    ) -> Locked | None:  # fmt: skip
+        """COMPLETE."""
+        run, step, ref, member = self._owned(held), held.step, held.ref, f"{held.ref}/{held.step}"
+        values, was, done = run.values, run.values[f"s:{step}"], f"SUCCEEDED|{held.fence}"
+        if was == done:
+            return self._lock(ref, token, lock_ms, wanted)
+        if was != f"RUNNING|{held.fence}":
+            raise errors.StaleFence
+        self.leases.pop(f"{member}/{held.fence}", None)
+        self.tell(ref, "step.succeeded", step, outcome, held.submitter)
+        if output:
+            values[f"o:{step}"] = output
+        self._set(run, f"s:{step}", done)
+        if not _idle(run) or not all(_simple(values, one) for one in following):
+            self._push(ref, json.dumps({"t": "arrived", "step": step}))
+            return self._lock(ref, token, lock_ms, wanted)
+        values[f"c:{step}"] = "x"
+        values["@open"] = str(int(values["@open"]) - 1)
+        for one in following:
+            self._move(ref, run, one)
+        return None
+
+    def _move(self, ref: RunRef, run: ModelRun, one: scripts.Following) -> None:
+        values = run.values
+        if one.bell is None:
+            for name in (f"j:{one.step}", f"k:{one.step}"):
+                values[name] = str(int(values.get(name, 0)) + 1)
+            return
+        values[f"n:{one.step}"] = "1"
+        self._set(run, f"s:{one.step}", f"READY|{one.bell.ring}")
+        if one.references:
+            values[f"r:{one.step}"] = " ".join(one.references)
+        self._ding(ref, one.bell)
+        self.tell(ref, "step.ready", one.step, "{}", None)
+
     def park(
         self, held: Claimed, *, on: str, delay_ms: int | None, attempt: int, kind: str, data: str, detail: str = "",
         look_back: str = "",
@@ -341,6 +379,19 @@ class ModelBoard:
         self.runs.pop(ref, None)
         self.done.pop(str(ref), None)
         self.inboxes.pop(str(ref), None)
+
+
+def _idle(run: ModelRun) -> bool:
+    """Nothing contends for the run, and it goes on after one more step has ended."""
+    values = run.values
+    marks = "@stop" in values or "@lock" in values
+    return values["@state"] == "RUNNING" and not marks and not run.inbox and int(values["@open"]) > 1
+
+
+def _simple(values: Mapping[str, str], one: scripts.Following) -> bool:
+    """The step waits, was never rung, and a join does not fire by one more edge."""
+    waits = f"s:{one.step}" not in values and f"n:{one.step}" not in values
+    return waits and (one.bell is not None or int(values.get(f"j:{one.step}", 0)) + 1 < one.edges)
 
 
 def _drop(sets: dict[str, dict[str, float]], name: str, member: str) -> None:

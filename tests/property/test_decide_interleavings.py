@@ -33,7 +33,7 @@ FAULTS = {
     *["a decision is overtaken", "a decision is split", "an answer to a drainer gets lost", "a wake-up gets lost"],
     *["a cancel is asked for", "an entry comes twice", "a step is put in quarantine", "an outcome is released"],
     *["the journaler dies before it releases", "the journaler dies before it drains"],
-    *["a board is wiped", "a board is restarted"],
+    *["a board is wiped", "a board is restarted", "a shortcut is taken", "a shortcut is refused"],
 }
 """What a suite of histories must have seen, each more than once in five hundred of them."""
 

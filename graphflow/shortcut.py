@@ -1,0 +1,39 @@
+"""What follows from a step's success if nothing contends: known from the plan alone, so that one script can do it all.
+
+The semantics are those of `decide`; this says only for which steps they are so simple that no decision is needed.
+`tests/property/test_shortcut.py` holds the two equal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.model.workflow import Durability
+
+WIDEST: Final = 32
+"""Followers of a step that are worth naming in every success; more are decided in batches."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Follower:
+    """A step with an unconditional edge from the one that succeeded.
+
+    Where that is its only edge, it becomes READY; else its join is raised by one edge taken.
+    """
+
+    step: str
+    edges: int
+    """how many edges end at it"""
+
+
+def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
+    """Whom the success of `step` moves, without a decision. None: that needs one."""
+    edges = plan.successors[step]
+    steps = plan.workflow.steps
+    if steps[step].durability is Durability.STEP or len(edges) > WIDEST:
+        return None
+    if any(edge.when is not None or steps[edge.target].when is not None for edge in edges):
+        return None
+    return tuple(Follower(step=edge.target, edges=plan.indegree[edge.target]) for edge in edges)
