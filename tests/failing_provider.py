@@ -98,6 +98,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(payload) + (1000 if reply.breaks_off else 0)))
         for name, value in (reply.headers or {}).items():
             self.send_header(name, value)
+        self.send_header("connection", "close")  # or the client's next request may find a connection that just ended
         self.end_headers()
         self.wfile.write(payload)
         self.close_connection = True

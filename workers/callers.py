@@ -77,14 +77,11 @@ class Callers:
     def _approvals(self, ref: RunRef, *, only: str | None = None) -> None:
         """Approval tasks: their AsyncResult is the decision, under the id of the doorbell that was answered first."""
         first: dict[str, Mapping[str, Any]] = {}
-        for row in self.history.timeline(ref.tenant, ref.run):
-            if only is not None and row.step != only:
-                continue
-            if isinstance(row, OutcomeRow):
-                if row.step in first:
-                    self._approval(first[row.step], row)
-            elif row.type == "step.blocked" and row.step and "task_id" in row.data:
+        for row in self.history.events(ref.run, "step.blocked"):
+            if row.step and only in (None, row.step) and "task_id" in row.data:
                 first.setdefault(row.step, row.data)
+        for outcome in self.history.outcomes(ref.run, list(first)):
+            self._approval(first[outcome.step], outcome)
 
     def _approval(self, blocked: Mapping[str, Any], row: OutcomeRow) -> None:
         task_id, node = str(blocked["task_id"]), str(blocked.get("node", ""))

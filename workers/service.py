@@ -15,7 +15,7 @@ from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.engine.canaries import Canaries
-from convergio.graphflow.engine.journaler import GATHER, Journaler
+from convergio.graphflow.engine.journaler import Journaler
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.rebuild import Rebuilder
 from convergio.graphflow.engine.sweeper import INTERVAL, Sweeper
@@ -101,8 +101,11 @@ class Service:
     def _journal(self) -> float:
         if not self.writer_lease.holds():
             return 1.0
-        events = self.journaler.step(between=self.phase)
-        return GATHER if events and not self.journaler.awaited else 0.0
+        if self.journaler.step(between=self.phase):
+            # Commits may have half of this thread's time: what comes meanwhile shares the next one.
+            self._stop.wait(self.journaler.took)
+            self.journaler.gather()
+        return 0.0
 
     def _sweep(self) -> float:
         """What time does, from the board alone: it goes on while SQL is away. Whoever finds no board makes one."""

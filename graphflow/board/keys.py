@@ -11,6 +11,7 @@
 | P:E:timers                    | zset   | tenant/run/step/ON by due time (ms)                                         |
 | P:E:held                      | zset   | tenant/run/step after a rebuild, by the time it is rung (ms)                |
 | P:E:parked                    | zset   | tenant/run/step (or @ for the run's end) by stream sequence                 |
+| P:E:nudge                     | list   | one element if something was parked since the journaler looked              |
 | P:E:inboxes                   | zset   | tenant/run with a non-empty inbox, by time (ms)                             |
 | P:E:runs                      | zset   | live tenant/run by start (ms)                                               |
 | P:E:done                      | zset   | ended tenant/run by the time it leaves the board (ms)                       |
@@ -96,6 +97,10 @@ class Keys:
     @property
     def parked(self) -> str:
         return self._of("parked")
+
+    @property
+    def nudge(self) -> str:
+        return self._of("nudge")
 
     @property
     def inboxes(self) -> str:

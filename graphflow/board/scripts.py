@@ -166,7 +166,7 @@ def arrive(
     names = [keys.epoch, keys.run(ref), keys.leases, keys.inbox(ref), keys.inboxes, keys.journal, keys.feed(ref)]
     args = [epoch.number, held.step, held.fence, str(ref), held.submitter, state, output, outcome]
     args += ["step" if durable else "stream", token, LOCK_MS, *wanted]
-    answer = link.call("arrive", epoch, [*names, keys.parked], args)
+    answer = link.call("arrive", epoch, [*names, keys.parked, keys.nudge], args)
     if answer[0] == "PARKED":
         return Parked(sequence=int(answer[1]))
     _refuse(answer, held)
@@ -256,7 +256,7 @@ def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[
     keys = link.keys(epoch)
     order = _numbered(bell.queue_list for bell in batch.bells)
     names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.timers, keys.leases, keys.journal]
-    names += [keys.feed(ref), keys.parked]
+    names += [keys.feed(ref), keys.parked, keys.nudge]
     for name in order:
         names += [name, keys.rung(name)]
     args: list[Any] = [epoch.number, locked.token, LOCK_MS, str(ref), submitter, batch.consumed, secrets.token_hex(8)]

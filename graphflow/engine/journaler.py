@@ -1,13 +1,15 @@
 """The journaler: event stream -> SQL in group commits -> RELEASE what waited for it -> trim behind a grace tail.
 
-No timer: what is there is committed, the next group collects meanwhile. There is one journaler for the board; that only
-one writes is kept by the row (epoch, high water) in SQL, not by the leader's lease.
+What is there is committed, the next group collects meanwhile; while nothing waits for SQL it may collect longer. There
+is one journaler for the board; that only one writes is kept by the row (epoch, high water) in SQL, not by the leader's
+lease.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
@@ -34,8 +36,8 @@ GRACE_MS: Final = 60_000
 
 RELEASE_CHUNK: Final = 500
 
-GATHER: Final = 0.02
-"""Seconds that the next group collects when nothing waits for the journal: fewer, larger commits."""
+GATHER: Final = 0.1
+"""Seconds that the next group collects while nothing waits for the journal: fewer, larger commits."""
 
 RUN_END: Final = "@"
 """Stands for a step where it is the run's own end that waits for SQL."""
@@ -78,7 +80,8 @@ class Journaler:
         self.finished = finished
         self.decided = decided
         self.committed = 0
-        self.awaited = False
+        self.took = 0.0
+        self._awaited = False
         self._owes_release = False
         self._trimmed = 0
         self._at: tuple[Epoch, int] | None = None
@@ -94,6 +97,7 @@ class Journaler:
         events = self._read(epoch, high_water, wait_ms)
         if not events:
             return 0
+        began = time.monotonic()
         last = events[-1].seq
         between("commit")
         try:
@@ -114,7 +118,17 @@ class Journaler:
         if last - self._trimmed >= TRIM_EVERY:
             between("trim")
             self._trim(epoch, last)
+        self.took = time.monotonic() - began
         return len(events)
+
+    def gather(self) -> None:
+        """Lets the next group collect until something waits for it, at most GATHER. Raises BoardUnavailable."""
+        if self._awaited or self._at is None:
+            return
+        try:
+            self.link.client.blpop([self.link.keys(self._at[0]).nudge], timeout=GATHER)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
 
     def _position(self) -> tuple[Epoch, int]:
         """Where to go on. Read from SQL whenever the epoch changed: a new leader knows nothing else."""
@@ -141,7 +155,7 @@ class Journaler:
         """Lets go on what waited for SQL, and tells who asked when a run has ended."""
         while True:
             parked, waiting = scripts.reach(self.link, epoch, high_water=high_water, limit=RELEASE_CHUNK)
-            self.awaited = waiting > 0
+            self._awaited = waiting > 0
             if not parked:
                 self._owes_release = False
                 return

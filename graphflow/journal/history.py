@@ -93,6 +93,24 @@ class History:
         with self._database.read() as connection:
             return [DeadEventRow.of(row) for row in connection.execute(newest)]
 
+    # --- for the service process ----------------------------------------------------------------------------------
+
+    def events(self, run_id: str, kind: str) -> list[EventRow]:
+        """A run's events of one type, in order."""
+        events = tables.events.c
+        select = sa.select(tables.events).where(events.run_id == run_id, events.type == kind)
+        with self._database.read() as connection:
+            return [EventRow.of(row) for row in connection.execute(select.order_by(*_ORDER["events"]))]
+
+    def outcomes(self, run_id: str, steps: Sequence[str]) -> list[OutcomeRow]:
+        """The outcomes of some of a run's steps, in order; no steps, no statement."""
+        if not steps:
+            return []
+        outcomes = tables.outcomes.c
+        select = sa.select(tables.outcomes).where(outcomes.run_id == run_id, outcomes.step.in_(steps))
+        with self._database.read() as connection:
+            return [OutcomeRow.of(row) for row in connection.execute(select.order_by(*_ORDER["outcomes"]))]
+
     # --- for the sweeper ------------------------------------------------------------------------------------------
 
     def accepted_before(self, not_after_ms: int, limit: int) -> list[RunRow]:

@@ -371,7 +371,7 @@ def model_state(board: ModelBoard) -> Any:
     found: dict[str, Any] = {
         name: {member: float(score) for member, score in members.items()} for name, members in sets.items()
     }
-    found["journal"] = board.journal
+    found |= {"journal": board.journal, "nudge": board.nudge}
     for ref, run in board.runs.items():
         place = f"{ref.tenant}:{ref.run}"
         found |= {place: run.values, f"{place}:inbox": run.inbox, f"{place}:feed": run.feed}

@@ -42,6 +42,7 @@ class ModelBoard:
     plans: dict[str, str] = field(default_factory=dict[str, str])
     journal: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
     released: int | None = None
+    nudge: list[str] = field(default_factory=list[str])
     leases: dict[str, float] = field(default_factory=dict[str, float])
     timers: dict[str, float] = field(default_factory=dict[str, float])
     held: dict[str, float] = field(default_factory=dict[str, float])
@@ -92,6 +93,10 @@ class ModelBoard:
         entries = [json.loads(text) for text in run.inbox[:100]]
         values = {name: run.values.get(name, "") for name in wanted}
         return Locked(epoch=self.epoch, ref=ref, token=token, entries=entries, values=values)
+
+    def _park(self, member: str, sequence: int) -> None:
+        self.parked[member] = sequence
+        self.nudge = ["1"]
 
     def _push(self, ref: RunRef, entry: str) -> None:
         self.runs[ref].inbox.append(entry)
@@ -196,7 +201,7 @@ class ModelBoard:
                 run.values[f"o:{step}"] = output
             if durable:
                 self._set(run, f"s:{step}", f"BLOCKED|JOURNAL|{self.now_ms}|{done}")
-                self.parked[member] = sequence
+                self._park(member, sequence)
                 return Parked(sequence=sequence)
             self._set(run, f"s:{step}", done)
             self._push(ref, json.dumps({"t": "arrived", "step": step}))
@@ -340,7 +345,7 @@ class ModelBoard:
         for kind, step, flags, member, data in batch.events:
             sequence = self.tell(ref, kind, step, data, submitter if flags else None)
             if flags == "jp":
-                self.parked[member] = sequence
+                self._park(member, sequence)
         if not run.inbox:
             del run.values["@lock"]
             self.inboxes.pop(str(ref), None)

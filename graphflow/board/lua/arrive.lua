@@ -1,5 +1,5 @@
 -- arrive: record the outcome of a claimed step, at most once. Its consequences go to the run's inbox.
--- KEYS: 1 epoch, 2 run, 3 leases, 4 inbox, 5 inboxes, 6 journal, 7 feed, 8 parked
+-- KEYS: 1 epoch, 2 run, 3 leases, 4 inbox, 5 inboxes, 6 journal, 7 feed, 8 parked, 9 nudge
 -- ARGV: 1 token, 2 epoch number, 3 step, 4 fence, 5 tenant/run, 6 submitter, 7 state, 8 output, 9 outcome (JSON),
 --       10 durability, 11 lock token, 12 lock ms, 13.. fields to read under the lock
 -- Returns: PARKED sequence | LOCKED entries values | BUSY | EMPTY | FENCED state | GONE | REBUILD
@@ -13,8 +13,7 @@ if was == 'RUNNING|' .. ARGV[4] then
   if ARGV[8] ~= '' then redis.call('HSET', KEYS[2], 'o:' .. step, ARGV[8]) end
   if ARGV[10] == 'step' then
     redis.call('HSET', KEYS[2], 's:' .. step, 'BLOCKED|JOURNAL|' .. number(at) .. '|' .. done)
-    redis.call('ZADD', KEYS[8], sequence(id), member)
-    return {'PARKED', sequence(id)}
+    return {'PARKED', park(KEYS[8], KEYS[9], id, member)}
   end
   redis.call('HSET', KEYS[2], 's:' .. step, done)
   redis.call('RPUSH', KEYS[4], cjson.encode({t = 'arrived', step = step}))

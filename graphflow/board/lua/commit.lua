@@ -1,5 +1,6 @@
 -- commit: write what the holder of a run's lock decided, all or nothing. Unlocks when the inbox is empty.
--- KEYS: 1 epoch, 2 run, 3 inbox, 4 inboxes, 5 timers, 6 leases, 7 journal, 8 feed, 9 parked, 10.. list, rung, list, rung ...
+-- KEYS: 1 epoch, 2 run, 3 inbox, 4 inboxes, 5 timers, 6 leases, 7 journal, 8 feed, 9 parked, 10 nudge,
+--       11.. list, rung, list, rung ...
 -- ARGV: 1 token, 2 epoch number, 3 lock token, 4 lock ms, 5 tenant/run, 6 submitter, 7 consumed entries, 8 name of this
 --       commit (asked twice, it is written once: not every commit has a write that would refuse its repetition), groups:
 --       writes (field, from, to; '' = absent), posts (entry), leases (member), timers (member, due ms; '' = drop),
@@ -28,14 +29,14 @@ for _ = 1, take() do
   if due == '' then redis.call('ZREM', KEYS[5], member) else redis.call('ZADD', KEYS[5], due, member) end
 end
 for _ = 1, take() do
-  local n, side, bytes, member = 8 + 2 * take(), take(), take(), take()
+  local n, side, bytes, member = 9 + 2 * take(), take(), take(), take()
   redis.call(side .. 'PUSH', KEYS[n], bytes)
   redis.call('ZADD', KEYS[n + 1], at, member)
 end
 for _ = 1, take() do
   local kind, step, flags, member, data = take(), take(), take(), take(), take()
   local id = tell(run, KEYS[8], flags ~= '' and KEYS[7], ARGV[2], ARGV[5], ARGV[6], kind, step, at, data)
-  if flags == 'jp' then redis.call('ZADD', KEYS[9], sequence(id), member) end
+  if flags == 'jp' then park(KEYS[9], KEYS[10], id, member) end
 end
 local left = redis.call('LRANGE', KEYS[3], 0, 99)
 if #left > 0 then

@@ -15,6 +15,12 @@ local function tell(run, feed, journal, epoch, ref, submitter, kind, step, at, d
     'a', number(at), 'd', data)
 end
 local function sequence(id) return string.match(id, '%-(%d+)$') end
+-- What an event says waits until SQL has the event: the journaler need not gather more. Returns the stream sequence.
+local function park(parked, nudge, id, member)
+  redis.call('ZADD', parked, sequence(id), member)
+  if redis.call('LLEN', nudge) == 0 then redis.call('LPUSH', nudge, '1') end
+  return sequence(id)
+end
 -- Take the run's lock if it is free, and read what its inbox holds. The lock is a lease: its holder may die.
 local function lock(run, inbox, token, ms, at, first)
   local held = redis.call('HGET', run, '@lock')
