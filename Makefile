@@ -11,6 +11,8 @@ PACKAGES := benchmarks config graphflow tasks workers
 SOURCES := $(PACKAGES) tests
 COMPILE = build/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) pyproject.toml --group build --group data --group model
+# Most tests wait for processes most of the time: two at once need little more than one alone.
+JOBS ?= 2
 ROUNDS ?= 30
 SEED ?= 1
 
@@ -26,8 +28,8 @@ install-dev: $(VENV)/.dev ## The same with the packages for tests and linters
 demo: install ## A business workflow on real input (YES=1 answers for you; INPUT=file WORKFLOW=name)
 	@$(BIN)/convergio demo $(if $(YES),--yes) $(if $(INPUT),--input "$(INPUT)") $(if $(WORKFLOW),--workflow "$(WORKFLOW)")
 
-test: install-dev ## The whole suite; what cannot run here is listed with its reason (ARGS= goes to pytest)
-	$(BIN)/python -m pytest $(ARGS)
+test: install-dev ## The whole suite; what cannot run here is listed with its reason (ARGS= goes to pytest, JOBS=0: one by one)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 check: install-dev types-path ## The fast loop, under a minute: format, lint, import rules, types, unit tests
 	@$(MAKE) --no-print-directory -j2 --output-sync=target lint types unit

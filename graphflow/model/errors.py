@@ -25,8 +25,8 @@ class ConvergioError(Exception):
 
     def __str__(self) -> str:
         place = " ".join(f"{name}={value}" for name, value in self.where.items())
-        parts = [f"{self.code}  {self.message}", f"({place})" if place else "", self.hint or ""]
-        return " ".join(part for part in parts if part)
+        said = " ".join(part for part in (f"{self.code}  {self.message}", f"({place})" if place else "") if part)
+        return f"{said.removesuffix('.')}. {self.hint}" if self.hint else said
 
     def as_dict(self) -> dict[str, Any]:
         """The shape in which an error crosses a process: code, message, hint, retryable."""
