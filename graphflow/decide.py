@@ -8,113 +8,52 @@ far it got, so that the next holder of the run's lock goes on exactly there.
 from __future__ import annotations
 
 import json
-from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from convergio.graphflow.board import fields
+from convergio.graphflow.decision import START, Decision, Entry, Event, Ring, Unloaded, View
+from convergio.graphflow.draft import AHEAD, Draft, Full, of_target
 from convergio.graphflow.flow import expressions, inputs
 from convergio.graphflow.flow.plan import OutEdge, Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
+from convergio.graphflow.model.workflow import OnFailure, Step, StepKind
 
 BUDGET: Final = 400
 """Writes after which a decision ends; a COMMIT has at most 500 items."""
 
-AHEAD: Final = 200
-"""Steps whose fields are asked for at once where a decision goes through many."""
-
 FOLLOWED: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
 """States after which a step's outgoing edges are resolved; the other terminal ones end the run, or follow its end."""
+
+BROKEN: Final = (StepState.FAILED, StepState.QUARANTINED)
+"""States that end the run, unless the step's `on_failure` says that it goes on."""
 
 TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
 """What a step waits for with a timer; it runs again then."""
 
-START: Final = "@"
+OPEN: Final = (StepState.WAITING, StepState.READY, StepState.RUNNING)
+"""States in which a step may still come to wait for a signal, as it may while it is blocked on what is TIMED."""
+
+QUEUE: Final = "QUEUE"
+"""The timer of a READY step that no worker takes; it is blocked on nothing."""
+
+VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL)
+"""Timers that are entries of the inbox when they are due; the others ring their step."""
+
 DONE: Final = "x"
 
-Entry = Mapping[str, Any]
 
+def decide(
+    plan: Plan, view: View, entries: Sequence[Entry], *, epoch: int, now_ms: int, budget: int = BUDGET
+) -> Decision:
+    """What follows from `entries`, in their order. Raises Unloaded when the view lacks a field.
 
-class Unloaded(Exception):
-    """The decision needs fields that were not read yet; with `everything` it needs every step's state."""
-
-    def __init__(self, names: Iterable[str] = (), *, everything: bool = False) -> None:
-        self.names = tuple(names)
-        self.everything = everything
-        super().__init__(*self.names)
-
-
-@dataclass(slots=True)
-class View:
-    """Fields of a run's hash, as read under its lock.
-
-    "" is an absent field; `complete`: every step's state was read.
+    `now_ms`: when the run's lock was taken (Redis TIME); nothing but the time of timers depends on it.
     """
-
-    values: dict[str, str]
-    complete: bool = False
-    blank: bool = False
-    """the run was made a moment ago: a field that was not read is absent"""
-
-    def get(self, name: str) -> str:
-        """The field's value; raises Unloaded if nobody read it."""
-        try:
-            return self.values[name]
-        except KeyError:
-            if self.knows(name):
-                return ""
-            raise Unloaded([name]) from None
-
-    def knows(self, name: str) -> bool:
-        """Whether `get` has an answer."""
-        return name in self.values or self.blank or (self.complete and name.startswith("s:"))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
-    """An event to tell. `journal`: SQL gets it too. `park`: what it says is released only when SQL has it."""
-
-    kind: str
-    step: str = ""
-    data: str = "{}"
-    journal: bool = True
-    park: bool = False
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ring:
-    """A doorbell to push. `fresh`: the run begins with it (continuations go first)."""
-
-    step: str
-    ring: str
-    fresh: bool
-
-
-@dataclass(slots=True)
-class Decision:
-    """What to write in one COMMIT, all or nothing."""
-
-    writes: dict[str, tuple[str, str]] = field(default_factory=dict)
-    """field -> (value it must have, value it gets)"""
-    rings: list[Ring] = field(default_factory=list)
-    leases: list[tuple[str, str]] = field(default_factory=list)
-    """(step, fence) to drop"""
-    timers: list[tuple[str, BlockedOn]] = field(default_factory=list)
-    """timers to drop"""
-    events: list[Event] = field(default_factory=list)
-    posts: list[Entry] = field(default_factory=list)
-    """entries for the inbox: what did not fit"""
-    consumed: int = 0
-    """entries of the inbox that are wholly dealt with"""
-
-
-def decide(plan: Plan, view: View, entries: Sequence[Entry], *, epoch: int, budget: int = BUDGET) -> Decision:
-    """What follows from `entries`, in their order. Raises Unloaded when the view lacks a field."""
-    return _Draft(plan, view, epoch, budget).run(entries)
+    return _Semantics(plan, view, epoch, now_ms, budget).run(entries)
 
 
 def wanted(plan: Plan, step: str) -> list[str]:
@@ -125,25 +64,8 @@ def wanted(plan: Plan, step: str) -> list[str]:
     return names
 
 
-def of_target(plan: Plan, step: str) -> list[str]:
-    """The fields that change when an incoming edge of `step` is resolved."""
-    names = [fields.state(step), fields.rings(step)]
-    return names if plan.indegree[step] < 2 else [*names, fields.resolved(step), fields.taken(step)]
-
-
-class _Full(Exception):
-    """The budget is used up; what is left stays for the next decision."""
-
-
-class _Draft:
-    def __init__(self, plan: Plan, view: View, epoch: int, budget: int) -> None:
-        self.plan = plan
-        self.view = view
-        self.epoch = epoch
-        self.budget = budget
-        self.made = Decision()
-        self.queue: deque[Entry] = deque()
-        self.flush = False
+class _Semantics(Draft):
+    """What each entry means."""
 
     def run(self, entries: Sequence[Entry]) -> Decision:
         try:
@@ -155,53 +77,10 @@ class _Draft:
             while self.queue and not self.flush:
                 self.handle(self.queue[0])
                 self.queue.popleft()
-        except _Full:
+        except Full:
             pass
         self.made.posts = list(self.queue)
         return self.made
-
-    # --- reading and writing --------------------------------------------------------------------------------------
-
-    def get(self, name: str) -> str:
-        write = self.made.writes.get(name)
-        return write[1] if write else self.view.get(name)
-
-    def put(self, name: str, value: str) -> None:
-        was = self.made.writes[name][0] if name in self.made.writes else self.view.get(name)
-        self.made.writes[name] = (was, value)
-
-    def room(self) -> None:
-        if len(self.made.writes) + len(self.made.events) >= self.budget:
-            raise _Full
-
-    def foresee(self, targets: Sequence[str], index: int) -> None:
-        """Asks for the fields of many steps at once, where the one at `index` was not read."""
-        if not self.view.knows(fields.state(targets[index])):
-            ahead = [name for target in targets[index : index + AHEAD] for name in of_target(self.plan, target)]
-            raise Unloaded(name for name in ahead if not self.view.knows(name))
-
-    def word(self, step: str) -> fields.Word:
-        return fields.Word.parse(self.get(fields.state(step)))
-
-    def tell(self, kind: str, step: str = "", data: Any = None, *, park: bool = False) -> None:
-        text = data if isinstance(data, str) else json.dumps(data or {}, ensure_ascii=False, separators=(",", ":"))
-        self.made.events.append(Event(kind=kind, step=step, data=text, park=park))
-
-    def ended(self) -> bool:
-        return self.get(fields.STATE) != RunState.RUNNING or self.get(fields.STOP) != ""
-
-    def names(self, steps: Iterable[str], *, given: bool = True) -> dict[str, Any]:
-        """The outputs of `steps` and, if `given`, the input: what an expression may name. What is not there is null."""
-        wanted = [*map(fields.output, steps), *([fields.INPUT] if given else [])]
-        missing = [name for name in wanted if not self.view.knows(name)]
-        if missing:
-            raise Unloaded(missing)
-        values = {step: self.output(step) for step in steps}
-        return {**values, "input": json.loads(self.get(fields.INPUT) or "null")} if given else values
-
-    def output(self, step: str) -> Any:
-        succeeded = self.word(step).state is StepState.SUCCEEDED
-        return json.loads(self.get(fields.output(step)) or "null") if succeeded else None
 
     # --- entries --------------------------------------------------------------------------------------------------
 
@@ -213,6 +92,8 @@ class _Draft:
                 self.arrived(entry["step"])
             case "signal":
                 self.signal(entry)
+            case "timer":
+                self.timer(entry)
             case "cancel":
                 self.cancel(entry)
             case "quarantine":
@@ -244,7 +125,7 @@ class _Draft:
         if self.ended():
             return
         word = self.word(step)
-        if word.state not in FOLLOWED:
+        if word.state not in FOLLOWED and not self.shrugged(step, word):
             self.stopped(step, word)
             return
         edges = self.plan.successors[step]
@@ -261,6 +142,10 @@ class _Draft:
         self.put(fields.OPEN, str(left))
         self.put(fields.cursor(step), DONE)
 
+    def shrugged(self, step: str, word: fields.Word) -> bool:
+        """Whether the step ended badly and the run goes on all the same, with null as its result."""
+        return word.state in BROKEN and self.plan.workflow.steps[step].on_failure is OnFailure.CONTINUE
+
     def stopped(self, step: str, word: fields.Word) -> None:
         """The step ended badly, and the run with it. One that was withdrawn is no reason: it only follows from one."""
         if word.state not in TERMINAL_STEP:
@@ -274,26 +159,26 @@ class _Draft:
         return {**error, "step": step, "state": word.state.value}
 
     def resolve(self, edge: OutEdge, word: fields.Word) -> None:
-        """One incoming edge of its target is now known: taken or skipped. A join fires when all are known."""
+        """One more edge of its target is known: taken or skipped. The target's join policy says what follows."""
         target = edge.target
         if self.word(target).state is not StepState.WAITING:
             return
         try:
-            taken = word.state is StepState.SUCCEEDED and self.holds(edge.when, edge.references)
+            taken = word.state is not StepState.SKIPPED and self.holds(edge.when, edge.references)
         except errors.ExpressionFailed as error:
             self.fail(target, error)
             return
+        fires: bool | None = taken
         if self.plan.indegree[target] > 1:
             resolved = int(self.get(fields.resolved(target)) or 0) + 1
             count = int(self.get(fields.taken(target)) or 0) + taken
             self.put(fields.resolved(target), str(resolved))
             self.put(fields.taken(target), str(count))
-            if resolved < self.plan.indegree[target]:
-                return
-            taken = count > 0
-        if taken:
+            join = self.plan.workflow.steps[target].join
+            fires = join.fires(edges=self.plan.indegree[target], resolved=resolved, taken=count)
+        if fires:
             self.fire_or_skip(target)
-        else:
+        elif fires is False:
             self.skip(target)
 
     def fire_or_skip(self, step: str, *, fresh: bool = False) -> None:
@@ -303,10 +188,12 @@ class _Draft:
         except errors.ExpressionFailed as error:
             self.fail(step, error)
             return
-        if fires:
-            self.fire(step, fresh)
-        else:
+        if not fires:
             self.skip(step)
+        elif self.plan.workflow.steps[step].kind is StepKind.WAIT:
+            self.wait(self.plan.workflow.steps[step])
+        else:
+            self.fire(step, fresh)
 
     def holds(self, when: str | None, references: Iterable[str]) -> bool:
         """Whether a condition is true; none always is. Raises ExpressionFailed."""
@@ -323,18 +210,14 @@ class _Draft:
             self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
         self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
         self.made.events.append(Event(kind="step.ready", step=step, journal=False))
-
-    def conclude(self, step: str, outcome: Outcome) -> None:
-        """A terminal state that no worker brought. It is followed like any other arrival."""
-        self.put(fields.state(step), outcome.state.value)
-        self.tell(f"step.{outcome.state.value.lower()}", step, outcome.as_json())
-        self.queue.append({"t": "arrived", "step": step})
+        patience = self.plan.workflow.steps[step].queue_timeout
+        if patience is not None:
+            self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
 
     def skip(self, step: str) -> None:
         self.conclude(step, Outcome(state=StepState.SKIPPED))
 
     def fail(self, step: str, error: errors.ConvergioError) -> None:
-        self.made.writes[fields.output(step)] = ("", json.dumps(error.as_dict(), ensure_ascii=False))
         self.conclude(step, Outcome.failed(error))
 
     def quarantine(self, entry: Entry) -> None:
@@ -346,37 +229,100 @@ class _Draft:
         if word.state is StepState.RUNNING:
             self.made.leases.append((step, word.rest))
         error = errors.Quarantined(entry["reason"], hint="look at the worker's log, then start the run again").as_dict()
-        self.put(fields.output(step), json.dumps(error, ensure_ascii=False))
         self.conclude(step, Outcome(state=StepState.QUARANTINED, error=error))
 
+    # --- steps that wait ------------------------------------------------------------------------------------------
+
+    def wait(self, step: Step) -> None:
+        """A `wait` step needs no worker: it is blocked until its time, or until a signal that may have come before."""
+        name = step.spec.get("signal")
+        early = self.get(fields.early(name)) if name else ""
+        if name and early:
+            self.put(fields.early(name), "")
+            self.signalled(step.name, json.loads(early))
+            return
+        try:
+            due = self.due(step)
+        except errors.ExpressionFailed as error:
+            self.fail(step.name, error)
+            return
+        on = BlockedOn.SIGNAL if name else BlockedOn.TIMER
+        self.put(fields.state(step.name), fields.Word(StepState.BLOCKED, f"{on}|{self.now_ms}|{name or ''}|").text)
+        if due is not None:
+            self.made.timers.append((step.name, on, due))
+        self.tell("step.waiting", step.name, {"on": on.value, "signal": name, "due_ms": due})
+
+    def due(self, step: Step) -> int | None:
+        """When the wait ends by itself (ms): its time, or the patience for its signal. Raises ExpressionFailed."""
+        length, until = step.spec.get("for"), step.spec.get("until")
+        if until is not None:
+            return expressions.moment(until, self.names(self.plan.references[step.name]))
+        length = step.timeout if length is None else length
+        return None if length is None else self.now_ms + round(length * 1000)
+
+    def timer(self, entry: Entry) -> None:
+        """A timer is due: a wait is over, or nobody came in time."""
+        step, on = entry["step"], entry["on"]
+        self.room()
+        if not self.ended() and self.get(fields.state(step)) == entry["was"]:
+            definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
+            if on == BlockedOn.TIMER:
+                self.conclude(step, Outcome(state=StepState.SUCCEEDED, started_ms=since))
+            elif on == BlockedOn.SIGNAL:
+                said = f"no signal '{definition.spec['signal']}' came within {definition.timeout:g} s"
+                self.fail(step, errors.StepTimeout(said))
+            else:
+                said = f"no worker of queue '{definition.queue}' took the step within {definition.queue_timeout:g} s"
+                hint = f"start one: convergio worker --queues {definition.queue}"
+                self.fail(step, errors.StepTimeout(said, hint=hint))
+        self.made.timers.append((step, on, None))
+
     def signal(self, entry: Entry) -> None:
-        """A signal ends the approval of its name; one that comes early is kept, one that comes late changes nothing."""
+        """A signal ends what waits for it; one that comes early is kept, one that comes late changes nothing."""
         name = entry["name"]
         self.room()
-        word = self.word(name)
+        waiters = self.plan.waiters.get(name, ())
+        words = {step: self.word(step) for step in waiters}
+        blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
+        coming = [step for step, word in words.items() if word.state in OPEN or word.blocked_on in TIMED]
+        how = "late"
         if self.ended():
-            applied = "late"
-        elif word.blocked_on is BlockedOn.SIGNAL:
-            self.answer(name, word, entry)
-            applied = "applied"
-        elif word.state in (StepState.WAITING, StepState.READY, StepState.RUNNING) or word.blocked_on in TIMED:
-            self.put(fields.state(name), self.get(fields.state(name)))  # a PARK in between must make this commit fail
+            pass
+        elif blocked:
+            how = "applied"
+            for step in blocked:
+                self.answer(step, words[step], entry)
+        elif coming:
+            how = "kept"
+            for step in coming:  # a PARK in between must make this commit fail
+                self.put(fields.state(step), self.get(fields.state(step)))
             if not self.get(fields.early(name)):
                 self.put(fields.early(name), json.dumps(entry, ensure_ascii=False))
-            applied = "kept"
-        else:
-            applied = "late"
-        self.tell("signal.applied", name, {"id": entry["id"], "name": name, "how": applied})
+        for step in blocked or [name]:
+            self.tell("signal.applied", step, {"id": entry["id"], "name": name, "how": how})
+
+    def signalled(self, step: str, entry: Entry, since_ms: int | None = None) -> None:
+        """A `wait` step gets its signal: what it said is the step's output."""
+        started = self.now_ms if since_ms is None else since_ms
+        self.conclude(step, Outcome(state=StepState.SUCCEEDED, output=entry["data"], started_ms=started))
+        if since_ms is None:
+            self.tell("signal.applied", step, {"id": entry["id"], "name": entry["name"], "how": "applied"})
 
     def answer(self, step: str, word: fields.Word, entry: Entry) -> None:
-        """The approval's outcome. Nothing follows from it before it is in SQL: an approval's durability is `step`."""
+        """What the signal does to a step that waits for it.
+
+        An approval's outcome is parked: nothing follows from it before it is in SQL, its durability is `step`.
+        """
         data = entry["data"]
+        if self.plan.workflow.steps[step].kind is StepKind.WAIT:
+            self.made.timers.append((step, BlockedOn.SIGNAL, None))
+            self.signalled(step, entry, word.since_ms)
+            return
         outcome = Outcome(state=StepState.SUCCEEDED, output=data, started_ms=word.since_ms)
         if data.get("decision") != "approve":
             error = errors.ApprovalRejected(f"rejected by {data.get('by', 'unknown')}: {data.get('reason', '')}")
             outcome = Outcome.failed(error, started_ms=word.since_ms)
-        kept = outcome.output if outcome.error is None else outcome.error
-        self.put(fields.output(step), json.dumps(kept, ensure_ascii=False, separators=(",", ":")))
+        self.keep(step, outcome)
         fence = word.rest.rsplit("|", 1)[-1]
         since = f"{BlockedOn.JOURNAL}|{word.since_ms}|{outcome.state}|{fence}"
         self.put(fields.state(step), fields.Word(StepState.BLOCKED, since).text)
@@ -415,8 +361,8 @@ class _Draft:
         word = self.word(step)
         if word.state is StepState.RUNNING:
             self.made.leases.append((step, word.rest))
-        if word.blocked_on in TIMED:
-            self.made.timers.append((step, BlockedOn(word.blocked_on)))
+        if word.blocked_on is not None:
+            self.made.timers.append((step, word.blocked_on, None))
         self.put(fields.state(step), StepState.CANCELLED.value)
         self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from convergio.graphflow.flow.plan import Plan
-from convergio.graphflow.model.workflow import Durability
+from convergio.graphflow.model.workflow import Durability, JoinKind, Step, StepKind
 
 WIDEST: Final = 32
 """Followers of a step that are worth naming in every success; more are decided in batches."""
@@ -34,6 +34,13 @@ def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     steps = plan.workflow.steps
     if steps[step].durability is Durability.STEP or len(edges) > WIDEST:
         return None
-    if any(edge.when is not None or steps[edge.target].when is not None for edge in edges):
+    if not all(edge.when is None and _simple(plan, steps[edge.target]) for edge in edges):
         return None
     return tuple(Follower(step=edge.target, edges=plan.indegree[edge.target]) for edge in edges)
+
+
+def _simple(plan: Plan, step: Step) -> bool:
+    """Whether one edge taken does no more to the step than to count it, or to ring it."""
+    if plan.indegree[step.name] > 1:
+        return step.when is None and step.join.kind is JoinKind.ALL
+    return step.when is None and step.kind is not StepKind.WAIT and step.queue_timeout is None

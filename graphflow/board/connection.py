@@ -36,7 +36,7 @@ UNREACHABLE: Final = (
 """A server that does not answer, or not with what we asked for: what was asked is asked again later."""
 
 
-NEW_WORK: Final = frozenset({"start"})
+NEW_WORK: Final = frozenset({"adopt", "start"})
 """Scripts that a server without memory refuses. All others go on there: what runs must be able to end."""
 
 

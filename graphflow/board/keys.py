@@ -11,7 +11,7 @@
 | P:E:timers                    | zset   | tenant/run/step/ON by due time (ms)                                         |
 | P:E:held                      | zset   | tenant/run/step after a rebuild, by the time it is rung (ms)                |
 | P:E:parked                    | zset   | tenant/run/step (or @ for the run's end) by stream sequence                 |
-| P:E:nudge                     | list   | one element if something was parked since the journaler looked              |
+| P:E:nudge                     | list   | one element if somebody waits for SQL since the journaler looked            |
 | P:E:inboxes                   | zset   | tenant/run with a non-empty inbox, by time (ms)                             |
 | P:E:runs                      | zset   | live tenant/run by start (ms)                                               |
 | P:E:done                      | zset   | ended tenant/run by the time it leaves the board (ms)                       |
@@ -21,6 +21,7 @@
 | P:E:TENANT:RUN                | hash   | the run: see `fields`                                                       |
 | P:E:TENANT:RUN:inbox          | list   | consequences that wait to be decided (JSON)                                 |
 | P:E:TENANT:RUN:feed           | stream | what readers follow, ids `E-seq`                                            |
+| P:E:TENANT:RUN:made:NONCE     | hash   | what becomes the run by ADOPT; until then nobody reads it, and it expires   |
 """
 
 from __future__ import annotations
@@ -125,6 +126,9 @@ class Keys:
 
     def run(self, ref: RunRef) -> str:
         return self._of(f"{ref.tenant}:{ref.run}")
+
+    def made(self, ref: RunRef, nonce: str) -> str:
+        return self._of(f"{ref.tenant}:{ref.run}:made:{nonce}")
 
     def inbox(self, ref: RunRef) -> str:
         return self._of(f"{ref.tenant}:{ref.run}:inbox")

@@ -1,6 +1,6 @@
 """One typed function per Lua script.
 
-What a script may answer is a type here; REBUILD is an exception (BoardRebuilding).
+What a script may answer is a type of `messages`; REBUILD is an exception (BoardRebuilding).
 """
 
 from __future__ import annotations
@@ -8,99 +8,28 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import Epoch, Keys
+from convergio.graphflow.board.messages import (
+    Batch,
+    Beat,
+    Claimed,
+    Doorbell,
+    Following,
+    Locked,
+    Parked,
+    Refused,
+    Ringing,
+)
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
+__all__ = ["Batch", "Beat", "Claimed", "Doorbell", "Following", "Locked", "Parked", "Refused", "Ringing"]
+
 LEASE_MS: Final = 6_000
 LOCK_MS: Final = 2_000
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Claimed:
-    """A claim: the fence, and everything the body needs. Times are milliseconds of Redis TIME."""
-
-    epoch: Epoch
-    ref: RunRef
-    step: str
-    fence: str
-    at_ms: int
-    attempt: int
-    deliveries: int
-    meta: Mapping[str, Any]
-    input: Any
-    records: Mapping[str, Any]
-    outputs: Mapping[str, Any]
-
-    @property
-    def submitter(self) -> str:
-        return str(self.meta["submitter"])
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refused:
-    """No claim: DUPLICATE (the doorbell is old), STOPPED (the run is being ended), GONE (the run left the board)."""
-
-    why: str
-    state: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Locked:
-    """The run's lock is ours: what its inbox holds, and the fields that were asked for."""
-
-    epoch: Epoch
-    ref: RunRef
-    token: str
-    entries: Sequence[Mapping[str, Any]]
-    values: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Parked:
-    """The outcome waits for the journal: it is released when SQL has everything up to `sequence`."""
-
-    sequence: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Doorbell:
-    """A message to push: the queue list, which end of it, the rendered bytes, the step and ring."""
-
-    queue_list: str
-    side: str
-    content: bytes
-    step: str
-    ring: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """One COMMIT. Writes: (field, from, to).
-
-    Leases: step/fence. Timers: (step/ON, due ms or ""). Events: see commit.lua.
-    """
-
-    consumed: int
-    writes: Sequence[tuple[str, str, str]] = ()
-    posts: Sequence[str] = ()
-    leases: Sequence[str] = ()
-    timers: Sequence[tuple[str, str]] = ()
-    bells: Sequence[Doorbell] = ()
-    events: Sequence[tuple[str, str, str, str, str]] = ()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Beat:
-    """What a beat learnt: the board's time, the released high water, and the leases that are lost."""
-
-    at_ms: int
-    released: int
-    lost: frozenset[str] = field(default_factory=frozenset)
 
 
 def claim(
@@ -173,17 +102,6 @@ def arrive(
     return _locked(answer, epoch, ref, token, wanted)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Following:
-    """A step that a success moves: it becomes READY by its `bell`; without one, it is a join of `edges` edges, not the
-    last of which is taken now. `references`: the steps whose outputs it reads."""
-
-    step: str
-    edges: int
-    references: Sequence[str] = ()
-    bell: Doorbell | None = None
-
-
 def complete(
     link: Link,
     held: Claimed,
@@ -230,7 +148,8 @@ def _locked(answer: Sequence[Any], epoch: Epoch, ref: RunRef, token: str, wanted
     if answer[0] != "LOCKED":
         return None
     entries = [json.loads(text) for text in answer[1]]
-    return Locked(epoch=epoch, ref=ref, token=token, entries=entries, values=dict(zip(wanted, answer[2], strict=True)))
+    values = dict(zip(wanted, answer[2], strict=True))
+    return Locked(epoch=epoch, ref=ref, token=token, at_ms=int(answer[3]), entries=entries, values=values)
 
 
 def post(link: Link, ref: RunRef, *, entry: str, token: str, wanted: Sequence[str] = ()) -> Locked | None:
@@ -320,25 +239,18 @@ def park(
     names = [keys.epoch, keys.run(ref), keys.leases, keys.timers, keys.inbox(ref), keys.inboxes, keys.journal]
     args = [epoch.number, held.step, held.fence, str(ref), held.submitter, on, "" if delay_ms is None else delay_ms]
     args += [attempt, kind, data, detail, look_back]
-    answer = link.call("park", epoch, [*names, keys.feed(ref)], args)
+    answer = link.call("park", epoch, [*names, keys.feed(ref), keys.nudge], args)
     _refuse(answer, held)
     return bool(answer[0] == "SIGNALLED")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ringing:
-    """A step to ring: the state it must have, its new doorbell, why, and what else changes (field -> value, "" =
-    absent)."""
-
-    was: str
-    bell: Doorbell
-    count: int
-    kind: str
-    data: str = "{}"
-    lease: str = ""
-    lease_must_be_over: bool = False
-    timer: str = ""
-    sets: Mapping[str, str] = field(default_factory=dict)
+def decline(link: Link, held: Claimed, *, delay_ms: int, data: str) -> None:
+    """DECLINE: give a step back that this worker cannot do; it is rung again after the delay. Raises StaleFence."""
+    epoch, ref = held.epoch, held.ref
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.held, keys.feed(ref)]
+    args = [epoch.number, held.step, held.fence, str(ref), delay_ms, data]
+    _refuse(link.call("decline", epoch, names, args), held)
 
 
 def ring(link: Link, epoch: Epoch, ref: RunRef, *, submitter: str, ringing: Ringing) -> bool:

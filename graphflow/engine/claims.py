@@ -47,6 +47,8 @@ class Claim:
     """recorded facts (JSON), kept while the claim lasts: a new board has to be told them again"""
     unsaid: set[str] = field(default_factory=set[str])
     """keys of facts that the board does not have yet"""
+    said: dict[str, tuple[Epoch, int]] = field(default_factory=dict[str, tuple[Epoch, int]])
+    """keys of facts that the board has: its epoch, and the stream sequence that SQL must have"""
     lost: threading.Event = field(default_factory=threading.Event)
     on_lost: Callable[[], object] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -96,9 +98,23 @@ class Claims:
             except AWAY as error:
                 logger.warning("claim %s: '%s' is recorded later: %s", claim.member, key, error)
 
+    def is_safe(self, claim: Claim, key: str) -> bool:
+        """Whether SQL has a recorded fact; False also while the board is away."""
+        epoch, sequence = claim.said.get(key, (claim.held.epoch, None))
+        if sequence is None or epoch != claim.held.epoch:
+            return False
+        try:
+            return scripts.beat(self.link, epoch, []).released >= sequence
+        except AWAY:
+            return False
+
     def owing(self) -> int:
         """How many outcomes the board or SQL do not have yet."""
         return sum(1 for claim in self._snapshot() if claim.deliver is not None)
+
+    def running(self) -> list[Claim]:
+        """The claims whose bodies have not told yet how they ended."""
+        return [claim for claim in self._snapshot() if claim.deliver is None]
 
     def pulse(self) -> None:
         """One beat: assert claims on a new board, prolong leases, tell what is owed, forget what is safe in SQL."""
@@ -143,7 +159,8 @@ class Claims:
 
     def _say(self, claim: Claim) -> None:
         for key in sorted(claim.unsaid):
-            scripts.record(self.link, claim.held, key=key, value=claim.facts[key])
+            sequence = scripts.record(self.link, claim.held, key=key, value=claim.facts[key])
+            claim.said[key] = (claim.held.epoch, sequence)
             claim.unsaid.discard(key)
 
     def _lose(self, claim: Claim) -> None:

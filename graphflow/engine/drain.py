@@ -5,6 +5,7 @@ Whoever holds the run's lock decides on everything in it; nobody waits for the l
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
@@ -12,7 +13,7 @@ from typing import Any, cast
 from convergio.graphflow import decide
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
-from convergio.graphflow.decide import Decision, Unloaded, View
+from convergio.graphflow.decision import START, Decision, Event, Unloaded, View
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
@@ -57,7 +58,7 @@ class Drain:
     def _decide(self, locked: scripts.Locked, plan: Plan, view: View) -> Decision:
         while True:
             try:
-                return decide.decide(plan, view, locked.entries, epoch=locked.epoch.number)
+                return decide.decide(plan, view, locked.entries, epoch=locked.epoch.number, now_ms=locked.at_ms)
             except Unloaded as missing:
                 if missing.everything:
                     view.values.update(self._states(locked))
@@ -88,7 +89,7 @@ class Drain:
             writes=[(name, was, to) for name, (was, to) in decision.writes.items()],
             posts=[json.dumps(entry, ensure_ascii=False) for entry in decision.posts],
             leases=[f"{step}/{fence}" for step, fence in decision.leases],
-            timers=[(f"{step}/{on}", "") for step, on in decision.timers],
+            timers=[(f"{step}/{on}", "" if due is None else str(due)) for step, on, due in decision.timers],
             bells=[
                 self.ringer.doorbell(caller, steps[ring.step], ring=ring.ring, fresh=ring.fresh)
                 for ring in decision.rings
@@ -97,13 +98,13 @@ class Drain:
         )
 
 
-def _event(event: decide.Event, ref: RunRef) -> tuple[str, str, str, str, str]:
+def _event(event: Event, ref: RunRef) -> tuple[str, str, str, str, str]:
     flags = "" if not event.journal else "jp" if event.park else "j"
-    return event.kind, event.step, flags, f"{ref}/{event.step or decide.START}", event.data
+    return event.kind, event.step, flags, f"{ref}/{event.step or START}", event.data
 
 
 def _next(turn: scripts.Locked, left: Sequence[Mapping[str, Any]]) -> scripts.Locked:
-    return scripts.Locked(epoch=turn.epoch, ref=turn.ref, token=turn.token, entries=left, values=turn.values)
+    return dataclasses.replace(turn, entries=left)
 
 
 def _probably(plan: Plan, entries: Iterable[Mapping[str, Any]]) -> Iterable[str]:

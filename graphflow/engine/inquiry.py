@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,7 @@ from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.bell import CONTINUATION, FRESH, Route, canary_route
-from convergio.graphflow.engine.reason import RunView, StepView
+from convergio.graphflow.engine.reason import RunView, StepView, span
 from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.flow import document
 from convergio.graphflow.journal.history import History
@@ -36,8 +37,8 @@ class _Live:
     values: dict[str, str]
     inbox_ms: int | None = None
     lag: int = 0
-    seen: dict[str, tuple[int, str]] = field(default_factory=dict[str, tuple[int, str]])
-    """Per step: when its last event was, and the worker that the last `step.running` named."""
+    seen: dict[str, tuple[int, str, str]] = field(default_factory=dict[str, tuple[int, str, str]])
+    """Per step: when its last event was, the worker if that was `step.running`, why if it was `step.declined`."""
 
 
 class Inquiry:
@@ -106,7 +107,8 @@ class Inquiry:
             elif row.type == "step.retry":
                 steps[row.step] = replace(steps[row.step], error=row.data.get("error"))
             elif row.type == "step.deferred":
-                steps[row.step] = replace(steps[row.step], note=str(row.data.get("reason", "")))
+                note, awaits = (str(row.data.get(name, "")) for name in ("reason", "awaits"))
+                steps[row.step] = replace(steps[row.step], note=note, awaits=awaits)
             elif row.type == "step.blocked":
                 steps[row.step] = replace(steps[row.step], note=str(row.data.get("description", "")))
 
@@ -143,20 +145,21 @@ class Inquiry:
         last = int(newest[0][0].rsplit("-", 1)[1]) if newest else 0
         return max(0, last - int(released or 0))
 
-    def _seen(self, ref: RunRef, epoch: Epoch) -> dict[str, tuple[int, str]]:
+    def _seen(self, ref: RunRef, epoch: Epoch) -> dict[str, tuple[int, str, str]]:
         feed = self.link.keys(epoch).feed(ref)
         entries = cast("list[tuple[str, dict[str, str]]]", self.link.client.xrevrange(feed, count=RECENT))
-        seen: dict[str, tuple[int, str]] = {}
+        seen: dict[str, tuple[int, str, str]] = {}
         for _, values in reversed(entries):
             worker = values["data"] if values["type"] == "step.running" else ""
-            seen[values["step"]] = (int(values["at"]), worker)
+            missing = _declined(values["data"]) if values["type"] == "step.declined" else ""
+            seen[values["step"]] = (int(values["at"]), worker, missing)
         return seen
 
     def _from_board(self, ref: RunRef, step: StepView, live: _Live) -> StepView:
         word = fields.Word.parse(live.values.get(fields.state(step.name)))
         if word.state is StepState.WAITING and step.state is not StepState.WAITING:
             return step  # SQL is ahead for a moment only on a new board
-        at_ms, worker = live.seen.get(step.name, (None, ""))
+        at_ms, worker, missing = live.seen.get(step.name, (None, "", ""))
         now = replace(
             step,
             state=word.state,
@@ -166,6 +169,7 @@ class Inquiry:
             attempt=int(live.values.get(fields.attempt(step.name), 1)),
             deliveries=int(live.values.get(fields.deliveries(step.name), 0)),
             worker=worker or step.worker,
+            missing=missing,
         )
         if word.state is StepState.RUNNING:
             return replace(now, started_ms=now.since_ms)
@@ -177,7 +181,7 @@ class Inquiry:
     def _waiting_facts(self, ref: RunRef, step: StepView, word: fields.Word, epoch: Epoch) -> StepView:
         """What the sorted sets know of a step that waits."""
         keys, client, member = self.link.keys(epoch), self.link.client, f"{ref}/{step.name}"
-        if step.on in (BlockedOn.RETRY, BlockedOn.HOOK):
+        if step.on not in (None, BlockedOn.JOURNAL):
             due = client.zscore(keys.timers, f"{member}/{step.on}")
             return replace(step, due_ms=None if due is None else int(due))
         if step.state is not StepState.READY:
@@ -218,6 +222,11 @@ def _assembled(
     )
 
 
+def _declined(data: str) -> str:
+    facts = json.loads(data)
+    return f"worker {facts['worker']} cannot do it: {facts['missing']}"
+
+
 def _with_outcome(step: StepView, row: OutcomeRow) -> StepView:
     return replace(
         step,
@@ -231,6 +240,13 @@ def _with_outcome(step: StepView, row: OutcomeRow) -> StepView:
     )
 
 
+def waits_for(spec: Mapping[str, Any]) -> str:
+    """What a `wait` step is for, in words."""
+    if spec["signal"] is not None:
+        return f"signal '{spec['signal']}'"
+    return f"until {spec['until']}" if spec["for"] is None else f"for {span(spec['for'] * 1000)}"
+
+
 def does(step: Step) -> str:
     """The agent, the function or the question, for a table."""
     match step.kind:
@@ -238,6 +254,8 @@ def does(step: Step) -> str:
             return str(step.spec["agent"])
         case StepKind.TASK:
             return str(step.spec["function"])
+        case StepKind.WAIT:
+            return waits_for(step.spec)
         case StepKind.APPROVAL:
             return str(step.spec.get("title") or "approval")
 

@@ -21,7 +21,8 @@ class StepView:
     """One step as it is now. Times in milliseconds of the board's clock; None = not known, or not the case.
 
     `since_ms`: when it came into this state; `due_ms`: when its retry, or its hook's time, is due; `held_ms`: until
-    when a rebuild holds it; `parked`: the outcome that waits for SQL; `ahead`: messages in its queue.
+    when it is held, after a rebuild or because a worker declined it; `parked`: the outcome that waits for SQL; `ahead`:
+    messages in its queue; `awaits`: what goes on elsewhere that its body waits for; `missing`: what a worker lacked.
     """
 
     name: str
@@ -42,6 +43,8 @@ class StepView:
     worker: str | None = None
     error: Mapping[str, Any] | None = None
     note: str = ""
+    awaits: str = ""
+    missing: str = ""
     started_ms: int | None = None
     finished_ms: int | None = None
     tokens: int = 0
@@ -149,6 +152,9 @@ def _waiting(view: RunView, step: StepView) -> str:
 
 
 def _ready(view: RunView, step: StepView, serving: Serving | None) -> str:
+    if step.held_ms is not None and step.missing:
+        start = "Start one that includes its module (CONVERGIO_INCLUDE)"
+        return f"is ready: NO_WORKER, {step.missing}; asked again in {span(step.held_ms - view.now_ms)}. {start}"
     if step.held_ms is not None:
         left = span(step.held_ms - view.now_ms)
         return f"is held for {left} after a rebuild: the worker that ran it may still have it, else it is rung again"
@@ -172,16 +178,27 @@ def _blocked(view: RunView, step: StepView) -> str:
     since = span(view.now_ms - (step.since_ms or view.now_ms))
     due = "soon" if step.due_ms is None else f"in {span(step.due_ms - view.now_ms)}"
     match step.on:
+        case BlockedOn.TIMER:
+            return f"waits {step.does}: goes on {due}"
+        case BlockedOn.SIGNAL if step.kind is StepKind.WAIT:
+            until = "" if step.due_ms is None else f"; fails {due} without it"
+            return f"waits for {step.does} since {since}{until}"
         case BlockedOn.SIGNAL:
             how = f"convergio runs signal {view.id} {step.name} --approve (or --reject)"
             return f"waits for a decision since {since}. Give it: {how}"
         case BlockedOn.RETRY:
             return f"is tried again {due}{_attempt(step)}{_because(step.error)}"
         case BlockedOn.HOOK:
-            return f"is asked again {due}: a pre-run hook deferred it{f' ({step.note})' if step.note else ''}"
+            return _deferred(step, due)
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
             return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"
+
+
+def _deferred(step: StepView, due: str) -> str:
+    if step.awaits:
+        return f"waits for {step.awaits}, and looks again {due}"
+    return f"is asked again {due}: a pre-run hook deferred it{f' ({step.note})' if step.note else ''}"
 
 
 def _ended(view: RunView, step: StepView) -> str:

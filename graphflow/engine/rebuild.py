@@ -14,10 +14,10 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import Any, Final, cast
 
-from convergio.graphflow import decide
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
+from convergio.graphflow.decision import Event
 from convergio.graphflow.engine.journaler import event_of
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.plans import Plans
@@ -219,7 +219,7 @@ class Rebuilder:
             logger.warning("keys of epoch %d stay on the board: %s", old, error)
 
 
-def _entry(event: decide.Event, facts: RunFacts, seq: int, now_ms: int) -> dict[Any, Any]:
+def _entry(event: Event, facts: RunFacts, seq: int, now_ms: int) -> dict[Any, Any]:
     ref, submitter = str(ref_of(facts.run)), facts.run.submitter
     return {"t": event.kind, "r": ref, "u": submitter, "s": event.step, "q": seq, "a": now_ms, "d": event.data}
 

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convergio.graphflow import decide
+from convergio.graphflow import decide, draft
 from convergio.graphflow.board import fields
-from convergio.graphflow.decide import Entry, Unloaded, View
+from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import meta_of, signal_entry
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunFacts
@@ -38,7 +38,7 @@ class Restored:
     """step/ON -> due (ms)"""
     inbox: list[Entry] = field(default_factory=list)
     """what must be decided on the live board, because it has consequences that SQL does not know"""
-    events: list[decide.Event] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     """outcomes that follow from journaled ones, but were not journaled themselves yet"""
 
 
@@ -47,7 +47,7 @@ def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored
     work = _Work(facts, plan, epoch, now_ms)
     if facts.run.state is RunState.ACCEPTED:
         # It may have begun on the board that is gone, and its first steps may run still: they must find it here.
-        work.made.events.append(decide.Event(kind="run.started"))
+        work.made.events.append(Event(kind="run.started"))
     work.replay({"t": "start"})
     for outcome in facts.outcomes:
         work.outcome(outcome)
@@ -68,6 +68,8 @@ class _Work:
         self.now_ms = now_ms
         self.made = Restored()
         self.known = {row.step for row in facts.outcomes}
+        self.told = {(row.type, row.step) for row in facts.events}
+        self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _ended_a_wait(row)}
         run = facts.run
         values = {
             fields.STATE: RunState.RUNNING.value,
@@ -85,7 +87,7 @@ class _Work:
         if self.word(row.step).state in TERMINAL_STEP and fields.cursor(row.step) in self.view.values:
             return  # it was derived already, from what it follows from
         self.view.values[fields.state(row.step)] = f"{row.state}|{JOURNALED}"
-        kept = row.output if row.error is None else row.error
+        kept = draft.kept(self.plan.workflow.steps[row.step], row)
         if kept is not None:
             self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
         self.replay({"t": "arrived", "step": row.step})
@@ -105,13 +107,25 @@ class _Work:
                 self.made.inbox.extend(queue)
                 return
             self.view.values.update({name: to for name, (_, to) in decision.writes.items()})
-            self.made.events += [event for event in decision.events if event.journal and event.step not in self.known]
+            for step, on, due in decision.timers:
+                self.timer(step, on, due)
+            self.made.events += [event for event in decision.events if event.journal and self.is_news(event)]
             queue = [*queue[decision.consumed :], *decision.posts]
 
-    def _decide(self, entries: list[Entry]) -> decide.Decision:
+    def is_news(self, event: Event) -> bool:
+        """Whether SQL does not know what follows from what it knows."""
+        return event.step not in self.known and (event.kind, event.step) not in self.told
+
+    def timer(self, step: str, on: str, due_ms: int | None) -> None:
+        if due_ms is None:
+            self.made.timers.pop(f"{step}/{on}", None)
+        else:
+            self.made.timers[f"{step}/{on}"] = due_ms
+
+    def _decide(self, entries: list[Entry]) -> Decision:
         while True:
             try:
-                return decide.decide(self.plan, self.view, entries, epoch=self.epoch)
+                return decide.decide(self.plan, self.view, entries, epoch=self.epoch, now_ms=self.now_ms)
             except Unloaded as missing:
                 self.view.values.update(dict.fromkeys(missing.names, ""))
 
@@ -127,6 +141,8 @@ class _Work:
                 self.wait(step, row)
             case "step.blocked":
                 self.block(step, row.at_ms, BlockedOn.SIGNAL, step)
+            case "step.waiting":
+                self.timer(step, row.data["on"], row.data["due_ms"])
             case "step.expired":
                 self.view.values[fields.deliveries(step)] = str(row.data.get("deliveries", 1))
             case "step.rung" | "step.given_back":
@@ -163,6 +179,14 @@ class _Work:
             self.view.values[name] = f"{self.view.values.get(name, '')}{row.key}\t{value}\n"
 
     def signals(self) -> None:
-        """All of them again: what was applied before changes nothing, what came early is kept again."""
-        open_steps = {name for name in self.plan.workflow.steps if self.word(name).state not in TERMINAL_STEP}
-        self.made.inbox += [signal_entry(row) for row in self.facts.signals if row.name in open_steps]
+        """All that ended no wait yet: what was applied before changes nothing, what came early is kept again."""
+        for row in self.facts.signals:
+            waiters = self.plan.waiters.get(row.name, ())
+            if row.signal_id not in self.applied and any(
+                self.word(step).state not in TERMINAL_STEP for step in waiters
+            ):
+                self.made.inbox.append(signal_entry(row))
+
+
+def _ended_a_wait(row: EventRow) -> bool:
+    return row.data.get("how") == "applied"

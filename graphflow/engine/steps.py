@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from convergio.graphflow import decide, shortcut
+from convergio.graphflow import decide, draft, shortcut
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.bell import Caller
@@ -29,6 +29,12 @@ logger = logging.getLogger(__name__)
 
 SPENT: Final = "spent."
 """Key prefix of recorded domain rows."""
+
+GUARD_INTERVAL: Final = 0.02
+"""Seconds between two looks at whether SQL has a fact."""
+
+LONGEST_PATIENCE: Final = 15.0
+"""Seconds after which a step that no worker knows is rung again, at most: it doubles from ring to ring up to there."""
 
 LONGEST_TEXT: Final = 2_000
 """Characters of an error or a reason that are kept."""
@@ -88,6 +94,16 @@ class Steps:
         """
         self.claims.record(claim, key, encode(value, what=f"the record '{key}'"))
 
+    def guard(self, claim: Claim, key: str, value: Any) -> None:
+        """RECORD, and come back when SQL has it: whatever is lost from now on, the next claim finds the fact.
+
+        Holds the slot for one group commit. Raises what `record` raises, StaleFence also when the claim is lost.
+        """
+        self.record(claim, key, value)
+        while not self.claims.is_safe(claim, key):
+            if claim.lost.wait(GUARD_INTERVAL):
+                raise errors.StaleFence(run=claim.held.ref.run, step=claim.held.step)
+
     def spend(self, claim: Claim, rows: Rows) -> None:
         """Domain rows that a failed attempt leaves behind; they travel in the step's outcome, whoever makes it."""
         self.record(claim, f"{SPENT}{claim.nonce}", rows)
@@ -133,6 +149,28 @@ class Steps:
         data = json.dumps({"reason": _storable(reason), "seconds": seconds}, ensure_ascii=False)
         return self._park_for(claim, BlockedOn.HOOK, seconds, claim.held.attempt, "step.deferred", data, "later")
 
+    def look_again(self, claim: Claim, *, seconds: float, awaits: str) -> bool:
+        """PARK for a time: what the body began goes on elsewhere. The same attempt looks again then."""
+        said = _storable(awaits)
+        data = json.dumps({"reason": f"it waits for {said}", "awaits": said, "seconds": seconds}, ensure_ascii=False)
+        return self._park_for(claim, BlockedOn.HOOK, seconds, claim.held.attempt, "step.deferred", data, "later")
+
+    def retry(self, claim: Claim, error: errors.ConvergioError, *, seconds: float) -> bool:
+        """PARK for another attempt that the body itself asked for: its own limits count, not the policy's."""
+        return self._retry_in(claim, error, seconds)
+
+    def decline(self, claim: Claim, *, missing: str) -> bool:
+        """DECLINE: another worker may know what this one does not. The step stays READY and is rung now and then."""
+        count = int(claim.held.fence.split(".")[1])
+        seconds = min(LONGEST_PATIENCE, 2.0 ** min(count, 10))
+        facts = {"worker": self.worker, "missing": _storable(missing), "seconds": seconds}
+        data = json.dumps(facts, ensure_ascii=False)
+
+        def deliver(held: scripts.Claimed) -> None:
+            scripts.decline(self.link, held, delay_ms=round(seconds * 1000), data=data)
+
+        return self.claims.settle(claim, deliver)
+
     def give_back(self, claim: Claim) -> bool:
         """RING again without an outcome: this worker stops before the body has run."""
 
@@ -155,7 +193,7 @@ class Steps:
     def _arrive(self, claim: Claim, outcome: Outcome) -> bool:
         """Tells the outcome: by COMPLETE where what follows is simple, else by ARRIVE."""
         step = self.step(claim)
-        kept = outcome.output if outcome.error is None else outcome.error
+        kept = draft.kept(step, outcome)
         output = "" if kept is None else json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
         told = {"output": output, "outcome": outcome.as_json()}
         durable = step.durability is Durability.STEP
@@ -209,7 +247,10 @@ class Steps:
     def _retry(self, claim: Claim, error: errors.ConvergioError) -> bool:
         held, policy = claim.held, self.step(claim).retry
         seconds = policy.delay(held.attempt, f"{held.ref}/{held.step}")
-        seconds = max(seconds, getattr(error, "retry_after", None) or 0.0)
+        return self._retry_in(claim, error, max(seconds, getattr(error, "retry_after", None) or 0.0))
+
+    def _retry_in(self, claim: Claim, error: errors.ConvergioError, seconds: float) -> bool:
+        held = claim.held
         facts = {"error": _bounded(error), "attempt": held.attempt + 1, "seconds": round(seconds, 3)}
         data = json.dumps(facts, ensure_ascii=False)
         return self._park_for(claim, BlockedOn.RETRY, seconds, held.attempt + 1, "step.retry", data, error.code)

@@ -6,30 +6,30 @@ import json
 import logging
 import secrets
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
-from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.fork import Fork, Forked, planned
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.doors import Doors
-from convergio.graphflow.journal.rows import NewRun, NewSignal, RunRow, SignalRow
+from convergio.graphflow.journal.rows import Accepted, NewRun, NewSignal, Origin, RunRow, SignalRow
 from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import encode
-from convergio.graphflow.model.workflow import StepKind, Workflow, canonical
+from convergio.graphflow.model.workflow import StepKind, Workflow
+
+if TYPE_CHECKING:
+    from convergio.graphflow.engine.starter import Starter
 
 logger = logging.getLogger(__name__)
 
 START_WITHIN_MS: Final = 10_000
 """How long the submitter itself may start its run; after that the sweeper does."""
-
-START_NEEDS: Final = (fields.STATE, fields.OPEN, fields.INPUT)
-"""Fields that are there when a run begins; all others are absent."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,46 +54,6 @@ class Submission:
         text = encode(self.input, what="the input")
         inputs.check_input(self.workflow, self.input)
         return text
-
-
-class Starter:
-    """Puts accepted runs on the board."""
-
-    def __init__(self, link: Link, plans: Plans, drain: Drain, nonces: Nonces) -> None:
-        self.link = link
-        self.plans = plans
-        self.drain = drain
-        self.nonces = nonces
-
-    def start(self, run: RunRow, plan: Plan, *, not_after_ms: int | None) -> bool:
-        """START and the first decisions. False: the run was on the board before. Raises SubmitTooLate."""
-        self.plans.add(run.digest, plan)
-        meta = meta_of(run)
-        locked = scripts.start(
-            self.link,
-            ref_of(run),
-            not_after_ms=not_after_ms,
-            submitter=run.submitter,
-            digest=run.digest,
-            plan=canonical(plan.workflow.document),
-            meta=json.dumps(meta, ensure_ascii=False),
-            given=json.dumps(run.input, ensure_ascii=False),
-            size=len(plan.workflow.steps),
-            control=run.control_version,
-            token=self.nonces.next(),
-            wanted=START_NEEDS,
-        )
-        if locked is None:
-            return False
-        if run.cancel_requested_ms is not None:
-            locked = self._cancelled(run, locked)
-        self.drain.run(locked, meta, blank=True)
-        return True
-
-    def _cancelled(self, run: RunRow, locked: scripts.Locked) -> scripts.Locked:
-        """The cancel joins the start in one decision: between two, a worker could claim the first steps."""
-        entry = json.dumps(cancel_entry(run), ensure_ascii=False)
-        return scripts.post(self.link, locked.ref, entry=entry, token=locked.token, wanted=START_NEEDS) or locked
 
 
 def meta_of(run: RunRow) -> dict[str, Any]:
@@ -122,7 +82,7 @@ def board_time(link: Link) -> int:
 
 
 class Entrance:
-    """Submit, signal, cancel: what the CLI, the public Celery entries and later the gateway call."""
+    """Submit, fork, signal, cancel: what the CLI, the public Celery entries and later the gateway call."""
 
     def __init__(self, link: Link, doors: Doors, starter: Starter, drain: Drain, nonces: Nonces) -> None:
         self.link = link
@@ -137,25 +97,47 @@ class Entrance:
         Raises InvalidInput and the like, KeyConflict, BoardUnavailable or JournalUnavailable: then nothing was
         accepted.
         """
+        return self._accept(submission, None).run
+
+    def fork(self, fork: Fork) -> Forked:
+        """Accepts and starts a run that reuses outcomes of another one: a retry, a redrive or a fork.
+
+        The other run stays as it is. What it bought is not bought again. Raises like `submit`, and UnknownRun,
+        RunNotEnded, NothingToRetry, UnknownStep.
+        """
+        basis = self.doors.basis(fork.ref.tenant, fork.ref.run)
+        plan = planned(fork, basis)
+        submission = Submission(
+            workflow=plan.workflow,
+            input=plan.input,
+            run_id=fork.run_id,
+            tenant=fork.ref.tenant,
+            submitter=fork.submitter,
+            key=fork.key,
+        )
+        accepted = self._accept(submission, plan.origin)
+        reused, steps = len(plan.origin.reused), len(plan.workflow.steps)
+        return Forked(run=accepted.run, created=accepted.created, reused=reused, steps=steps)
+
+    def _accept(self, submission: Submission, origin: Origin | None) -> Accepted:
         text = submission.check()
         now = board_time(self.link)  # before the commit: the not-after time must not lie in the sweeper's past
         not_after = now + START_WITHIN_MS
-        accepted = self.doors.accept(
-            NewRun(
-                run_id=submission.run_id,
-                tenant=submission.tenant,
-                submitter=submission.submitter,
-                workflow=submission.workflow,
-                input_json=text,
-                start_key=submission.key,
-                not_after_ms=not_after,
-                created_ms=now,
-                priority=submission.workflow.priority,
-            )
+        run = NewRun(
+            run_id=submission.run_id,
+            tenant=submission.tenant,
+            submitter=submission.submitter,
+            workflow=submission.workflow,
+            input_json=text,
+            start_key=submission.key,
+            not_after_ms=not_after,
+            created_ms=now,
+            priority=submission.workflow.priority,
         )
+        accepted = self.doors.accept(run) if origin is None else self.doors.fork(run, origin)
         if accepted.created:
             self._start(accepted.run, Plan.of(submission.workflow), not_after)
-        return accepted.run
+        return accepted
 
     def _start(self, run: RunRow, plan: Plan, not_after: int) -> None:
         try:
@@ -164,7 +146,7 @@ class Entrance:
             except errors.BoardRebuilding:
                 # By now the new epoch is known, if there is one: the first run through this door must not wait for it.
                 self.starter.start(run, plan, not_after_ms=not_after)
-        except (*AWAY, errors.SubmitTooLate) as error:
+        except (*AWAY, errors.JournalUnavailable, errors.SubmitTooLate) as error:
             logger.warning("run %s is accepted; the sweeper starts it: %s", run.run_id, error)
 
     def signal(self, ref: RunRef, *, name: str, data: Any, by: str, signal_id: str | None = None) -> bool:
@@ -173,9 +155,8 @@ class Entrance:
         Raises UnknownRun, UnknownStep, InvalidPayload, PayloadTooLarge, JournalUnavailable.
         """
         encode(data, what="the signal's data")
-        check_decision(data)
         run = self.doors.run(ref.tenant, ref.run)
-        check_signal(self.starter.plans.get(run.digest), name)
+        check_signal(self.starter.plans.get(run.digest), name, data)
         created_ms = board_time(self.link)
         row = NewSignal(
             signal_id=signal_id or secrets.token_hex(16),
@@ -207,13 +188,21 @@ def wake(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str,
     """POST and drain. None: the board is away, or the run is not on it; the row in SQL is applied by the sweeper."""
     text = json.dumps(entry, ensure_ascii=False) if entry else ""
     try:
-        locked = scripts.post(link, ref, entry=text, token=nonces.next())
+        locked = _post(link, ref, text, nonces.next())
         if locked is not None:
             drain.run(locked)
         return link.epoch()
     except (*AWAY, errors.UnknownRun) as error:
         logger.info("run %s is woken later: %s", ref, error)
         return None
+
+
+def _post(link: Link, ref: RunRef, entry: str, token: str) -> scripts.Locked | None:
+    try:
+        return scripts.post(link, ref, entry=entry, token=token)
+    except errors.BoardRebuilding:
+        # By now the new epoch is known, if there is one: who is first to meet it must not wait for the sweeper.
+        return scripts.post(link, ref, entry=entry, token=token)
 
 
 def signal_entry(row: NewSignal | SignalRow) -> dict[str, Any]:
@@ -235,9 +224,12 @@ def check_decision(data: Any) -> None:
         raise errors.InvalidInput("the signal's data does not say what was decided", hint=hint)
 
 
-def check_signal(plan: Plan, name: str) -> None:
-    """Raises UnknownStep unless the workflow has an approval step of this name."""
-    step = plan.workflow.steps.get(name)
-    if step is None or step.kind is not StepKind.APPROVAL:
-        known = [other.name for other in plan.workflow.steps.values() if other.kind is StepKind.APPROVAL]
-        raise errors.UnknownStep(f"'{name}' waits for no signal", hint=f"signals of this workflow: {', '.join(known)}")
+def check_signal(plan: Plan, name: str, data: Any) -> None:
+    """Raises UnknownStep unless a step of the workflow waits for this signal, InvalidInput if an approval does and
+    `data` is no decision."""
+    waiters = plan.waiters.get(name)
+    if waiters is None:
+        known = ", ".join(plan.waiters) or "none"
+        raise errors.UnknownStep(f"'{name}' waits for no signal", hint=f"signals of this workflow: {known}")
+    if any(plan.workflow.steps[step].kind is StepKind.APPROVAL for step in waiters):
+        check_decision(data)

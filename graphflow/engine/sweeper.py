@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
+from convergio.graphflow import decide
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
@@ -21,7 +22,8 @@ from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
-from convergio.graphflow.engine.submission import Starter, board_time, cancel_entry, ref_of, signal_entry, wake
+from convergio.graphflow.engine.starter import Starter
+from convergio.graphflow.engine.submission import board_time, cancel_entry, ref_of, signal_entry, wake
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
@@ -165,10 +167,19 @@ class Sweeper:
         self._each(epoch, self.link.keys(epoch).timers, now_ms, self._timer)
 
     def _timer(self, epoch: Epoch, found: Found, on: str) -> bool:
+        if on in decide.VERDICTS:
+            return self._verdict(found, on)
         waits = found.word.blocked_on == BlockedOn(on)
         if waits:
             was = found.word.text
             self.ringer.again(epoch, found.caller, found.step, was=was, kind="step.rung", timer=on, side="L")
+        return waits
+
+    def _verdict(self, found: Found, on: str) -> bool:
+        """What the time means is decided like anything else that concerns the run; the decision drops the timer."""
+        waits = found.word.state is StepState.READY if on == decide.QUEUE else found.word.blocked_on == on
+        if waits:
+            self._wake(found.caller.ref, {"t": "timer", "step": found.step.name, "on": on, "was": found.word.text})
         return waits
 
     def _held(self, epoch: Epoch, now_ms: int) -> None:

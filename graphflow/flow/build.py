@@ -25,6 +25,8 @@ from convergio.graphflow.model.workflow import Workflow
 
 Constant = bool | int | float | str | None
 Duration = str | float
+Timeout = Duration | Mapping[str, Duration]
+Join = str | Mapping[str, int]
 Schema = Mapping[str, Any] | type[Any]
 
 
@@ -97,8 +99,10 @@ class WorkflowBuilder:
         *,
         after: Need | Sequence[Need] = (),
         when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
         retry: int | Mapping[str, Any] | None = None,
-        timeout: Duration | None = None,
+        timeout: Timeout | None = None,
         durability: str | None = None,
         queue: str | None = None,
         with_: Mapping[str, Constant] | None = None,
@@ -110,6 +114,7 @@ class WorkflowBuilder:
         registered, defaults = self._function(name, function)
         given = {"retry": retry, "timeout": timeout, "durability": durability, "queue": queue}
         fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
+        fields |= {"join": join, "on_failure": on_failure}
         return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
 
     def agent(
@@ -121,16 +126,19 @@ class WorkflowBuilder:
         prompt: str,
         after: Need | Sequence[Need] = (),
         when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
         output: Schema | None = None,
         max_tokens: int | None = None,
         retry: int | Mapping[str, Any] = 0,
-        timeout: Duration | None = None,
+        timeout: Timeout | None = None,
         queue: str | None = None,
     ) -> StepRef:
         """A step in which `agent` answers `prompt` (text with {{ CEL }} pieces); `output`: the type or schema of its
         answer."""
         fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
         fields |= {"timeout": timeout, "output": None if output is None else _schema(output)}
+        fields |= {"join": join, "on_failure": on_failure}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
     def approval(
@@ -143,11 +151,34 @@ class WorkflowBuilder:
         risk: str = "medium",
         after: Need | Sequence[Need] = (),
         when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
         queue: str | None = None,
     ) -> StepRef:
         """A step in which a person decides; `description` is text with {{ CEL }} pieces."""
         fields: dict[str, Any] = {"approval": {"title": title, "description": description, "risk": risk}}
+        fields |= {"join": join, "on_failure": on_failure}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
+
+    def wait(
+        self,
+        name: str,
+        /,
+        *,
+        length: Duration | None = None,
+        until: str | None = None,
+        signal: str | None = None,
+        timeout: Duration | None = None,
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
+    ) -> StepRef:
+        """A step that waits, without a worker: a `length` of time (YAML: `for`), `until` a moment (CEL), or for a
+        `signal`, at most `timeout`; what the signal says is the step's result."""
+        given = {"for": length, "until": until, "signal": signal, "timeout": timeout}
+        wait = {field: value for field, value in given.items() if value is not None}
+        return self._add(name, after, when, {"wait": wait, "join": join, "on_failure": on_failure})
 
     def build(self, known: Known | None = None) -> Workflow:
         """The workflow. InvalidWorkflow with every problem at once. `known`: without it, names of functions are

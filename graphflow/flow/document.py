@@ -19,14 +19,34 @@ from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
 from convergio.graphflow.flow import form, graph, reader, refusal, schema, storable, validate, values
-from convergio.graphflow.flow.form import AgentForm, ApprovalForm, HeaderForm, RetryForm, TaskForm, WorkflowForm
+from convergio.graphflow.flow.form import (
+    AgentForm,
+    ApprovalForm,
+    HeaderForm,
+    RetryForm,
+    TaskForm,
+    WaitForm,
+    WorkflowForm,
+)
 from convergio.graphflow.flow.known import Known
 from convergio.graphflow.flow.spelling import did_you_mean
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.errors import Problem
-from convergio.graphflow.model.workflow import Durability, Edge, Retry, Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import (
+    DEFAULT_DURABILITY,
+    DEFAULT_QUEUE,
+    Durability,
+    Edge,
+    Join,
+    JoinKind,
+    OnFailure,
+    Retry,
+    Step,
+    StepKind,
+    Workflow,
+)
 
-AnyStep = TaskForm | AgentForm | ApprovalForm
+AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm
 
 AnyForm = TypeVar("AnyForm", bound=form.Form)
 
@@ -34,8 +54,9 @@ _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "task": {"task": "unread"},
     "agent": {"agent": "unread", "prompt": "unread"},
     "approval": {"approval": {}},
+    "wait": {"wait": {"for": 1}},
 }
-_LATER: Final = frozenset({"branch", "conversation", "loop", "map", "wait", "workflow"})
+_LATER: Final = frozenset({"branch", "conversation", "loop", "map", "workflow"})
 
 
 def load(path: str | Path, *, known: Known | None = None) -> Workflow:
@@ -141,7 +162,7 @@ def _step(name: str, value: Any, found: list[Problem]) -> AnyStep | None:
 
 
 def _kind(value: Any, path: str, found: list[Problem]) -> str | None:
-    """Which of task, agent and approval a step is."""
+    """Which of the kinds a step is."""
     if not values.is_map(value):
         hint = "write a mapping such as {task: module.function}"
         found.append(Problem(code="BAD_VALUE", path=path, message=f"is {refusal.shown(value)}", hint=hint))
@@ -158,7 +179,7 @@ def _kind(value: Any, path: str, found: list[Problem]) -> str | None:
 
 
 def _unknown_kind(value: Mapping[str, Any], path: str) -> Problem:
-    kinds = "a step has one of task, agent, approval"
+    kinds = f"a step has one of {', '.join(form.KINDS)}"
     for field in value:
         if field in _LATER:
             return Problem(code="UNKNOWN_KIND", path=path, message=f"is of the unknown kind '{field}'", hint=kinds)
@@ -201,11 +222,29 @@ def _model_step(name: str, step: AnyStep) -> Step:
         when=step.when,
         arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm) else {}),
         spec=_spec(step),
-        retry=_retry(step.retry) if not isinstance(step, ApprovalForm) else Retry(),
-        timeout=step.timeout if not isinstance(step, ApprovalForm) else None,
-        durability=Durability(step.durability),
-        queue=step.queue,
+        join=Join(kind=JoinKind(step.join.policy), count=step.join.count),
+        on_failure=OnFailure(step.on_failure),
+        **_policies(step),
     )
+
+
+def _policies(step: AnyStep) -> dict[str, Any]:
+    """What a step that a worker runs has, and one that only waits has not."""
+    match step:
+        case WaitForm():
+            kind = StepKind.WAIT
+            return {"timeout": step.wait.timeout, "durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+        case ApprovalForm():
+            return {"durability": Durability(step.durability), "queue": step.queue}
+        case _:
+            timeout = step.timeout
+            return {
+                "retry": _retry(step.retry),
+                "timeout": timeout.run,
+                "queue_timeout": timeout.queue,
+                "durability": Durability(step.durability),
+                "queue": step.queue,
+            }
 
 
 _KIND_OF: Final = {made: StepKind(kind) for kind, made in form.KINDS.items()}
@@ -216,6 +255,8 @@ def _spec(step: AnyStep) -> dict[str, Any]:
         return {"function": step.task}
     if isinstance(step, ApprovalForm):
         return step.approval.model_dump()
+    if isinstance(step, WaitForm):
+        return {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
     return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}
 
 

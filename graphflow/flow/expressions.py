@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from convergio.graphflow.flow import cost, syntax, values
+from convergio.graphflow.flow import cost, durations, syntax, values
 from convergio.graphflow.flow.spelling import did_you_mean
 from convergio.graphflow.model import errors
 
@@ -120,6 +120,15 @@ def compile_expression(text: str) -> Expression:
 def condition(text: str, names: Mapping[str, Any]) -> bool:
     """Whether the condition holds. ExpressionFailed if it fails or gives something else than true or false."""
     return compile_expression(text).condition(names)
+
+
+def moment(text: str, names: Mapping[str, Any]) -> int:
+    """The time that the expression gives, in ms since 1970: RFC 3339 text, or a timestamp. ExpressionFailed."""
+    value = compile_expression(text).evaluate(names)
+    try:
+        return durations.moment_ms(value)
+    except ValueError as error:
+        raise errors.ExpressionFailed(f"`{_shortened(text)}` {error}", hint=durations.EXPECTED_MOMENT) from None
 
 
 def references(text: str) -> frozenset[str]:

@@ -10,7 +10,16 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from convergio.graphflow.flow import durations, expressions, syntax, values
@@ -101,6 +110,23 @@ def _retry(value: Any) -> Any:
     return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
 
 
+def _timeout(value: Any) -> Any:
+    if value is None:
+        return {}
+    if isinstance(value, dict | TimeoutForm):
+        return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
+    return {"run": _some_time(value)}
+
+
+def _join(value: Any) -> Any:
+    if isinstance(value, str):
+        return {"policy": value, "count": 0}
+    if isinstance(value, dict) and len(value) == 1 and "policy" not in value:  # pyright: ignore[reportUnknownArgumentType]
+        ((policy, count),) = value.items()  # pyright: ignore[reportUnknownVariableType]
+        return {"policy": policy, "count": count}
+    return value  # pyright: ignore[reportUnknownVariableType] -- a canonical one, or for the form to refuse
+
+
 _DURATION_SCHEMA: Final = {
     "anyOf": [{"type": "string", "pattern": durations.PATTERN}, {"type": "number", "minimum": 0}],
     "description": "250ms, 30s, 5m, 2h, 1d, or a number of seconds",
@@ -156,7 +182,35 @@ class RetryForm(Form):
     jitter: Annotated[float, Field(ge=0, le=1, description="share of the pause drawn by lot")] = _RETRY.jitter
 
 
+class TimeoutForm(Form):
+    """How long a step may take, in its parts. A plain duration is `run`."""
+
+    model_config = ConfigDict(title="Timeouts")
+
+    run: Duration | None = Field(None, description="one attempt, from its claim to its end")
+    queue: Duration | None = Field(None, description="until a worker takes it for the first time")
+
+
+class JoinForm(Form):
+    """When a step with several needs starts."""
+
+    model_config = ConfigDict(title="Join policy")
+
+    policy: Literal["all", "any", "quorum", "tolerate"]
+    count: Annotated[int, Field(ge=0, le=100_000)] = 0
+
+    @model_validator(mode="after")
+    def _counted(self) -> JoinForm:
+        if self.policy == "quorum" and self.count == 0:
+            raise refused("BAD_VALUE", "needs a number", "write {quorum: 2}")
+        if self.policy in ("all", "any") and self.count:
+            raise refused("BAD_VALUE", f"'{self.policy}' takes no number", f"write join: {self.policy}")
+        return self
+
+
 Needs = list[Annotated[EdgeForm, BeforeValidator(_edge, json_schema_input_type=str | EdgeForm)]]
+_JOIN_INPUT: Final = Literal["all", "any"] | dict[Literal["quorum", "tolerate"], int] | JoinForm
+TimeoutField = Annotated[TimeoutForm, BeforeValidator(_timeout, json_schema_input_type=Duration | TimeoutForm | None)]
 RetryField = Annotated[RetryForm, BeforeValidator(_retry, json_schema_input_type=int | RetryForm)]
 
 
@@ -165,6 +219,13 @@ class StepForm(Form):
 
     needs: Needs = Field([], description="steps that must be resolved before this one")
     when: Condition | None = Field(None, description="CEL; if it is false the step is skipped, and its result is null")
+    join: Annotated[JoinForm, BeforeValidator(_join, json_schema_input_type=_JOIN_INPUT)] = Field(
+        JoinForm(policy="all", count=0),
+        description="when it starts: all (resolved), any (taken), {quorum: n} (taken), {tolerate: n} (not taken)",
+    )
+    on_failure: Literal["fail", "continue"] = Field(
+        "fail", description="continue: the run goes on when the step fails for good, with null as its result"
+    )
 
 
 class TaskForm(StepForm):
@@ -175,7 +236,7 @@ class TaskForm(StepForm):
     task: FunctionName = Field(description="the function, as module.function")
     with_: Expressions = Field({}, alias="with", description="its arguments by name; text is CEL")
     retry: RetryField = RetryForm()
-    timeout: Duration | None = None
+    timeout: TimeoutField = TimeoutForm(run=None, queue=None)
     durability: Literal["stream", "step"] = Field(
         DEFAULT_DURABILITY[StepKind.TASK].value,
         description="step: successors start only after the result is in the journal",
@@ -193,7 +254,7 @@ class AgentForm(StepForm):
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     output: JsonSchema | None = None
     retry: RetryField = RetryForm()
-    timeout: Duration | None = None
+    timeout: TimeoutField = TimeoutForm(run=None, queue=None)
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.AGENT]
 
@@ -216,6 +277,34 @@ class ApprovalForm(StepForm):
     approval: ApprovalDetails
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.APPROVAL]
+
+
+class WaitDetails(Form):
+    """What a wait is for: a length of time, a moment, or a signal."""
+
+    model_config = ConfigDict(title="Wait")
+
+    for_: Duration | None = Field(None, alias="for")
+    until: Text | None = Field(None, description="CEL that gives a time with its zone, such as '2026-12-24T18:00:00Z'")
+    signal: Name | None = Field(None, description="the signal's name; one that came before it was waited for counts")
+    timeout: Duration | None = Field(None, description="how long to wait for the signal; then the step fails")
+
+    @model_validator(mode="after")
+    def _one(self) -> WaitDetails:
+        given = [name for name in ("for_", "until", "signal") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise refused("BAD_VALUE", "must have one of for, until and signal", "write wait: {for: 5m}")
+        if self.timeout is not None and self.signal is None:
+            raise refused("BAD_VALUE", "has a timeout and no signal", "a timeout is how long to wait for a signal")
+        return self
+
+
+class WaitForm(StepForm):
+    """A step that waits, without a worker."""
+
+    model_config = ConfigDict(title="Wait step")
+
+    wait: WaitDetails
 
 
 class HeaderForm(Form):
@@ -241,13 +330,14 @@ class WorkflowForm(HeaderForm):
 
     model_config = ConfigDict(title="Workflow")
 
-    steps: Annotated[dict[str, TaskForm | AgentForm | ApprovalForm], Field(json_schema_extra=_STEPS)]
+    steps: Annotated[dict[str, TaskForm | AgentForm | ApprovalForm | WaitForm], Field(json_schema_extra=_STEPS)]
 
 
-KINDS: Final[dict[str, type[TaskForm] | type[AgentForm] | type[ApprovalForm]]] = {
+KINDS: Final[dict[str, type[TaskForm] | type[AgentForm] | type[ApprovalForm] | type[WaitForm]]] = {
     StepKind.TASK.value: TaskForm,
     StepKind.AGENT.value: AgentForm,
     StepKind.APPROVAL.value: ApprovalForm,
+    StepKind.WAIT.value: WaitForm,
 }
 
 

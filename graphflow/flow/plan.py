@@ -32,7 +32,7 @@ class Plan:
     `successors`: edges that start at a step. `indegree`: edges that end at it. `roots`: steps that need nothing.
     `leaves`: steps nobody needs. `references`: the steps whose results the step's `with`, prompt or description reads
     when it is claimed. `when_references`: the steps whose results its `when` and the conditions of the edges that end
-    at it read.
+    at it read. `waiters`: the steps that wait for a signal, by its name.
     """
 
     workflow: Workflow
@@ -43,6 +43,7 @@ class Plan:
     leaves: tuple[str, ...]
     references: Mapping[str, tuple[str, ...]]
     when_references: Mapping[str, tuple[str, ...]]
+    waiters: Mapping[str, tuple[str, ...]]
 
     @property
     def size(self) -> int:
@@ -63,6 +64,7 @@ class Plan:
             roots=tuple(name for name, count in indegree.items() if count == 0),
             leaves=tuple(name for name, edges in successors.items() if not edges),
             references=MappingProxyType({name: _results(_body(step)) for name, step in steps.items()}),
+            waiters=MappingProxyType(_waiters(steps)),
             when_references=MappingProxyType({name: _results(_conditions(step)) for name, step in steps.items()}),
         )
 
@@ -86,11 +88,24 @@ def _successors(steps: Mapping[str, Step]) -> dict[str, tuple[OutEdge, ...]]:
     return {name: tuple(edges) for name, edges in found.items()}
 
 
+def _waiters(steps: Mapping[str, Step]) -> dict[str, tuple[str, ...]]:
+    """An approval waits for the signal of its own name."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, step in steps.items():
+        signal = name if step.kind is StepKind.APPROVAL else step.spec.get("signal")
+        if signal is not None:
+            found[signal] = (*found.get(signal, ()), name)
+    return found
+
+
 def _body(step: Step) -> frozenset[str]:
     if step.kind is StepKind.AGENT:
         return expressions.template_references(step.spec["prompt"])
     if step.kind is StepKind.APPROVAL:
         return expressions.template_references(step.spec["description"])
+    if step.kind is StepKind.WAIT:
+        until = step.spec["until"]
+        return frozenset() if until is None else expressions.references(until)
     return frozenset[str]().union(*(expressions.references(text) for text in step.arguments.values()))
 
 

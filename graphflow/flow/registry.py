@@ -67,13 +67,20 @@ class Registry:
     def get(self, name: str) -> Registered:
         """The function of this name. UnknownFunction if there is none."""
         if name not in self._by_name:
-            hint = did_you_mean(name, self._by_name) or "register it with @step, or import the module that does"
+            hint = did_you_mean(name, self._by_name) or "register it with @step, or include the module that does"
             raise errors.UnknownFunction(f"no function is registered as '{name}'", hint=hint)
         return self._by_name[name]
 
     def of(self, function: Callable[..., Any]) -> Registered | None:
-        """The entry of a function; None if it is not registered."""
-        return next((entry for entry in self._by_name.values() if entry.function is function), None)
+        """The entry of a function; None if it is not registered.
+
+        A Celery task has its own name: it is registered after the module that defines it was imported.
+        """
+        entry = next((entry for entry in self._by_name.values() if entry.function is function), None)
+        if entry is not None or not hasattr(function, "apply_async"):
+            return entry
+        name = str(getattr(function, "name", ""))
+        return self._by_name.get(name) or Registered(name=name, function=function)
 
     def names(self) -> list[str]:
         """All names, sorted."""

@@ -13,7 +13,7 @@ from convergio.graphflow.flow.known import Known, Parameters
 from convergio.graphflow.flow.spelling import Spelling, did_you_mean
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.errors import Problem
-from convergio.graphflow.model.workflow import Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import JoinKind, Step, StepKind, Workflow
 
 _MOST_CYCLES: Final = 20
 
@@ -73,6 +73,9 @@ class _Validation:
         yield from self._needs(path, step)
         if step.name not in self.unread:
             yield from self._outside(path, step)
+        if step.join.count > len(step.needs) and step.join.kind is JoinKind.QUORUM:
+            said = f"asks for {step.join.count} of {len(step.needs)} needs"
+            yield Problem(code="BAD_JOIN", path=f"{path}.join", message=said, hint="it could never start")
         for name, text in step.arguments.items():
             yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False)
         if step.when is not None:
@@ -81,6 +84,8 @@ class _Validation:
             yield from self._template(f"{path}.prompt", step.spec.get("prompt", ""), step.name)
             for where, said in schema.problems_of(step.spec.get("output") or {}):
                 yield _bad_schema(f"{path}.output", where, said)
+        elif step.kind is StepKind.WAIT and step.spec.get("until") is not None:
+            yield from self._expression(f"{path}.wait.until", step.spec["until"], step.name, condition=False)
         elif step.kind is StepKind.APPROVAL:
             yield from self._template(f"{path}.approval.description", step.spec.get("description", ""), step.name)
 

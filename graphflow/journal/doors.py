@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from convergio.graphflow.journal import payload, tables
 from convergio.graphflow.journal.database import Database
-from convergio.graphflow.journal.history import find_run, unknown_run
-from convergio.graphflow.journal.rows import Accepted, NewRun, NewSignal, RunRow, SignalRow
+from convergio.graphflow.journal.history import find_definition, find_run, unknown_run
+from convergio.graphflow.journal.rows import Accepted, Basis, NewRun, NewSignal, Origin, RunRow, SignalRow
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.states import TERMINAL_RUN, RunState
+from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
 from convergio.graphflow.model.workflow import canonical
 
 _runs: Final = tables.runs.c
 _signals: Final = tables.signals.c
 _LIVE: Final = sa.text(tables.LIVE_RUNS)
 
+COPIED_AT_ONCE: Final = 500
+"""Steps whose rows one statement copies: both databases take only so many parameters."""
+
 
 class Doors:
-    """Submits, signals and cancels. Each method may be repeated: it answers what the first call did."""
+    """Submits, forks, signals and cancels. Each method may be repeated: it answers what the first call did."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -31,15 +35,37 @@ class Doors:
         The same run id or start key with the same workflow and input gives the run that was accepted first. Raises
         `KeyConflict` if it was used for something else, `InvalidInput` or `InvalidPayload` for a value SQL refuses.
         """
-        columns = _run_columns(run)
+        return self._accept(run, None)
+
+    def fork(self, run: NewRun, origin: Origin) -> Accepted:
+        """Accepts a run that begins with outcomes of another one: its row and its copies of them are one transaction.
+
+        A copied outcome says whose it is and has no tokens: they were paid for in the run that it comes from. Raises
+        like `accept`, and `UnknownRun` if the journal has not got the outcomes any more.
+        """
+        return self._accept(run, origin)
+
+    def _accept(self, run: NewRun, origin: Origin | None) -> Accepted:
+        columns = {**_run_columns(run), **_origin_columns(origin)}
         with self._database.write() as connection:
             connection.execute(self._database.insert_once(tables.definitions), _definition_columns(run))
             insert = self._database.insert_once(tables.runs).returning(tables.runs)
             row = connection.execute(insert, columns).first()
             if row is not None:
+                if origin is not None:
+                    _copy(connection, run, origin)
                 return Accepted(run=RunRow.of(row), created=True)
             found = connection.execute(sa.select(tables.runs).where(_same_run(run))).all()
         return Accepted(run=_the_same(run, columns, [RunRow.of(row) for row in found]), created=False)
+
+    def basis(self, tenant: str, run_id: str) -> Basis:
+        """What another run can be made from. Raises `UnknownRun`, also for another tenant's run."""
+        outcomes = tables.outcomes.c
+        ends = sa.select(outcomes.step, outcomes.state).where(outcomes.run_id == run_id).order_by(outcomes.iteration)
+        with self._database.read() as connection:
+            run = find_run(connection, tenant, run_id)
+            states = {step: StepState(state) for step, state in connection.execute(ends)}
+            return Basis(run=run, document=find_definition(connection, run.digest), ends=states)
 
     def run(self, tenant: str, run_id: str) -> RunRow:
         """One run. Raises `UnknownRun`, also for another tenant's run."""
@@ -128,6 +154,12 @@ def _run_columns(run: NewRun) -> dict[str, Any]:
     }
 
 
+def _origin_columns(origin: Origin | None) -> dict[str, Any]:
+    if origin is None:
+        return {}
+    return {"forked_from": origin.run_id, "fork_kind": origin.kind.value, "fork_step": origin.step}
+
+
 def _signal_columns(signal: NewSignal) -> dict[str, Any]:
     texts = ("signal_id", "tenant", "submitter", "run_id", "name")
     return {
@@ -135,6 +167,39 @@ def _signal_columns(signal: NewSignal) -> dict[str, Any]:
         "data": payload.to_null(signal.data, what="the signal's data"),
         "created_ms": signal.created_ms,
     }
+
+
+# --- what a run has from another ------------------------------------------------------------------------------------
+
+
+def _copy(connection: sa.Connection, run: NewRun, origin: Origin) -> None:
+    """Copies keep their place in the streams, so that they are replayed in the order in which they came."""
+    outcomes = tables.outcomes
+    own = {name: sa.literal(getattr(run, name)) for name in ("run_id", "tenant", "submitter")}
+    # A copy of a copy names the run that did the work.
+    free = {"tokens": sa.literal(0), "reused_from": sa.func.coalesce(outcomes.c.reused_from, outcomes.c.run_id)}
+    copied = _copy_rows(connection, outcomes, origin.reused, origin.run_id, {**own, **free})
+    if copied < len(origin.reused):
+        raise errors.UnknownRun(f"the outcomes of run '{origin.run_id}' are gone", hint="start the workflow anew")
+    _copy_rows(connection, tables.records, origin.resumed, origin.run_id, own)
+
+
+def _copy_rows(
+    connection: sa.Connection,
+    table: sa.Table,
+    steps: Sequence[str],
+    run_id: str,
+    changed: Mapping[str, sa.ColumnElement[Any]],
+) -> int:
+    """Copies the rows of these steps of the run, with some columns changed. Returns how many."""
+    of_tenant = (table.c.run_id == run_id) & (table.c.tenant == changed["tenant"])
+    values = [changed.get(name, column) for name, column in table.c.items()]
+    copied = 0
+    for start in range(0, len(steps), COPIED_AT_ONCE):
+        rows = sa.select(*values).where(of_tenant, table.c.step.in_(steps[start : start + COPIED_AT_ONCE]))
+        insert = sa.insert(table).from_select(list(table.c.keys()), rows)
+        copied += connection.execute(insert, execution_options={"preserve_rowcount": True}).rowcount
+    return copied
 
 
 # --- the same run again -------------------------------------------------------------------------------------------
@@ -149,9 +214,13 @@ def _same_run(run: NewRun) -> sa.ColumnElement[bool]:
 
 def _the_same(run: NewRun, columns: dict[str, Any], found: list[RunRow]) -> RunRow:
     """The run that was accepted before; the definition may be newer by now: a call repeated over a deployment."""
-    wanted = (run.tenant, run.workflow.name, run.start_key, columns["input"])
+    origin = columns.get("forked_from"), columns.get("fork_kind"), columns.get("fork_step")
+    wanted = (run.tenant, run.workflow.name, run.start_key, columns["input"], *origin)
     for row in found:
-        if (row.tenant, row.workflow, row.start_key, payload.to_text(row.input, what="the input")) != wanted:
+        given = payload.to_text(row.input, what="the input")
+        made_from = row.forked_from, row.fork_kind, row.fork_step
+        edited = row.forked_from is not None and row.digest != run.workflow.digest
+        if edited or (row.tenant, row.workflow, row.start_key, given, *made_from) != wanted:
             what = "run id" if row.run_id == run.run_id else "key"
             hint = f"use another {what}, or repeat the call as it was"
             raise errors.KeyConflict(f"this {what} was used before with another workflow or input", hint=hint)

@@ -71,6 +71,7 @@ class Group:
                 "epoch": self._epoch,
                 "seq": event.run_seq,
                 "stream_seq": event.seq,
+                "reused_from": None,
             }
         except KeyError as error:
             raise errors.InvalidPayload(f"an outcome without {error}") from error

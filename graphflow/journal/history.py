@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from convergio.graphflow.journal import payload, tables
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.rows import (
+    RETRIES,
     Counts,
     DeadEventRow,
     EventRow,
@@ -22,7 +23,7 @@ from convergio.graphflow.journal.rows import (
     SignalRow,
 )
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.states import RunState, StepState
 
 _runs: Final = tables.runs.c
 _signals: Final = tables.signals.c
@@ -62,6 +63,31 @@ class History:
         if before is not None:
             select = select.where(sa.tuple_(_runs.created_ms, _runs.run_id) < sa.tuple_(*before))
         return self._runs(select.order_by(_runs.created_ms.desc(), _runs.run_id.desc()).limit(limit))
+
+    def untried(
+        self,
+        tenant: str,
+        *,
+        state: RunState,
+        workflow: str | None = None,
+        since_ms: int = 0,
+        quarantined: bool = False,
+        limit: int = 100,
+    ) -> list[RunRow]:
+        """Runs that ended in `state`, at `since_ms` or later, and that nobody has retried yet; the first ended first.
+
+        `quarantined`: only those with a step in quarantine.
+        """
+        again, outcomes = tables.runs.alias("again"), tables.outcomes.c
+        retried = sa.exists().where(again.c.forked_from == _runs.run_id, again.c.fork_kind.in_(RETRIES))
+        select = sa.select(tables.runs).where(_runs.tenant == tenant, _runs.state == state.value, ~retried)
+        select = select.where(_runs.finished_ms >= since_ms)
+        if workflow is not None:
+            select = select.where(_runs.workflow == workflow)
+        if quarantined:
+            held = outcomes.state == StepState.QUARANTINED.value
+            select = select.where(sa.exists().where(outcomes.run_id == _runs.run_id, held))
+        return self._runs(select.order_by(_runs.finished_ms, _runs.run_id).limit(limit))
 
     def like(self, tenant: str, prefix: str, limit: int = 6) -> list[str]:
         """Run ids of a tenant that begin with `prefix`, the newest first."""
@@ -203,6 +229,11 @@ def find_run(connection: sa.Connection, tenant: str, run_id: str) -> RunRow:
     if row is None:
         raise unknown_run(tenant, run_id)
     return RunRow.of(row)
+
+
+def find_definition(connection: sa.Connection, digest: str) -> dict[str, Any]:
+    """The pinned document of a run, inside a transaction that is open already."""
+    return _documents(connection, {digest})[digest]
 
 
 def unknown_run(tenant: str, run_id: str) -> errors.UnknownRun:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -43,6 +44,33 @@ class NewRun:
     trace: str | None = None
 
 
+class ForkKind(StrEnum):
+    """Why a run was made from another one."""
+
+    RETRY = "retry"
+    REDRIVE = "redrive"
+    FORK = "fork"
+
+
+RETRIES: Final = (ForkKind.RETRY, ForkKind.REDRIVE)
+"""A run that was forked so has had its second try."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Which run of the same tenant a new one is made from.
+
+    `step`: the step that somebody named to begin with. `reused`: steps whose outcomes are copied. `resumed`: steps that
+    run again, and find the facts that they recorded before.
+    """
+
+    run_id: str
+    kind: ForkKind
+    step: str | None = None
+    reused: tuple[str, ...] = ()
+    resumed: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewSignal:
     """A signal for a run; `signal_id` makes sending it again harmless."""
@@ -77,7 +105,10 @@ class StreamEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
-    """A run as the journal knows it; the board may be ahead."""
+    """A run as the journal knows it; the board may be ahead.
+
+    `forked_from`, `fork_kind` and `fork_step`: the run it was made from, why, and the step that was named.
+    """
 
     run_id: str
     tenant: str
@@ -100,11 +131,15 @@ class RunRow:
     cancel_reason: str | None
     cancel_by: str | None
     trace: str | None
+    forked_from: str | None = None
+    fork_kind: ForkKind | None = None
+    fork_step: str | None = None
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> RunRow:
         """From a row of the table."""
-        return cls(**_decoded(row, "input", "output", "error", state=RunState))
+        made = _decoded(row, "input", "output", "error", state=RunState)
+        return cls(**{**made, "fork_kind": None if made["fork_kind"] is None else ForkKind(made["fork_kind"])})
 
     @property
     def terminal(self) -> bool:
@@ -127,7 +162,10 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutcomeRow:
-    """How a step ended. `seq` counts in its run, `stream_seq` in the stream of `epoch`."""
+    """How a step ended. `seq` counts in its run, `stream_seq` in the stream of `epoch`.
+
+    `reused_from`: the run in which it ended so, if this one only has a copy; that run has its tokens.
+    """
 
     run_id: str
     step: str
@@ -145,6 +183,7 @@ class OutcomeRow:
     epoch: int
     seq: int
     stream_seq: int
+    reused_from: str | None = None
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> OutcomeRow:
@@ -269,6 +308,15 @@ class RunFacts:
     events: tuple[EventRow, ...]
     records: tuple[RecordRow, ...]
     signals: tuple[SignalRow, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Basis:
+    """What is asked of a run before another is made from it. `ends`: the state of each step's last outcome."""
+
+    run: RunRow
+    document: Mapping[str, Any]
+    ends: Mapping[str, StepState]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -90,6 +90,9 @@ runs: Final = _table(
     _text("cancel_reason", null=True),
     _text("cancel_by", null=True),
     _text("trace", null=True),
+    _text("forked_from", null=True),
+    _text("fork_kind", null=True),
+    _text("fork_step", null=True),
     sa.CheckConstraint(f"state IN ({_listed(states.RunState)})", name="state"),
     sa.CheckConstraint(f"length(start_key) <= {KEY_LIMIT}", name="start_key"),
 )
@@ -99,6 +102,7 @@ _partial("ux_runs_start_key", runs.c.tenant, runs.c.start_key, where="start_key 
 _partial("ix_runs_live", runs.c.run_id, where=LIVE_RUNS)
 _partial("ix_runs_accepted", runs.c.not_after_ms, where=ACCEPTED_RUNS)
 _partial("ix_runs_cancelling", runs.c.cancel_requested_ms, where=CANCELLING_RUNS)
+_partial("ix_runs_forked_from", runs.c.forked_from, where="forked_from IS NOT NULL")
 
 outcomes: Final = _table(
     "outcomes",
@@ -118,6 +122,7 @@ outcomes: Final = _table(
     _int("epoch"),
     _int("seq"),
     _int("stream_seq"),
+    _text("reused_from", null=True),
     sa.CheckConstraint(
         f"state IN ({_listed(state for state in states.StepState if state in states.TERMINAL_STEP)})", name="state"
     ),

@@ -336,3 +336,25 @@ class NameTaken(ConvergioError):
     """Another function is already registered under this name."""
 
     code = "NAME_TAKEN"
+
+
+class WorkerStopping(ConvergioError):
+    """The worker stops: the step is given back, and runs elsewhere."""
+
+    code = "WORKER_STOPPING"
+    retryable = True
+
+
+# --- run again ------------------------------------------------------------------------------------------------------
+
+
+class RunNotEnded(ConvergioError):
+    """The run has not ended yet."""
+
+    code = "RUN_NOT_ENDED"
+
+
+class NothingToRetry(ConvergioError):
+    """Nothing of this run failed that could be tried again."""
+
+    code = "NOTHING_TO_RETRY"

@@ -40,6 +40,7 @@ class BlockedOn(StrEnum):
     SIGNAL = "SIGNAL"
     JOURNAL = "JOURNAL"
     HOOK = "HOOK"
+    TIMER = "TIMER"
 
 
 TERMINAL_RUN: Final = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
@@ -68,9 +69,11 @@ STEP_TRANSITIONS: Final = MappingProxyType(
         (StepState.WAITING, "fire"): StepState.READY,
         (StepState.WAITING, "skip"): StepState.SKIPPED,
         (StepState.WAITING, "fail"): StepState.FAILED,
-        (StepState.WAITING, "cancel"): StepState.CANCELLED,
+        (StepState.WAITING, "succeed"): StepState.SUCCEEDED,
+        (StepState.WAITING, "block"): StepState.BLOCKED,
         (StepState.READY, "claim"): StepState.RUNNING,
         (StepState.READY, "ring"): StepState.READY,
+        (StepState.READY, "fail"): StepState.FAILED,
         (StepState.READY, "cancel"): StepState.CANCELLED,
         (StepState.READY, "quarantine"): StepState.QUARANTINED,
         (StepState.RUNNING, "succeed"): StepState.SUCCEEDED,

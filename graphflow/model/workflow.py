@@ -24,6 +24,48 @@ class StepKind(StrEnum):
     TASK = "task"
     AGENT = "agent"
     APPROVAL = "approval"
+    WAIT = "wait"
+
+
+class JoinKind(StrEnum):
+    """When a step with several needs starts.
+
+    `all`: when all are resolved, unless none was taken; `any`: with the first that is taken; `quorum`: with the n-th;
+    `tolerate`: when all are resolved and at most n were not taken. Where that cannot come true any more it is skipped.
+    """
+
+    ALL = "all"
+    ANY = "any"
+    QUORUM = "quorum"
+    TOLERATE = "tolerate"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Join:
+    """A join policy; `count` is the n of `quorum` and `tolerate`."""
+
+    kind: JoinKind = JoinKind.ALL
+    count: int = 0
+
+    def fires(self, *, edges: int, resolved: int, taken: int) -> bool | None:
+        """Whether the step starts now (True), never (False), or perhaps later (None)."""
+        left = edges - resolved
+        match self.kind:
+            case JoinKind.ALL:
+                return None if left else taken > 0
+            case JoinKind.TOLERATE:
+                missed = resolved - taken
+                return False if missed > self.count else None if left else taken > 0
+            case JoinKind.ANY | JoinKind.QUORUM:
+                needed = max(1, self.count)
+                return True if taken >= needed else None if taken + left >= needed else False
+
+
+class OnFailure(StrEnum):
+    """What the failure of a step does to its run: end it, or let it go on with null as the step's result."""
+
+    FAIL = "fail"
+    CONTINUE = "continue"
 
 
 class Durability(StrEnum):
@@ -33,9 +75,16 @@ class Durability(StrEnum):
     STREAM = "stream"
 
 
-DEFAULT_QUEUE: Final = MappingProxyType({StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control"})
+DEFAULT_QUEUE: Final = MappingProxyType(
+    {StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control", StepKind.WAIT: "control"}
+)
 DEFAULT_DURABILITY: Final = MappingProxyType(
-    {StepKind.TASK: Durability.STREAM, StepKind.AGENT: Durability.STEP, StepKind.APPROVAL: Durability.STEP}
+    {
+        StepKind.TASK: Durability.STREAM,
+        StepKind.AGENT: Durability.STEP,
+        StepKind.APPROVAL: Durability.STEP,
+        StepKind.WAIT: Durability.STREAM,
+    }
 )
 
 
@@ -72,7 +121,10 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One step. `spec` is what only its kind knows (JSON): function, or agent and prompt, or the approval's title."""
+    """One step. `spec` is what only its kind knows (JSON): function, or agent and prompt, or the approval's title.
+
+    `timeout`: seconds that one attempt may take; `queue_timeout`: seconds that its first one may wait for a worker.
+    """
 
     name: str
     kind: StepKind
@@ -82,6 +134,9 @@ class Step:
     spec: Mapping[str, Any] = field(default_factory=_empty)
     retry: Retry = field(default_factory=Retry)
     timeout: float | None = None
+    queue_timeout: float | None = None
+    join: Join = field(default_factory=Join)
+    on_failure: OnFailure = OnFailure.FAIL
     durability: Durability = Durability.STREAM
     queue: str = "steps"
 

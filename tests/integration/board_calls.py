@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.model.ids import RunRef
-from tests.integration.board_stage import LIST, Stage, doorbell, ringing
+from tests.integration.board_stage import LIST, Stage, doorbell, joined, ringing, rung_next
 
 Call = Callable[[], Any]
 
@@ -31,6 +31,21 @@ def _arrive_stream(stage: Stage) -> Call:
 def _arrive_step(stage: Stage) -> Call:
     held, token = stage.running(stage.begun()), stage.nonces.next()
     return lambda: stage.arrive(held, durable=True, token=token)
+
+
+FOLLOWING: Final = (rung_next("b", "a"), joined("j", 2))
+"""Whom the success of these calls' step moves: a step that becomes READY, and a join that waits for one edge more."""
+
+
+def _complete(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    return lambda: stage.complete(held, FOLLOWING, token=token)
+
+
+def _complete_join(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    stage.client.hset(stage.key(held.ref), mapping={fields.resolved("j"): "1", fields.taken("j"): "1"})
+    return lambda: stage.complete(held, FOLLOWING, token=token)
 
 
 def _post(stage: Stage) -> Call:
@@ -77,6 +92,11 @@ def _park_signalled(stage: Stage) -> Call:
     held = stage.running(stage.begun())
     stage.client.hset(stage.key(held.ref), fields.early("a"), '{"t":"signal","name":"a"}')
     return lambda: stage.park(held, on="SIGNAL", delay_ms=None, look_back="a")
+
+
+def _decline(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: scripts.decline(stage.link, held, delay_ms=2_000, data='{"missing":"x.y"}')
 
 
 def _ring(stage: Stage) -> Call:
@@ -146,11 +166,14 @@ CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
     "beat": _beat,
     "arrive (stream)": _arrive_stream,
     "arrive (step)": _arrive_step,
+    "complete": _complete,
+    "complete (fires a join)": _complete_join,
     "post": _post,
     "post (look)": _look,
     "commit": _commit,
     "park": _park,
     "park (signalled)": _park_signalled,
+    "decline": _decline,
     "ring": _ring,
     "record": _record,
     "release": _release,

@@ -183,6 +183,20 @@ class Stage:
             wanted=[fields.state(held.step), "@open", "absent"],
         )
 
+    def complete(
+        self, held: scripts.Claimed, following: Sequence[scripts.Following] = (), *, token: str = ""
+    ) -> scripts.Locked | None:
+        """COMPLETE as a worker does it."""
+        return scripts.complete(
+            self.link,
+            held,
+            output='{"x":1}',
+            outcome='{"output":{"x":1}}',
+            following=following,
+            token=token or self.nonces.next(),
+            wanted=[fields.state(held.step), "@open", "absent"],
+        )
+
     def park(
         self, held: scripts.Claimed, *, on: str = "RETRY", delay_ms: int | None = 1_000, look_back: str = ""
     ) -> bool:
@@ -216,6 +230,16 @@ def run_ref(name: str = "r1") -> RunRef:
 
 def doorbell(step: str, ring: str, side: str = "L") -> scripts.Doorbell:
     return scripts.Doorbell(queue_list=LIST, side=side, content=f"ding-{step}-{ring}".encode(), step=step, ring=ring)
+
+
+def rung_next(step: str, *references: str) -> scripts.Following:
+    """A step whose only edge comes from the one that succeeds: it becomes READY by its first doorbell."""
+    return scripts.Following(step=step, edges=1, references=references, bell=doorbell(step, "1.1"))
+
+
+def joined(step: str, edges: int) -> scripts.Following:
+    """A join of so many edges, one of which is taken now."""
+    return scripts.Following(step=step, edges=edges, references=("a",))
 
 
 def ringing(held: scripts.Claimed, ring: str, **more: Any) -> scripts.Ringing:

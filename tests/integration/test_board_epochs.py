@@ -11,7 +11,7 @@ from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import SCHEMA, Epoch
 from convergio.graphflow.model import errors
 from tests import servers
-from tests.integration.board_calls import CALLS
+from tests.integration.board_calls import CALLS, FOLLOWING
 from tests.integration.board_stage import LIST, Stage, published, run_ref, stage_on
 from tests.waiting import wait_until
 
@@ -204,6 +204,7 @@ def test_a_claim_made_before_a_restart_cannot_be_used_after_it(server: servers.V
             before = after.dump()
             for verb in (
                 lambda: stage.arrive(held),
+                lambda: stage.complete(held, FOLLOWING),
                 lambda: stage.park(held),
                 lambda: scripts.record(stage.link, held, key="k", value="1"),
             ):

@@ -1,7 +1,9 @@
-"""A stale owner's word counts for nothing: whatever became of its step, every verb is refused, nothing is written."""
+"""A stale owner's word counts for nothing: whatever became of its step, every verb is refused, nothing is written. And
+an owner's word counts once, also where COMPLETE does with it at once what follows."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.model import errors
-from tests.integration.board_calls import ended, held_step
-from tests.integration.board_stage import LIST, Stage, ringing, stage_on
+from convergio.graphflow.model.ids import RunRef
+from tests.integration.board_calls import FOLLOWING, ended, held_step
+from tests.integration.board_stage import LIST, Stage, joined, ringing, rung_next, stage_on
 from tests.waiting import wait_until
 
 
@@ -89,6 +92,7 @@ VERBS: dict[str, Callable[[Stage, scripts.Claimed], Any]] = {
     "arrive (stream)": lambda stage, held: stage.arrive(held),
     "arrive (step)": lambda stage, held: stage.arrive(held, durable=True),
     "arrive (failed)": lambda stage, held: stage.arrive(held, state="FAILED"),
+    "complete": lambda stage, held: stage.complete(held, FOLLOWING),
     "park for a retry": lambda stage, held: stage.park(held),
     "park for a signal": lambda stage, held: stage.park(held, on="SIGNAL", delay_ms=None, look_back="a"),
     "record": lambda stage, held: scripts.record(stage.link, held, key="answer", value="1"),
@@ -296,3 +300,144 @@ def test_a_nonce_is_compared_whole(stage: Stage) -> None:
     for other in ("7-1", "17.1", "171", ""):
         with pytest.raises(errors.StaleFence):
             scripts.reassert(stage.link, ref, step="a", nonce=other)
+
+
+# --- COMPLETE: a success and what follows from it in one script; where something contends, it is left to the inbox ----
+
+
+ARRIVED = '{"step":"a","t":"arrived"}'
+FOLLOWERS = ("b", "j")
+
+
+def moved(stage: Stage, ref: RunRef) -> dict[str, str]:
+    """What is written about the followers of `a`, and how far its consequences were followed."""
+    values = stage.values(ref)
+    about = [kind + step for step in FOLLOWERS for kind in ("s:", "n:", "r:", "j:", "k:")]
+    return {name: values[name] for name in [*about, fields.cursor("a")] if name in values}
+
+
+def inbox(stage: Stage, ref: RunRef) -> list[str]:
+    """Its entries, each with its names in order."""
+    return [json.dumps(json.loads(text), sort_keys=True, separators=(",", ":")) for text in stage.inbox(ref)]
+
+
+def recorded_only(stage: Stage, held: scripts.Claimed) -> None:
+    """The outcome is there, once, and nothing followed from it yet: that is in the inbox, and in its index."""
+    ref, journal = held.ref, [entry["t"] for _, entry in stage.journaled()]
+    assert stage.word(ref, held.step) == f"SUCCEEDED|{held.fence}"
+    assert stage.values(ref)[fields.output(held.step)] == '{"x":1}'
+    assert journal.count("step.succeeded") == 1
+    assert inbox(stage, ref).count(ARRIVED) == 1
+    assert list(stage.scores(stage.link.keys(stage.epoch).inboxes)) == [str(ref)]
+    assert stage.client.lrange(LIST, 0, -1) == ["ding-a-1.1"]
+    assert fields.cursor("a") not in stage.values(ref)
+    assert stage.leases() == {}
+
+
+def test_a_success_and_what_follows_from_it_are_one_script(stage: Stage) -> None:
+    held = stage.running(stage.begun())
+    assert stage.complete(held, FOLLOWING) is None
+    ref, epoch = held.ref, stage.epoch
+    assert stage.word(ref, "a") == f"SUCCEEDED|{held.fence}"
+    ready = {"s:b": "READY|1.1", "n:b": "1", "r:b": "a"}
+    assert moved(stage, ref) == {**ready, "j:j": "1", "k:j": "1", fields.cursor("a"): "x"}
+    assert stage.values(ref)["@open"] == "2"
+    assert stage.client.lrange(LIST, 0, -1) == ["ding-b-1.1", "ding-a-1.1"]
+    assert f"{ref}/b/1.1" in stage.scores(stage.link.keys(epoch).rung(LIST))
+    assert (stage.inbox(ref), stage.leases(), stage.scores(stage.link.keys(epoch).inboxes)) == ([], {}, {})
+    assert [entry["type"] for _, entry in stage.feed(ref)][-2:] == ["step.succeeded", "step.ready"]
+    assert [entry["t"] for _, entry in stage.journaled()].count("step.succeeded") == 1
+
+
+def test_a_duplicate_complete_cannot_raise_a_join_twice(stage: Stage) -> None:
+    held = stage.running(stage.begun())
+    stage.complete(held, (joined("j", 3),), token="t1")
+    before = stage.dump()
+    for token in ("t1", "t2"):
+        assert stage.complete(held, (joined("j", 3),), token=token) is None
+        assert stage.dump() == before
+
+
+def test_two_branches_raise_their_join_by_one_each(stage: Stage) -> None:
+    ref = stage.begun()
+    for held in (stage.running(ref, "a"), stage.running(ref, "b")):
+        assert stage.complete(held, (joined("j", 3),)) is None
+    assert {name: stage.values(ref)[name] for name in ("j:j", "k:j", "@open")} == {"j:j": "2", "k:j": "2", "@open": "1"}
+
+
+def test_a_complete_under_a_foreign_lock_leaves_everything_to_the_inbox(stage: Stage) -> None:
+    held = stage.running(stage.begun())
+    holder = stage.lock(held.ref)
+    assert stage.complete(held, FOLLOWING) is None
+    recorded_only(stage, held)
+    assert moved(stage, held.ref) == {}
+    left = scripts.commit(stage.link, holder, submitter="ann", batch=scripts.Batch(consumed=1))
+    assert left == [{"t": "arrived", "step": "a"}]
+
+
+def test_a_complete_behind_an_entry_that_nobody_drains_does_not_overtake_it(stage: Stage) -> None:
+    held = stage.running(stage.begun())
+    stage.lock(held.ref, entry='{"t":"x"}')
+    stage.client.hdel(stage.key(held.ref), fields.LOCK)
+    locked = stage.complete(held, FOLLOWING)
+    assert locked is not None
+    assert locked.entries == [{"t": "x"}, {"t": "arrived", "step": "a"}]
+    recorded_only(stage, held)
+    assert moved(stage, held.ref) == {}
+
+
+def test_a_complete_told_again_to_the_inbox_is_there_once(stage: Stage) -> None:
+    held = stage.running(stage.begun())
+    stage.lock(held.ref)
+    for _ in range(3):
+        assert stage.complete(held, FOLLOWING) is None
+    recorded_only(stage, held)
+
+
+def test_the_one_that_fires_a_join_goes_the_long_way(stage: Stage) -> None:
+    """Who fires, decides: conditions, and whether any edge was taken, are not the script's business."""
+    ref = stage.begun()
+    held = stage.running(ref)
+    stage.client.hset(stage.key(ref), mapping={"j:j": "1", "k:j": "1"})
+    locked = stage.complete(held, FOLLOWING, token="mine")
+    assert locked is not None
+    assert (locked.token, locked.entries) == ("mine", [{"t": "arrived", "step": "a"}])
+    recorded_only(stage, held)
+    assert moved(stage, ref) == {"j:j": "1", "k:j": "1"}
+
+
+def test_the_last_step_of_a_run_goes_the_long_way(stage: Stage) -> None:
+    """The run's end is decided, and waits for SQL."""
+    ref = stage.begun()
+    held = stage.running(ref)
+    stage.client.hset(stage.key(ref), "@open", "1")
+    assert stage.complete(held) is not None
+    recorded_only(stage, held)
+    assert stage.values(ref)["@open"] == "1"
+
+
+@pytest.mark.parametrize(("name", "value"), [("@stop", "FAILED"), ("@state", "PAUSED"), ("@state", "CANCELLED")])
+def test_complete_on_a_stopped_run_moves_nothing(stage: Stage, name: str, value: str) -> None:
+    held = stage.running(stage.begun())
+    stage.client.hset(stage.key(held.ref), name, value)
+    assert stage.complete(held, FOLLOWING) is not None
+    recorded_only(stage, held)
+    assert moved(stage, held.ref) == {}
+    assert stage.values(held.ref)["@open"] == "3"
+
+
+@pytest.mark.parametrize(("name", "value"), [("s:b", "FAILED"), ("n:b", "1"), ("s:j", "SKIPPED"), ("n:j", "1")])
+def test_a_follower_that_is_not_as_the_plan_has_it_is_left_to_the_long_way(stage: Stage, name: str, value: str) -> None:
+    """It failed by a condition, or was rung before: that is what `decide` knows how to read."""
+    held = stage.running(stage.begun())
+    stage.client.hset(stage.key(held.ref), name, value)
+    assert stage.complete(held, FOLLOWING) is not None
+    recorded_only(stage, held)
+    assert moved(stage, held.ref) == {name: value}
+
+
+def test_one_script_rings_as_many_followers_as_a_success_may_name(stage: Stage) -> None:
+    held = stage.running(stage.begun())
+    assert stage.complete(held, [rung_next(f"s{n}", "a") for n in range(32)]) is None
+    ready = [name for name, word in stage.values(held.ref).items() if word == "READY|1.1"]
+    assert len(ready) == stage.client.llen(LIST) - 1 == 32

@@ -46,6 +46,21 @@ def test_a_run_ends_on_a_server_that_became_full(stage: EngineStage) -> None:
     assert stage.history.run(ref.tenant, ref.run).state is RunState.SUCCEEDED
 
 
+def test_a_run_whose_steps_follow_each_other_in_one_script_ends_on_a_server_that_became_full(
+    stage: EngineStage,
+) -> None:
+    stream = {"task": "m.f", "durability": "stream"}
+    ref = stage.submit(
+        {"first": stream, "second": {**stream, "needs": ["first"]}, "third": {**stream, "needs": ["second"]}}
+    )
+    stage.journal()
+    fill(stage.core.link)
+    for step in ("first", "second", "third"):
+        stage.succeed(ref, step)
+    stage.journal()
+    assert stage.history.run(ref.tenant, ref.run).state is RunState.SUCCEEDED
+
+
 def test_leases_of_claims_are_prolonged_on_a_full_server(stage: EngineStage) -> None:
     claim = stage.claim(stage.submit(STEPS), "first")
     fill(stage.core.link)

@@ -107,7 +107,7 @@ def test_a_claim_that_cannot_be_told_is_left_to_its_lease_and_holds_nobody_up(st
 
     with pytest.raises(ValueError, match="no store"):
         stage.worker.claims.settle(bad, broken)
-    with mock.patch.object(scripts, "arrive", side_effect=errors.BoardUnavailable):
+    with mock.patch.object(scripts, "complete", side_effect=errors.BoardUnavailable):
         assert not stage.worker.steps.succeed(good, {"n": 1})
     stage.pass_time(7, also=stage.worker.pulse)
     assert stage.word(ref, "right").state is StepState.SUCCEEDED
@@ -119,7 +119,7 @@ def test_a_claim_whose_timeout_cannot_be_told_holds_nobody_up(stage: Stage) -> N
     ref, other = stage.submit(single(timeout=1)), stage.submit(single())
     stage.claim(ref, "only")
     owed = stage.claim(other, "only")
-    with mock.patch.object(scripts, "arrive", side_effect=errors.BoardUnavailable):
+    with mock.patch.object(scripts, "complete", side_effect=errors.BoardUnavailable):
         stage.worker.steps.succeed(owed, {"n": 1})
     stage.clock.now += 2
     with mock.patch.object(type(stage.worker.steps), "fail", side_effect=ValueError):

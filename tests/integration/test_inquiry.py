@@ -97,6 +97,21 @@ def test_an_outcome_that_sql_lacks_says_so_and_what_waits_for_it_waits(stage: En
     assert seen(stage, ref, "second").state is StepState.READY
 
 
+def test_a_step_that_a_worker_declined_is_ready_and_says_what_is_missing(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.steps.decline(stage.claim(ref, "first"), missing="no function is registered as 'demo.one'")
+    assert seen(stage, ref, "first").state is StepState.READY
+    told = said(stage, ref, "first")
+    assert told.startswith("is ready: NO_WORKER, worker w1 cannot do it: no function is registered as 'demo.one'")
+
+
+def test_a_step_whose_work_goes_on_elsewhere_says_what_it_waits_for(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    stage.steps.look_again(stage.claim(ref, "first"), seconds=40, awaits="the result of a task")
+    stage.journal()
+    assert said(stage, ref, "first").startswith("waits for the result of a task, and looks again in 4")
+
+
 def test_after_a_rebuild_a_step_is_held_and_says_for_how_long(stage: EngineStage) -> None:
     ref = stage.submit(CHAIN)
     stage.claim(ref, "first")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from convergio.graphflow import decide
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.decision import START
 from convergio.graphflow.engine.restore import restore
 from convergio.graphflow.engine.submission import meta_of, signal_entry
 from convergio.graphflow.model.states import TERMINAL_STEP, RunState, StepState
@@ -37,7 +37,7 @@ def start(world: World) -> None:
         given=json.dumps(world.given),
         size=world.plan.size,
         token=world.name(),
-        wanted=[fields.STATE, fields.STOP, fields.cursor(decide.START)],
+        wanted=[fields.STATE, fields.STOP, fields.cursor(START)],
     )
     world.drain(locked, blank=True)
 

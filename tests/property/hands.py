@@ -9,7 +9,7 @@ from typing import Any
 from convergio.graphflow import decide, shortcut
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
-from convergio.graphflow.decide import Decision, Unloaded, View
+from convergio.graphflow.decision import START, Decision, Event, Unloaded, View
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
@@ -239,6 +239,7 @@ def think(world: World) -> None:
                 drainer.view,
                 drainer.locked.entries,
                 epoch=world.board.epoch.number,
+                now_ms=drainer.locked.at_ms,
                 budget=drainer.budget,
             )
         except Unloaded as missing:
@@ -273,12 +274,12 @@ def batch_of(decision: Decision) -> scripts.Batch:
         writes=[(name, was, to) for name, (was, to) in decision.writes.items()],
         posts=[json.dumps(entry) for entry in decision.posts],
         leases=[f"{step}/{fence}" for step, fence in decision.leases],
-        timers=[(f"{step}/{on}", "") for step, on in decision.timers],
+        timers=[(f"{step}/{on}", "" if due is None else str(due)) for step, on, due in decision.timers],
         bells=[doorbell(ring.step, ring.ring) for ring in decision.rings],
         events=[_told(event) for event in decision.events],
     )
 
 
-def _told(event: decide.Event) -> tuple[str, str, str, str, str]:
+def _told(event: Event) -> tuple[str, str, str, str, str]:
     flags = "" if not event.journal else "jp" if event.park else "j"
-    return event.kind, event.step, flags, f"{REF}/{event.step or decide.START}", event.data
+    return event.kind, event.step, flags, f"{REF}/{event.step or START}", event.data

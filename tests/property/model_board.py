@@ -92,7 +92,7 @@ class ModelBoard:
         run.values["@lock"] = f"{token}|{self.now_ms + lock_ms}"
         entries = [json.loads(text) for text in run.inbox[:100]]
         values = {name: run.values.get(name, "") for name in wanted}
-        return Locked(epoch=self.epoch, ref=ref, token=token, entries=entries, values=values)
+        return Locked(epoch=self.epoch, ref=ref, token=token, at_ms=self.now_ms, entries=entries, values=values)
 
     def _park(self, member: str, sequence: int) -> None:
         self.parked[member] = sequence
@@ -267,6 +267,8 @@ class ModelBoard:
         if delay_ms is not None:
             self.timers[f"{member}/{on}"] = self.now_ms + delay_ms
         self.tell(ref, kind, step, data, held.submitter)
+        if on == "SIGNAL":
+            self.nudge = ["1"]
         early = run.values.get(f"g:{look_back}") if look_back else None
         if early is None:
             return False

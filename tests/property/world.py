@@ -14,7 +14,7 @@ from convergio.graphflow import decide
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.board.scripts import Claimed, Locked
-from convergio.graphflow.decide import Decision, View
+from convergio.graphflow.decision import Decision, View
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.outcome import Outcome

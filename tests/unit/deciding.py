@@ -8,10 +8,11 @@ from typing import Any, Final
 
 from convergio.graphflow import decide
 from convergio.graphflow.board.fields import Word
-from convergio.graphflow.decide import Decision, Entry, Event, Ring, Unloaded, View
+from convergio.graphflow.decision import Decision, Entry, Event, Ring, Unloaded, View
 from convergio.graphflow.flow import document
 from convergio.graphflow.flow.plan import Plan
 
+NOW: Final = 1_790_000_000_000
 START: Final[Entry] = {"t": "start"}
 APPROVE: Final = {"decision": "approve", "by": "ann"}
 REJECT: Final = {"decision": "reject", "by": "bob", "reason": "no"}
@@ -19,7 +20,7 @@ REJECT: Final = {"decision": "reject", "by": "bob", "reason": "no"}
 
 def plan_of(output: Mapping[str, str] | None = None, /, **steps: Mapping[str, Any]) -> Plan:
     """The plan of a workflow with these steps; one without a kind is a task."""
-    kinds = ("approval", "agent", "task")
+    kinds = ("approval", "agent", "task", "wait")
     written = {
         name: step if any(kind in step for kind in kinds) else {"task": "m.f", **step} for name, step in steps.items()
     }
@@ -73,7 +74,7 @@ class Run:
         view = View({})
         while True:
             try:
-                return decide.decide(self.plan, view, entries, epoch=1, budget=budget)
+                return decide.decide(self.plan, view, entries, epoch=1, now_ms=NOW, budget=budget)
             except Unloaded as missing:
                 if not missing.everything and all(name in view.values for name in missing.names):
                     raise AssertionError("it asks for what it was given") from missing

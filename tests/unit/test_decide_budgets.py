@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from convergio.graphflow import decide
-from convergio.graphflow.decide import Unloaded, View
+from convergio.graphflow.decision import Unloaded, View
 from convergio.graphflow.model import errors
-from tests.unit.deciding import APPROVE, START, Run, arrived, plan_of, signal
+from tests.unit.deciding import APPROVE, NOW, START, Run, arrived, plan_of, signal
 
 # --- views and budgets ------------------------------------------------------------------------------------------------
 
@@ -19,24 +19,24 @@ from tests.unit.deciding import APPROVE, START, Run, arrived, plan_of, signal
 def test_a_field_that_was_not_read_is_asked_for_and_never_assumed() -> None:
     plan = plan_of(a={}, b={"needs": ["a"]})
     with pytest.raises(Unloaded) as caught:
-        decide.decide(plan, View({}), [arrived("a")], epoch=1)
+        decide.decide(plan, View({}), [arrived("a")], epoch=1, now_ms=NOW)
     assert caught.value.names
     with pytest.raises(Unloaded):
-        decide.decide(plan, View({"c:a": ""}), [arrived("a")], epoch=1)
+        decide.decide(plan, View({"c:a": ""}), [arrived("a")], epoch=1, now_ms=NOW)
 
 
 def test_what_is_read_ahead_of_an_arrival_is_all_that_a_plain_one_needs() -> None:
     plan = plan_of(a={}, b={}, c={"needs": ["a", "b"]}, d={"needs": ["a"]})
     values = dict.fromkeys(decide.wanted(plan, "a"), "")
     values |= {"s:a": "SUCCEEDED|1.1.n", "@state": "RUNNING", "@open": "4"}
-    made = decide.decide(plan, View(values), [arrived("a")], epoch=1)
+    made = decide.decide(plan, View(values), [arrived("a")], epoch=1, now_ms=NOW)
     assert [ring.step for ring in made.rings] == ["d"]
 
 
 def test_ending_a_run_asks_for_every_steps_state() -> None:
     view = View({"@state": "RUNNING", "@stop": "FAILED"})
     with pytest.raises(Unloaded) as caught:
-        decide.decide(plan_of(a={}), view, [{"t": "end", "state": "FAILED", "error": {}}], epoch=1)
+        decide.decide(plan_of(a={}), view, [{"t": "end", "state": "FAILED", "error": {}}], epoch=1, now_ms=NOW)
     assert caught.value.everything
 
 

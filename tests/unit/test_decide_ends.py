@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from convergio.graphflow.decide import Decision, Entry
+from convergio.graphflow.decision import Decision, Entry
 from convergio.graphflow.model.outcome import PAYLOAD_LIMIT
 from convergio.graphflow.model.states import BlockedOn
 from tests.unit.deciding import APPROVE, REJECT, START, Run, arrived, plan_of, signal
@@ -26,7 +26,7 @@ def test_a_failure_stops_all_claims_first_and_withdraws_what_is_live_afterwards(
     second = run.apply(*first.posts)
     assert run.states() == {"a": "FAILED", "b": "CANCELLED", "c": "CANCELLED"}
     assert second.leases == [("b", "1.1.n")]
-    assert second.timers == [("c", BlockedOn.RETRY)]
+    assert second.timers == [("c", BlockedOn.RETRY, None)]
     assert run.state == "FAILED"
     assert json.loads(run.values["@error"]) == {"code": "E", "message": "boom", "step": "a", "state": "FAILED"}
     assert [event.kind for event in second.events] == ["step.cancelled", "step.cancelled", "run.failed"]

@@ -138,7 +138,9 @@ def test_the_canonical_document_has_every_default() -> None:
                 "needs": [],
                 "when": None,
                 "retry": {"max": 0, "backoff": 1.0, "factor": 2.0, "cap": 60.0, "jitter": 0.1},
-                "timeout": None,
+                "timeout": {"run": None, "queue": None},
+                "join": {"policy": "all", "count": 0},
+                "on_failure": "fail",
                 "durability": "stream",
                 "queue": "steps",
             }
@@ -155,6 +157,13 @@ def test_the_canonical_document_has_every_default() -> None:
         ("{task: m.f, needs: [first]}", "{task: m.f, needs: [{step: first}]}"),
         ("{task: m.f, with: {x: 1, y: true}}", "{with: {y: 'true', x: '1'}, task: m.f}"),
         ("{task: m.f, when: null}", "{task: m.f}"),
+        ("{task: m.f, timeout: 90s}", "{task: m.f, timeout: {run: 90s}}"),
+        ("{task: m.f, join: any}", "{task: m.f, join: {policy: any}}"),
+        (
+            "{task: m.f, needs: [first], join: {quorum: 1}}",
+            "{task: m.f, needs: [first], join: {policy: quorum, count: 1}}",
+        ),
+        ("{wait: {for: 5m}}", "{wait: {for: 300}}"),
     ],
 )
 def test_two_ways_to_write_the_same_have_one_digest(one: str, other: str) -> None:

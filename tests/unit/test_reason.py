@@ -46,6 +46,17 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
         {},
         "is held for 3.0 s after a rebuild: the worker that ran it may still have it, else it is rung again",
     ),
+    (
+        step(state=StepState.READY, held_ms=NOW + 3_000, missing="worker w1 cannot do it: no function is x"),
+        {},
+        "is ready: NO_WORKER, worker w1 cannot do it: no function is x; asked again in 3.0 s."
+        " Start one that includes its module (CONVERGIO_INCLUDE)",
+    ),
+    (
+        step(state=StepState.BLOCKED, on=BlockedOn.HOOK, due_ms=NOW + 2_000, awaits="the result of a task"),
+        {},
+        "waits for the result of a task, and looks again in 2.0 s",
+    ),
     (step(state=StepState.RUNNING, worker="w1", since_ms=NOW - 12_000), {}, "runs on w1 for 12 s"),
     (
         step(state=StepState.RUNNING, worker="w1", since_ms=NOW - 500, attempt=2, attempts=3, deliveries=1),

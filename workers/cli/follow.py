@@ -18,6 +18,7 @@ from convergio.graphflow.engine.reason import RunView, StepView
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
+from convergio.graphflow.model.workflow import StepKind
 from convergio.workers.cli import exits, look, picture
 from convergio.workers.cli.session import Session
 
@@ -29,6 +30,9 @@ LOOK_SHARE: Final = 10
 
 LOOK_RARELY: Final = 5.0
 """... and a person's answer, which is part of a look, does not count for more than this."""
+
+QUESTION_MS: Final = 500
+"""How long a question may need to come to SQL, where it is read, before it is asked without its text."""
 
 AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable)
 
@@ -101,7 +105,10 @@ class Follower:
 
     def _decide(self, view: RunView) -> None:
         for step in view.steps.values():
-            if step.on is not BlockedOn.SIGNAL or step.name in self._asked or self._answers is None:
+            asks = step.kind is StepKind.APPROVAL and step.on is BlockedOn.SIGNAL
+            if not asks or step.name in self._asked or self._answers is None:
+                continue
+            if not step.note and view.now_ms - (step.since_ms or 0) < QUESTION_MS:
                 continue
             self._screen.pause()
             data = self._answers.decide(view, step)

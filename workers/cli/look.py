@@ -63,7 +63,8 @@ LOOKS: Final[Mapping[RunState | StepState, Look]] = {
 }
 
 FOR_WHAT: Final[Mapping[BlockedOn, str]] = {
-    BlockedOn.SIGNAL: "a decision",
+    BlockedOn.SIGNAL: "a signal",
+    BlockedOn.TIMER: "its time",
     BlockedOn.RETRY: "its retry",
     BlockedOn.HOOK: "a hook",
     BlockedOn.JOURNAL: "the journal",

@@ -1,5 +1,5 @@
 -- park: take a step out of its worker's hands and let it wait, without a slot: for a retry, a hook's time, or a signal.
--- KEYS: 1 epoch, 2 run, 3 leases, 4 timers, 5 inbox, 6 inboxes, 7 journal, 8 feed
+-- KEYS: 1 epoch, 2 run, 3 leases, 4 timers, 5 inbox, 6 inboxes, 7 journal, 8 feed, 9 nudge
 -- ARGV: 1 token, 2 epoch number, 3 step, 4 fence, 5 tenant/run, 6 submitter, 7 on (RETRY|HOOK|SIGNAL), 8 delay ms or '',
 --       9 attempt from now on, 10 event type, 11 event data (JSON), 12 detail, 13 signal to look back for or ''
 -- Returns: OK | SIGNALLED (it is in the inbox already) | FENCED state | GONE | REBUILD
@@ -17,6 +17,7 @@ redis.call('HSET', KEYS[2], 's:' .. step, 'BLOCKED|' .. ARGV[7] .. '|' .. number
 redis.call('HDEL', KEYS[2], 'd:' .. step)
 if ARGV[8] ~= '' then redis.call('ZADD', KEYS[4], at + ARGV[8], member .. '/' .. ARGV[7]) end
 tell(KEYS[2], KEYS[8], KEYS[7], ARGV[2], ARGV[5], ARGV[6], ARGV[10], step, at, ARGV[11])
+if ARGV[7] == 'SIGNAL' then wake(KEYS[9]) end -- people read the question in SQL
 local early = ARGV[13] ~= '' and redis.call('HGET', KEYS[2], 'g:' .. ARGV[13])
 if not early then return {'OK'} end
 redis.call('RPUSH', KEYS[5], early)

@@ -15,10 +15,14 @@ local function tell(run, feed, journal, epoch, ref, submitter, kind, step, at, d
     'a', number(at), 'd', data)
 end
 local function sequence(id) return string.match(id, '%-(%d+)$') end
--- What an event says waits until SQL has the event: the journaler need not gather more. Returns the stream sequence.
+-- Somebody waits for SQL: the journaler, who gathers meanwhile, need not gather more.
+local function wake(nudge)
+  if redis.call('LLEN', nudge) == 0 then redis.call('LPUSH', nudge, '1') end
+end
+-- What an event says waits until SQL has the event. Returns the stream sequence.
 local function park(parked, nudge, id, member)
   redis.call('ZADD', parked, sequence(id), member)
-  if redis.call('LLEN', nudge) == 0 then redis.call('LPUSH', nudge, '1') end
+  wake(nudge)
   return sequence(id)
 end
 -- Take the run's lock if it is free, and read what its inbox holds. The lock is a lease: its holder may die.
@@ -37,5 +41,5 @@ local function lock(run, inbox, token, ms, at, first)
       values[#values + 1] = v or ''
     end
   end
-  return {'LOCKED', entries, values}
+  return {'LOCKED', entries, values, number(at)}
 end

@@ -1,0 +1,121 @@
+"""What goes into the board's scripts and comes out of them. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.model.ids import RunRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claimed:
+    """A claim: the fence, and everything the body needs. Times are milliseconds of Redis TIME."""
+
+    epoch: Epoch
+    ref: RunRef
+    step: str
+    fence: str
+    at_ms: int
+    attempt: int
+    deliveries: int
+    meta: Mapping[str, Any]
+    input: Any
+    records: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+
+    @property
+    def submitter(self) -> str:
+        return str(self.meta["submitter"])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """No claim: DUPLICATE (the doorbell is old), STOPPED (the run is being ended), GONE (the run left the board)."""
+
+    why: str
+    state: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Locked:
+    """The run's lock is ours since `at_ms`: what its inbox holds, and the fields that were asked for."""
+
+    epoch: Epoch
+    ref: RunRef
+    token: str
+    at_ms: int
+    entries: Sequence[Mapping[str, Any]]
+    values: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parked:
+    """The outcome waits for the journal: it is released when SQL has everything up to `sequence`."""
+
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Doorbell:
+    """A message to push: the queue list, which end of it, the rendered bytes, the step and ring."""
+
+    queue_list: str
+    side: str
+    content: bytes
+    step: str
+    ring: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """One COMMIT. Writes: (field, from, to).
+
+    Leases: step/fence. Timers: (step/ON, due ms or ""). Events: see commit.lua.
+    """
+
+    consumed: int
+    writes: Sequence[tuple[str, str, str]] = ()
+    posts: Sequence[str] = ()
+    leases: Sequence[str] = ()
+    timers: Sequence[tuple[str, str]] = ()
+    bells: Sequence[Doorbell] = ()
+    events: Sequence[tuple[str, str, str, str, str]] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """What a beat learnt: the board's time, the released high water, and the leases that are lost."""
+
+    at_ms: int
+    released: int
+    lost: frozenset[str] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Following:
+    """A step that a success moves: it becomes READY by its `bell`; without one, it is a join of `edges` edges, not the
+    last of which is taken now. `references`: the steps whose outputs it reads."""
+
+    step: str
+    edges: int
+    references: Sequence[str] = ()
+    bell: Doorbell | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ringing:
+    """A step to ring: the state it must have, its new doorbell, why, and what else changes (field -> value, "" =
+    absent)."""
+
+    was: str
+    bell: Doorbell
+    count: int
+    kind: str
+    data: str = "{}"
+    lease: str = ""
+    lease_must_be_over: bool = False
+    timer: str = ""
+    sets: Mapping[str, str] = field(default_factory=dict)
