@@ -29,7 +29,9 @@ from convergio.tasks import transport
 ORIGIN: Final = "convergio"
 """Instead of the process and host of whoever recorded the template; host names of pods are long."""
 
-_quote: Final = json.JSONEncoder().encode
+_quote: Final = json.encoder.encode_basestring_ascii
+"""A text as JSON: what `json.dumps` does with one, without its way there."""
+
 _compact: Final = functools.partial(dumps, separators=(",", ":"))
 
 
@@ -87,7 +89,7 @@ class Bell:
             "label": _quote(label),
             "tenant": _quote(tenant),
             "submitter": _quote(submitter),
-            "traceparent": _quote(traceparent),
+            "traceparent": _quote(traceparent or ""),
             "body": _quote(base64.b64encode(body.encode()).decode()),
         }
         return text.encode()

@@ -81,6 +81,21 @@ def parse_document(document: Mapping[str, Any], source: str = "workflow", *, kno
     return _parse(document, [], source=source, known=known)
 
 
+def parse_pinned(document: Mapping[str, Any]) -> Workflow:
+    """The workflow of a canonical document that was accepted before, as the journal and the board keep it.
+
+    It is not checked again: it was, and a later version's stricter rules must not stop a run that is on its way.
+    InvalidWorkflow if it is no document of this version at all.
+    """
+    found: list[Problem] = []
+    header, steps, _ = _read(document, found)
+    if found:
+        raise errors.InvalidWorkflow(problems=found, source="the stored definition")
+    workflow = _workflow(header, steps)
+    written = document["steps"]
+    return _ordered(workflow, {**document, "steps": {name: written[name] for name in _order(workflow)}})
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of documents, for editors and other systems; published as docs/workflow.schema.json."""
     made = WorkflowForm.model_json_schema(by_alias=True)
@@ -100,7 +115,8 @@ def _parse(document: Any, found: list[Problem], *, source: str, known: Known | N
     found += validate.problems(workflow, known, unread)
     if found:
         raise errors.InvalidWorkflow(problems=found, source=source)
-    return _ordered(workflow, header, steps)
+    canonical = {name: steps[name].model_dump(by_alias=True) for name in _order(workflow)}
+    return _ordered(workflow, {**header.model_dump(by_alias=True), "steps": canonical})
 
 
 def _read(document: Mapping[str, Any], found: list[Problem]) -> tuple[HeaderForm, dict[str, AnyStep], list[str]]:
@@ -204,14 +220,15 @@ def _workflow(header: HeaderForm, steps: Mapping[str, AnyStep]) -> Workflow:
     )
 
 
-def _ordered(workflow: Workflow, header: HeaderForm, steps: Mapping[str, AnyStep]) -> Workflow:
-    names = graph.order({name: [edge.step for edge in step.needs] for name, step in workflow.steps.items()})
-    canonical = {name: steps[name].model_dump(by_alias=True) for name in names}
-    return dataclasses.replace(
-        workflow,
-        steps=MappingProxyType({name: workflow.steps[name] for name in names}),
-        document={**header.model_dump(by_alias=True), "steps": canonical},
-    )
+def _order(workflow: Workflow) -> list[str]:
+    """Its steps' names by the graph: cursors of runs count in this order."""
+    return list(graph.order({name: [edge.step for edge in step.needs] for name, step in workflow.steps.items()}))
+
+
+def _ordered(workflow: Workflow, document: Mapping[str, Any]) -> Workflow:
+    """The workflow with its canonical document, whose steps are in order."""
+    steps = MappingProxyType({name: workflow.steps[name] for name in document["steps"]})
+    return dataclasses.replace(workflow, steps=steps, document=document)
 
 
 def _model_step(name: str, step: AnyStep) -> Step:

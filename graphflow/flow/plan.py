@@ -76,7 +76,7 @@ class Plan:
 
 @functools.lru_cache(maxsize=128)
 def _from_json(text: str) -> Plan:
-    return Plan.of(document.parse_document(json.loads(text), source="the stored definition"))
+    return Plan.of(document.parse_pinned(json.loads(text)))
 
 
 def _successors(steps: Mapping[str, Step]) -> dict[str, tuple[OutEdge, ...]]:
