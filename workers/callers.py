@@ -6,9 +6,9 @@ They are answered when the run has ended.
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from celery import Celery
 from celery.exceptions import OperationalError
@@ -43,30 +43,45 @@ class Callers:
             pipe.expire(key, TTL)
             pipe.execute()
 
-    def finished(self, ref: RunRef) -> None:
-        """The run ended and is in SQL: its callers get its result. A failure here is only logged."""
-        with self._tolerant(ref):
-            waiting = cast("dict[str, str]", self.link.client.hgetall(self._key(ref)))
-            row = self.history.run(ref.tenant, ref.run)
-            for task_id in {ref.run, *waiting}:
-                self._answer(task_id, row)
-            for task_id, node in waiting.items():
-                self._tell(task_id, node, row.error)
-            self._approvals(ref)
+    def finished(self, refs: Sequence[RunRef]) -> None:
+        """The runs ended and are in SQL: their callers get the results. A failure here is only logged."""
+        with self._tolerant(refs):
+            callers = self._callers(refs)
+            asked = {row.run_id for row in self.history.events([ref.run for ref in refs], "step.blocked")}
+            for row in self.history.runs_of([ref.run for ref in refs]):
+                ref = RunRef(tenant=row.tenant, run=row.run_id)
+                with self._tolerant([ref]):
+                    self._finished(row, callers[ref])
+                    if row.run_id in asked:
+                        self._approvals(ref)
+
+    def _finished(self, row: RunRow, waiting: Mapping[str, str]) -> None:
+        for task_id in {row.run_id, *waiting}:
+            self._answer(task_id, row)
+        for task_id, node in waiting.items():
+            self._tell(task_id, node, row.error)
+
+    def _callers(self, refs: Sequence[RunRef]) -> dict[RunRef, dict[str, str]]:
+        """The nodes that took the tasks which wait for each run, by the tasks' ids."""
+        with self.link.client.pipeline(transaction=False) as pipe:
+            for ref in refs:
+                pipe.hgetall(self._key(ref))
+            return dict(zip(refs, pipe.execute(), strict=True))
 
     def decided(self, ref: RunRef, step: str) -> None:
         """An approval was decided, and that is in SQL: its task has ended. A failure here is only logged."""
-        with self._tolerant(ref):
+        with self._tolerant([ref]):
             self._approvals(ref, only=step)
 
     @contextmanager
-    def _tolerant(self, ref: RunRef) -> Generator[None]:
+    def _tolerant(self, refs: Sequence[RunRef]) -> Generator[None]:
+        runs = ", ".join(map(str, refs))
         try:
             yield
         except (*UNREACHABLE, OperationalError, errors.JournalUnavailable) as error:
-            logger.warning("callers of run %s are not answered: %s", ref, error)
+            logger.warning("callers of %s are not answered: %s", runs, error)
         except Exception:  # the journaler releases what waits after this: no caller may stop it
-            logger.exception("callers of run %s are not answered", ref)
+            logger.exception("callers of %s are not answered", runs)
 
     def _answer(self, task_id: str, row: RunRow) -> None:
         if row.state is RunState.SUCCEEDED:
@@ -77,7 +92,7 @@ class Callers:
     def _approvals(self, ref: RunRef, *, only: str | None = None) -> None:
         """Approval tasks: their AsyncResult is the decision, under the id of the doorbell that was answered first."""
         first: dict[str, Mapping[str, Any]] = {}
-        for row in self.history.events(ref.run, "step.blocked"):
+        for row in self.history.events([ref.run], "step.blocked"):
             if row.step and only in (None, row.step) and "task_id" in row.data:
                 first.setdefault(row.step, row.data)
         for outcome in self.history.outcomes(ref.run, list(first)):

@@ -47,9 +47,9 @@ TRIM_EVERY: Final = 1_000
 
 
 class Finished(Protocol):
-    """Called with a run that ended, and is in SQL, before RELEASE tells its readers; perhaps more than once."""
+    """Called with runs that ended, and are in SQL, before RELEASE tells their readers; perhaps more than once."""
 
-    def __call__(self, ref: RunRef) -> None: ...
+    def __call__(self, refs: Sequence[RunRef]) -> None: ...
 
 
 class Decided(Protocol):
@@ -166,9 +166,10 @@ class Journaler:
         for member in members:
             run, step = member.rsplit("/", 1)
             by_run[RunRef.parse(run)].append(step)
+        ended = [ref for ref, steps in by_run.items() if RUN_END in steps]
+        if ended:
+            self.finished(ended)  # before, not after: who dies in between does it again, and nobody waits for ever
         for ref, steps in by_run.items():
-            if RUN_END in steps:
-                self.finished(ref)  # before, not after: who dies in between does it again, and nobody waits for ever
             moved, _ = scripts.release(self.link, epoch, ref, steps=steps, grace_ms=GRACE_MS, high_water=high_water)
             if moved:
                 wake(self.link, self.drain, self.nonces, ref, None)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
 
-from convergio.graphflow.journal import payload, tables
+from convergio.graphflow.journal import blobs, payload, tables
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.rows import (
     RETRIES,
@@ -121,10 +122,14 @@ class History:
 
     # --- for the service process ----------------------------------------------------------------------------------
 
-    def events(self, run_id: str, kind: str) -> list[EventRow]:
-        """A run's events of one type, in order."""
+    def runs_of(self, run_ids: Sequence[str]) -> list[RunRow]:
+        """Runs by their ids; those that do not exist are left out. For some hundreds of ids a call."""
+        return self._runs(sa.select(tables.runs).where(_runs.run_id.in_(run_ids)))
+
+    def events(self, run_ids: Sequence[str], kind: str) -> list[EventRow]:
+        """Events of one type of some runs, each run's in order."""
         events = tables.events.c
-        select = sa.select(tables.events).where(events.run_id == run_id, events.type == kind)
+        select = sa.select(tables.events).where(events.run_id.in_(run_ids), events.type == kind)
         with self._database.read() as connection:
             return [EventRow.of(row) for row in connection.execute(select.order_by(*_ORDER["events"]))]
 
@@ -223,12 +228,14 @@ _ORDER: Final[Mapping[str, Sequence[sa.Column[Any]]]] = {
 
 
 def find_run(connection: sa.Connection, tenant: str, run_id: str) -> RunRow:
-    """The run inside a transaction that is open already. Raises `UnknownRun`."""
+    """The run, with whole values for its blobs, inside a transaction that is open already. Raises `UnknownRun`."""
     select = sa.select(tables.runs).where(_runs.run_id == run_id, _runs.tenant == tenant)
     row = connection.execute(select).first()
     if row is None:
         raise unknown_run(tenant, run_id)
-    return RunRow.of(row)
+    found = RunRow.of(row)
+    given, output = (blobs.whole(connection, tenant, value) for value in (found.input, found.output))
+    return replace(found, input=given, output=output)
 
 
 def find_definition(connection: sa.Connection, digest: str) -> dict[str, Any]:

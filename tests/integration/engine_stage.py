@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,7 @@ class EngineStage:
             pass
 
 
-def _nobody_waits(ref: RunRef) -> None: ...
+def _nobody_waits(refs: Sequence[RunRef]) -> None: ...
 
 
 def _nobody_asked(ref: RunRef, step: str) -> None: ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from unittest import mock
@@ -225,8 +225,8 @@ def test_readers_are_told_of_the_end_only_when_it_is_in_sql(stage: Stage) -> Non
     ref = ended(stage)
     told: list[RunState] = []
 
-    def note(ref: RunRef) -> None:
-        told.append(stage.row(ref).state)
+    def note(refs: Sequence[RunRef]) -> None:
+        told.extend(stage.row(ref).state for ref in refs)
 
     stage.service.journaler.finished = note
     assert told == []
@@ -242,14 +242,14 @@ def test_who_waits_for_an_end_is_told_again_after_a_crash_in_between(stage: Stag
     class Killed(BaseException):
         pass
 
-    def killed(ref: RunRef) -> None:
+    def killed(refs: Sequence[RunRef]) -> None:
         raise Killed
 
     told: list[str] = []
     stage.service.journaler.finished = killed
 
-    def note(ref: RunRef) -> None:
-        told.append(ref.run)
+    def note(refs: Sequence[RunRef]) -> None:
+        told.extend(ref.run for ref in refs)
 
     rival.journaler.finished = note
     with pytest.raises(Killed):
