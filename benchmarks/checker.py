@@ -195,7 +195,8 @@ class Case:
             elif parent.order >= found.order:
                 yield self.says(Fault.ORDER, node.name, f"stands before {link.step} in the journal")
             elif found.started_ms and parent.finished_ms and found.started_ms < parent.finished_ms:
-                yield self.says(Fault.ORDER, node.name, f"started before {link.step} had finished")
+                early = f"{parent.finished_ms - found.started_ms} ms before {link.step} had finished"
+                yield self.says(Fault.ORDER, node.name, f"started {early} (at {found.started_ms}, {found.order})")
 
     # --- executions -----------------------------------------------------------------------------------------------
 

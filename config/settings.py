@@ -33,6 +33,9 @@ class Settings(BaseSettings):
     workflows: str = Field("", description="directories with workflow YAML files, separated by commas")
     tenant: str = Field("default", description="tenant of runs submitted from this machine")
     submitter: str = Field("", description="who submits from this machine; empty = the user's login name")
+    blob_limit: int = Field(
+        16 * 1024 * 1024, ge=0, description="bytes of JSON that one input, output or record may have; 32 KB at least"
+    )
     visibility_timeout: int = Field(
         15, ge=5, description="seconds after which a public entry of a dead worker runs again"
     )
@@ -40,11 +43,13 @@ class Settings(BaseSettings):
     sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
         "FULL", description="FULL survives a power cut, NORMAL only a killed process"
     )
-    concurrency: int = Field(8, ge=1, description="threads of one worker process")
-    pool: Literal["threads", "solo"] = Field("threads", description="Celery pool of the workers")
+    concurrency: int = Field(8, ge=1, description="steps at once in one worker process: its threads, or its children")
+    pool: Literal["threads", "solo", "prefork"] = Field(
+        "threads", description="Celery pool of the workers; prefork for steps that compute, or may crash"
+    )
     queues: str = Field("steps,turns,tools,control,convergio", description="queues that `convergio worker` serves")
     task_events: bool = Field(True, description="workers tell Flower about every step; Flower itself turns it on, too")
-    drain_seconds: float = Field(25.0, gt=0, description="seconds a stopping worker has for the steps it runs")
+    drain_seconds: float = Field(25.0, gt=0, description="seconds a stopping worker has; what runs then is given back")
     model_name: str = Field("", description="model of the agents; empty = the embedded local model, or 'scripted'")
     model_base_url: str = Field("", description="OpenAI-compatible endpoint; empty = OpenAI or the embedded model")
     model_api_key: SecretStr = Field(SecretStr(""), description="key of the model endpoint (OPENAI_API_KEY counts too)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, cast
 
@@ -29,6 +30,12 @@ class Worker(Protocol):
     draining: bool
 
 
+def queue_list(delivery_info: Mapping[str, Any]) -> str:
+    """The Redis list that a doorbell came by."""
+    queue, priority = delivery_info.get("routing_key", ""), delivery_info.get("priority") or 0
+    return f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else str(queue)
+
+
 def make_app(
     redis_url: str, *, visibility_timeout: int = 15, socket_timeout: float = 5.0, task_events: bool = True
 ) -> Celery:
@@ -49,6 +56,12 @@ def make_app(
         task_send_sent_event=False,
         worker_send_task_events=task_events,
         worker_disable_rate_limits=True,
+        # A child makes its own connections before it is up: on a busy machine that takes more than Celery's 4 s.
+        worker_proc_alive_timeout=60.0,
+        # Tasks hold on to the process they are made in: a new interpreter could not import them.
+        worker_pool_start_method="fork",
+        # A public entry whose prefork child dies is delivered again: its run has the same id, so nothing is doubled.
+        task_reject_on_worker_lost=True,
         worker_hijack_root_logger=False,
         worker_redirect_stdouts=False,
         worker_log_color=False,
@@ -69,6 +82,7 @@ class FlowTask(Task[Any, Any]):
     abstract = True
     acks_late = True
     ignore_result = True
+    reject_on_worker_lost = False  # the board rings the step of a child that died; this doorbell has failed
     throws = (errors.ConvergioError,)
     typing = False
 
@@ -87,7 +101,8 @@ class FlowTask(Task[Any, Any]):
         run, step, ring = args
         ref = RunRef(tenant=vars(self.request)["tenant"], run=run)
         try:
-            claim = self.worker.steps.claim(ref, step=step, ring=ring, queue_list=self._queue_list())
+            came_by = queue_list(self.request.delivery_info or {})
+            claim = self.worker.steps.claim(ref, step=step, ring=ring, queue_list=came_by)
         except (errors.BoardUnavailable, errors.BoardRebuilding) as error:
             # The board is away or new: it rings again what is ready there.
             logger.warning("doorbell %s: %s", task_id, error)
@@ -97,18 +112,21 @@ class FlowTask(Task[Any, Any]):
             raise Ignore
         vars(self.request)["claim"] = claim
         if self.worker.draining:
-            self.worker.steps.give_back(claim)
-            raise Ignore
+            self.give_back()
         self._ask_hooks(claim)
-
-    def _queue_list(self) -> str:
-        info = self.request.delivery_info or {}
-        queue, priority = info.get("routing_key", ""), info.get("priority") or 0
-        return f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else str(queue)
 
     def fenced(self) -> NoReturn:
         """The step has another owner by now: this task ends quietly."""
         self.send_event("task-fenced")
+        raise Ignore from None
+
+    def give_back(self) -> NoReturn:
+        """This worker stops: the step is rung again at once, for another. No failure, and no delivery."""
+        try:
+            self.worker.steps.give_back(self.claim)
+        except errors.StaleFence:
+            self.fenced()
+        self.send_event("task-returned")
         raise Ignore from None
 
     def _ask_hooks(self, claim: Claim) -> None:

@@ -2,20 +2,24 @@
 acks.
 
 `convergio.submit(workflow, input, key=None, tenant=..., submitter=...)`: the run's id is the task's id, and its result
-is the run's. `convergio.signal(run, name, data)` and `convergio.cancel(run, reason)` end at once.
+is the run's. `convergio.retry(run, key=None)` and `convergio.fork(run, step=None, input=..., definition=None)` do the
+same for a new run that reuses what another one did. `convergio.signal(run, name, data)` and `convergio.cancel(run,
+reason)` end at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from celery import Celery, Task
 from celery.exceptions import Ignore
 
+from convergio.graphflow.engine.fork import UNCHANGED, Fork
 from convergio.graphflow.engine.submission import Entrance, Submission
-from convergio.graphflow.journal.rows import RunRow
+from convergio.graphflow.flow import document
+from convergio.graphflow.journal.rows import ForkKind, RunRow
 from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import RunRef
@@ -76,36 +80,82 @@ def register(app: Celery) -> None:
                     input=input,
                     run_id=str(self.request.id),
                     tenant=tenant,
-                    submitter=submitter or str(self.request.origin or "celery"),
+                    submitter=submitter or origin_of(self),
                     key=key,
                 )
             )
-        if row.terminal:
-            return result_of(row)
-        ref = RunRef(tenant=tenant, run=row.run_id)
-        self.worker.callers.add(ref, str(self.request.id), str(self.request.hostname))
-        self.send_event("task-submitted", run=row.run_id)
-        self.update_state(state=SUBMITTED, meta={"run": row.run_id})
-        # A fast run may have ended before this caller was known, or its answer was overwritten by the line above.
-        row = self.worker.entrance.doors.run(tenant, row.run_id)
-        if row.terminal:
-            return result_of(row)
-        raise Ignore
+        return followed(self, row)
+
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.retry")
+    def retry(
+        self: Entry, run: str, key: str | None = None, tenant: str = ids.DEFAULT_TENANT, submitter: str = ""
+    ) -> Any:
+        ref = RunRef(tenant=tenant, run=run)
+        name, task_id = submitter or origin_of(self), str(self.request.id)
+        with said_whole():
+            fork = Fork(ref=ref, submitter=name, kind=ForkKind.RETRY, run_id=task_id, key=key)
+            row = self.worker.entrance.fork(fork).run
+        return followed(self, row)
+
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.fork")
+    def fork(
+        self: Entry,
+        run: str,
+        step: str | None = None,
+        input: Any = UNCHANGED,
+        definition: Mapping[str, Any] | None = None,
+        key: str | None = None,
+        tenant: str = ids.DEFAULT_TENANT,
+        submitter: str = "",
+    ) -> Any:
+        with said_whole():
+            edited = None if definition is None else document.parse_document(definition, source="definition")
+            wanted = Fork(
+                ref=RunRef(tenant=tenant, run=run),
+                submitter=submitter or origin_of(self),
+                step=step,
+                input=input,
+                definition=edited,
+                run_id=str(self.request.id),
+                key=key,
+            )
+            row = self.worker.entrance.fork(wanted).run
+        return followed(self, row)
 
     @app.task(base=Entry, bind=True, shared=False, name="convergio.signal")
     def signal(
         self: Entry, run: str, name: str, data: Any = None, tenant: str = ids.DEFAULT_TENANT, by: str = ""
     ) -> bool:
         ref = RunRef(tenant=tenant, run=run)
-        caller = by or str(self.request.origin or "celery")
+        caller = by or origin_of(self)
         with said_whole():
             return self.worker.entrance.signal(ref, name=name, data=data, by=caller, signal_id=self.request.id)
 
     @app.task(base=Entry, bind=True, shared=False, name="convergio.cancel")
     def cancel(self: Entry, run: str, reason: str = "", tenant: str = ids.DEFAULT_TENANT, by: str = "") -> str:
-        caller = by or str(self.request.origin or "celery")
+        caller = by or origin_of(self)
         with said_whole():
             return self.worker.entrance.cancel(RunRef(tenant=tenant, run=run), by=caller, reason=reason).state.value
+
+
+def origin_of(task: Entry) -> str:
+    """Who sent the message, where it names nobody."""
+    return str(task.request.origin or "celery")
+
+
+def followed(task: Entry, row: RunRow) -> Any:
+    """The run's result, if it has ended; else the task goes on, and is answered when it does."""
+    if row.terminal:
+        return result_of(row)
+    ref = RunRef(tenant=row.tenant, run=row.run_id)
+    task.worker.callers.add(ref, str(task.request.id), str(task.request.hostname))
+    task.send_event("task-submitted", run=row.run_id)
+    task.update_state(state=SUBMITTED, meta={"run": row.run_id})
+    # A fast run may have ended before this caller was known, or its answer was overwritten by the line above.
+    row = task.worker.entrance.doors.run(row.tenant, row.run_id)
+    if row.terminal:
+        return result_of(row)
+    raise Ignore
 
 
 @contextmanager

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 from celery import Celery
 from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
@@ -17,9 +18,15 @@ from convergio.graphflow.model.workflow import Step
 from convergio.tasks.agents.step import AgentRequest, Agents, Ledger
 from convergio.tasks.agents.tables import MODEL_CALLS
 from convergio.tasks.app import FlowTask, Worker
+from convergio.tasks.body import Again, Body, Later
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_DEADLINE = 600.0
 """Seconds an agent step may take when its definition names no timeout."""
+
+JOURNAL_PAUSE = 2.0
+"""Seconds until a step looks again whether SQL answers, of which it needs a blob."""
 
 ANSWER = "answer"
 """Key of the recorded model answer: a step that was cut off after it is not paid for again."""
@@ -45,7 +52,7 @@ def register(app: Celery) -> None:
 
     @app.task(base=FlowTask, bind=True, shared=False, name="convergio.step")
     def step(self: FlowTask, run: str, step: str, ring: str) -> None:
-        answer(self, lambda: call(cast(StepWorker, self.worker), self.claim))
+        answer(self, lambda: call(self))
 
     @app.task(base=FlowTask, bind=True, shared=False, name="convergio.agent")
     def agent(self: FlowTask, run: str, step: str, ring: str) -> None:
@@ -71,19 +78,44 @@ def answer(task: FlowTask, body: Callable[[], None]) -> None:
         body()
     except errors.StaleFence:
         task.fenced()
-    except (WorkerShutdown, WorkerTerminate):
+    except errors.WorkerStopping:
+        task.give_back()
+    except (Settled, WorkerShutdown, WorkerTerminate):
         raise
+    except errors.JournalUnavailable as error:
+        look_again(task, Later(JOURNAL_PAUSE, f"SQL, which has what is too large for Redis: {error.message}"))
     except BaseException as error:  # sys.exit() and a coroutine's own cancellation are no Exceptions
-        failure = error if isinstance(error, errors.ConvergioError) else foreign(error)
+        failure, steps = failure_of(error), task.worker.steps
         try:
-            task.worker.steps.fail(task.claim, failure)
+            if isinstance(error, Again):
+                steps.retry(task.claim, failure, seconds=error.seconds)
+            else:
+                steps.fail(task.claim, failure)
         except errors.StaleFence:
             task.fenced()
         raise failure from error
 
 
-def foreign(error: BaseException) -> errors.ConvergioError:
-    """An exception of a user's function as one of ours: retried by the step's policy."""
+def look_again(task: FlowTask, later: Later) -> NoReturn:
+    """The step waits without a slot, and its body runs once more in the same attempt."""
+    try:
+        task.worker.steps.look_again(task.claim, seconds=later.seconds, awaits=later.reason)
+    except errors.StaleFence:
+        task.fenced()
+    task.send_event("task-blocked", reason=later.reason)
+    raise Settled from None
+
+
+class Settled(Ignore):
+    """The step waits, or is another worker's to take: nothing is left for this task to do, and it has no outcome."""
+
+
+def failure_of(error: BaseException) -> errors.ConvergioError:
+    """An exception of a body as one of ours; a foreign one is retried by the step's policy."""
+    if isinstance(error, Again):
+        return error.error
+    if isinstance(error, errors.ConvergioError):
+        return error
     try:
         said = str(error)
     except Exception:  # noqa: BLE001  # somebody else's __str__ may do anything
@@ -91,16 +123,34 @@ def foreign(error: BaseException) -> errors.ConvergioError:
     return errors.StepFailed(f"{type(error).__name__}: {said}", hint="the worker's log has the traceback")
 
 
-def call(worker: StepWorker, claim: Claim) -> None:
+def call(task: FlowTask) -> None:
     """A `task` step: its function with the values of its `with`."""
+    worker, claim = cast(StepWorker, task.worker), task.claim
     steps = worker.steps
-    definition = steps.step(claim)
-    function = registry.REGISTRY.get(definition.spec["function"]).function
-    arguments = steps.arguments(claim)
-    result = function(**arguments)
-    if inspect.isawaitable(result):
-        result = worker.loop.run(result, claim)
+    try:
+        function = registry.REGISTRY.get(steps.step(claim).spec["function"]).function
+    except errors.UnknownFunction as error:
+        decline(task, error)
+    try:
+        result = perform(task, function, steps.arguments(claim))
+        if inspect.isawaitable(result):
+            result = worker.loop.run(result, claim)
+    except Later as later:
+        look_again(task, later)
     steps.succeed(claim, result)
+
+
+def perform(task: FlowTask, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    """What the function gives: a result, or something to await."""
+    return function.perform(task, arguments) if isinstance(function, Body) else function(**arguments)
+
+
+def decline(task: FlowTask, missing: errors.UnknownFunction) -> NoReturn:
+    """This worker lacks a module that another one may include: the step stays READY."""
+    logger.warning("step %s: %s", task.claim.member, missing)
+    task.worker.steps.decline(task.claim, missing=missing.message)
+    task.send_event("task-declined", reason=missing.message)
+    raise Settled
 
 
 def ask(worker: StepWorker, claim: Claim) -> None:

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 from convergio.config.settings import Settings
@@ -63,12 +64,7 @@ def resolve(settings: Settings) -> Settings:
 
 def core(settings: Settings, definitions: Definitions | None = None) -> Core:
     """The shared parts. Nothing is connected yet."""
-    from convergio.graphflow.board.connection import Link
-    from convergio.graphflow.engine.drain import Drain
-    from convergio.graphflow.engine.plans import Plans
-    from convergio.graphflow.engine.ringer import Ringer
     from convergio.tasks.app import make_app
-    from convergio.tasks.bell import Bell
 
     url = resolve(settings).redis_url
     if not url:
@@ -80,10 +76,30 @@ def core(settings: Settings, definitions: Definitions | None = None) -> Core:
         socket_timeout=settings.socket_timeout,
         task_events=settings.task_events,
     )
+    return _parts(app, settings, url, Nonces(), definitions)
+
+
+def forked(parent: Core, settings: Settings) -> Core:
+    """The shared parts of a process that was forked from one with `parent`: nothing but the app is the same.
+
+    Its nonces begin with its parent's, so that the parent knows the leases of a child that died.
+    """
+    nonces = Nonces()
+    nonces.boot = f"{parent.nonces.boot}.{nonces.boot}"
+    return _parts(parent.app, settings, resolve(settings).redis_url, nonces)
+
+
+def _parts(app: Celery, settings: Settings, url: str, nonces: Nonces, definitions: Definitions | None = None) -> Core:
+    from convergio.graphflow.board.connection import Link
+    from convergio.graphflow.engine.drain import Drain
+    from convergio.graphflow.engine.plans import Plans
+    from convergio.graphflow.engine.ringer import Ringer
+    from convergio.tasks.bell import Bell
+
     link = Link(board_url(url), prefix=settings.key_prefix, socket_timeout=settings.socket_timeout)
     plans = Plans(link, definitions)
     ringer = Ringer(link, Bell(app))
-    return Core(app=app, link=link, nonces=Nonces(), plans=plans, ringer=ringer, drain=Drain(link, plans, ringer))
+    return Core(app=app, link=link, nonces=nonces, plans=plans, ringer=ringer, drain=Drain(link, plans, ringer))
 
 
 def board_url(url: str) -> str:
@@ -121,16 +137,23 @@ def catalog(settings: Settings) -> Catalog:
 
 
 def include(settings: Settings) -> list[Workflow]:
-    """Imports the user's modules: their steps and hooks register themselves, their workflows are returned."""
+    """Imports the user's modules: their steps and hooks register themselves, their Celery tasks are registered
+    here, their workflows are returned."""
+    from convergio.tasks import adopted, foreign
+
     importlib.import_module("convergio.tasks.tools.market")
     found: list[Workflow] = []
+    modules: list[ModuleType] = []
     for name in settings.included:
         try:
             module = importlib.import_module(name)
         except ImportError as error:
             hint = "CONVERGIO_INCLUDE names modules that Python can import; is the directory on PYTHONPATH?"
             raise errors.InvalidSetting(f"module '{name}' cannot be imported: {error}", hint=hint) from error
+        modules.append(module)
         found += [value for value in vars(module).values() if isinstance(value, Workflow)]
+    adopted.adopt(modules)
+    foreign.register(adopted.apps(modules))
     return found
 
 
@@ -145,23 +168,28 @@ def entrance(settings: Settings, shared: Core | None = None) -> Entrance:
     """The doors: submit, signal, cancel."""
     from convergio.graphflow.engine.drain import Drain
     from convergio.graphflow.engine.plans import Plans
-    from convergio.graphflow.engine.submission import Entrance, Starter
+    from convergio.graphflow.engine.starter import Starter
+    from convergio.graphflow.engine.submission import Entrance
+    from convergio.graphflow.journal.blobs import Blobs
     from convergio.graphflow.journal.doors import Doors
     from convergio.graphflow.journal.history import History
 
     rows = database(settings)
     parts = shared or core(settings)
-    plans = Plans(parts.link, History(rows))
+    past = History(rows)
+    plans = Plans(parts.link, past)
     drain = Drain(parts.link, plans, parts.ringer)
-    starter = Starter(parts.link, plans, drain, parts.nonces)
-    return Entrance(parts.link, Doors(rows), starter, drain, parts.nonces)
+    starter = Starter(parts.link, plans, drain, parts.nonces, past)
+    blobs = Blobs(rows, limit=settings.blob_limit)
+    return Entrance(parts.link, Doors(rows), starter, drain, parts.nonces, blobs)
 
 
 def worker(settings: Settings, *, name: str | None = None) -> WorkerProcess:
     """A worker process: the app with its tasks, and what they need."""
     from convergio.workers.process import WorkerProcess
 
-    return WorkerProcess(settings, core(settings), name=name or worker_name())
+    resolved = resolve(settings)  # children of the process must find what it found
+    return WorkerProcess(resolved, core(resolved), name=name or worker_name())
 
 
 def worker_name() -> str:
@@ -175,7 +203,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     from convergio.graphflow.engine.journaler import Journaler
     from convergio.graphflow.engine.leader import Leader
     from convergio.graphflow.engine.rebuild import Rebuilder
-    from convergio.graphflow.engine.submission import Starter
+    from convergio.graphflow.engine.starter import Starter
     from convergio.graphflow.engine.sweeper import Sweeper
     from convergio.graphflow.journal.boards import Boards
     from convergio.graphflow.journal.history import History
@@ -193,7 +221,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     journaler = Journaler(
         parts.link, boards, writer, parts.drain, parts.nonces, finished=finished, decided=callers.decided
     )
-    starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces)
+    starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces, past)
     name = f"{worker_name()}-service"
     sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces)
     return Service(

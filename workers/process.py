@@ -1,24 +1,48 @@
-"""A worker process: Celery's worker with our tasks, and the threads that keep its claims alive."""
+"""A worker process: Celery's worker with our tasks, and the threads that keep its claims alive.
+
+Under the pool `prefork` this process runs no bodies: its children do, each with parts of its own (`children`).
+"""
 
 from __future__ import annotations
 
+import logging
 import time
-from typing import Any
+from typing import Any, Final
 
 from celery import signals
 
 from convergio.config.settings import Settings
 from convergio.graphflow.engine.steps import Steps
+from convergio.graphflow.engine.submission import Entrance
+from convergio.graphflow.model import errors
 from convergio.tasks import entries, hooks, step
 from convergio.tasks.agents.step import Agents
 from convergio.workers import boot
 from convergio.workers.beats import Beats
 from convergio.workers.callers import Callers
+from convergio.workers.children import Children
+from convergio.workers.consumer import Consumer
+from convergio.workers.farewell import Farewell, Pipe
 from convergio.workers.loop import Loop
+
+logger = logging.getLogger(__name__)
+
+PREFORK: Final = "prefork"
+SOLO: Final = "solo"
+
+LAST_WORDS: Final = 2.0
+"""Seconds that the parent of prefork children waits for them, once their time is over."""
 
 
 class WorkerProcess:
     """What the tasks of one process need; the app carries it as `app.worker`."""
+
+    steps: Steps
+    loop: Loop
+    beats: Beats
+    agents: Agents
+    entrance: Entrance
+    callers: Callers
 
     def __init__(self, settings: Settings, core: boot.Core, *, name: str) -> None:
         self.settings = settings
@@ -27,28 +51,28 @@ class WorkerProcess:
         self.hooks = hooks.REGISTERED
         self.draining = False
         self.catalog = boot.catalog(settings)
-        self.agents: Agents = boot.agents(settings)
-        self.entrance = boot.entrance(settings, core)
-        self.callers = Callers(core.app, core.link, boot.history(settings))
         step.register(core.app)
         entries.register(core.app)
         vars(core.app)["worker"] = self
-        self._open()
-
-    def _open(self) -> None:
-        """Threads and loop: made in the process that runs the bodies, so again after a fork."""
-        core = self.core
-        self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker=self.name)
-        self.loop = Loop()
-        self.beats = Beats(self.steps.claims)
-        self.beats.start()
+        self.children = Children(core, settings) if settings.pool == PREFORK else None
+        self.farewell = Farewell(Pipe(), settings.drain_seconds + (LAST_WORDS if self.children else 0.0))
+        if settings.pool == SOLO:
+            self.farewell.quiet.set()  # its one thread is in a body, or has nothing to give back
+        if self.children is None:
+            self._open(core)
 
     def run(self) -> int:
         """Serves the queues until SIGTERM or SIGINT. Returns Celery's exit code."""
-        signals.worker_shutting_down.connect(self._drain, weak=False)
+        signals.worker_shutting_down.connect(self._asked_to_stop, weak=False)
+        if self.children is None:
+            self.farewell.watch(self._interrupt, then=self._leave)
+        else:
+            self.children.serve(opened=self._open_forked, closed=self._close_forked)
+            self.farewell.watch(self.children.pipe.ask, then=_nothing)
         worker: Any = self.core.app.Worker(
             hostname=f"{self.name}@convergio",
             pool=self.settings.pool,
+            consumer_cls=Consumer,
             concurrency=self.settings.concurrency,
             queues=list(self.settings.queue_names),
             loglevel=self.settings.log_level,
@@ -58,22 +82,77 @@ class WorkerProcess:
             optimization="fair",
         )
         worker.start()
-        self._hand_over()
         self.close()
         return int(worker.exitcode or 0)
 
+    def close(self) -> None:
+        """Hands over what SQL does not have yet, then stops what was opened."""
+        if self.children is None:
+            self._hand_over()
+            self._close_parts()
+        self.farewell.close()
+        for pipe in [self.farewell.pipe, *([self.children.pipe] if self.children else [])]:
+            pipe.close()
+        self.core.link.close()
+
+    # --- what runs bodies: this process, or each of its children ----------------------------------------------------
+
+    def _open(self, core: boot.Core) -> None:
+        """Threads, loop and connections: made in the process that runs the bodies, so after a fork."""
+        self.core = core
+        self.agents = boot.agents(self.settings)
+        self.entrance = boot.entrance(self.settings, core)
+        self.callers = Callers(core.app, core.link, boot.history(self.settings))
+        blobs = self.entrance.blobs
+        self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker=self.name, blobs=blobs)
+        self.loop = Loop()
+        self.beats = Beats(self.steps.claims)
+        self.beats.start()
+
+    def _open_forked(self, core: boot.Core, pid: int) -> None:
+        assert self.children is not None
+        self.farewell = Farewell(self.children.pipe, self.settings.drain_seconds)
+        self.farewell.quiet.set()  # its parent was, before it asked
+        self.name = f"{self.name}.{pid}"
+        self._open(core)
+        self.farewell.watch(self._interrupt, then=self._leave)
+
+    def _close_forked(self) -> None:
+        self._hand_over()
+        self._close_parts()
+        self.core.link.close()
+
+    def _close_parts(self) -> None:
+        self.beats.stop()
+        self.loop.close()
+
     def _hand_over(self) -> None:
         """What SQL does not have yet lives in this process too: it stays until that is safe, or the time is over."""
-        deadline = time.monotonic() + self.settings.drain_seconds
+        deadline = self.farewell.deadline or time.monotonic() + self.settings.drain_seconds
         while self.steps.claims.owing() and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    def close(self) -> None:
-        """Stops what was opened."""
-        self.beats.stop()
-        self.loop.close()
-        self.core.link.close()
+    # --- the end ----------------------------------------------------------------------------------------------------
 
-    def _drain(self, **_: Any) -> None:
-        """No more steps: doorbells that still come are given back."""
+    def _asked_to_stop(self, **_: Any) -> None:
+        """In a signal handler: no lock and no I/O but a write to a pipe."""
         self.draining = True
+        self.farewell.pipe.ask()
+
+    def _interrupt(self) -> None:
+        """No more steps: doorbells that still come are given back, and so are the steps whose coroutines run."""
+        self.draining = True
+        self.loop.interrupt()
+
+    def _leave(self) -> None:
+        """The time is over. A function in a thread cannot be stopped: its step is given back, and ends with us."""
+        for claim in self.steps.claims.running():
+            logger.warning("%s still runs after %s s: given back", claim.member, self.settings.drain_seconds)
+            try:
+                self.steps.give_back(claim)
+            except errors.StaleFence as error:
+                logger.info("%s", error)
+
+
+def _nothing() -> None:
+    """The parent of prefork children waits for them a little longer than they have, and ends them with itself."""

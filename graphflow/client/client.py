@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any, Final, Self
 
-from convergio.graphflow.client.run import SUBMIT, Run, Wire, in_thread, is_rejection
+from convergio.graphflow.client.run import SUBMIT, Run, Wire, begun, in_thread
 from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import DEFAULT_TENANT, RunRef
 
@@ -58,16 +58,8 @@ class Client:
         InvalidInput, KeyConflict, NoWorker (the submission stays in the queue; repeat the call with the `run_id`
         that the error names), JournalUnavailable, BoardUnavailable.
         """
-        task_id = run_id or ids.new_run_id()
-        submission: dict[str, Any] = {"workflow": workflow, "input": input, "tenant": self._tenant}
-        submission |= {"key": key} if key is not None else {}
-        submission["submitter"] = self._wire.submitter
-        answer = self._wire.post.ask(SUBMIT, submission, task_id=task_id, patience=self._wire.patience)
-        if is_rejection(answer):
-            raise answer.error or errors.ConvergioError(str(answer.result))
-        run = answer.result.get("run", task_id) if answer.state == "SUBMITTED" else task_id
-        ref = RunRef(tenant=self._tenant, run=run)
-        return Run(self._wire, ref, task_id=task_id, submission=submission)
+        given = {"workflow": workflow, "input": input}
+        return begun(self._wire, self._tenant, SUBMIT, given, key=key, task_id=run_id or ids.new_run_id())
 
     async def astart(
         self, workflow: str, input: Any = None, *, key: str | None = None, run_id: str | None = None

@@ -1,4 +1,4 @@
-"""Sending the public entries (`convergio.submit`, `.signal`, `.cancel`) with stock Celery, and their answers."""
+"""Sending the public entries (`convergio.submit`, `.signal`, ...) with stock Celery, and their answers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ QUEUE: Final = "convergio"
 RESEND: Final = 5.0
 """Seconds after which an unanswered message is sent again under the same id; the entries are idempotent."""
 
-SHOWN: Final = frozenset({"workflow", "run", "name", "tenant", "submitter"})
+SHOWN: Final = frozenset({"workflow", "run", "step", "name", "tenant", "submitter"})
 """Arguments that may be shown."""
 
 POLL: Final = 0.05

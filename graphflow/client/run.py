@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
 from convergio.graphflow.client.event import FINISHED, Event
@@ -19,16 +20,27 @@ if TYPE_CHECKING:
     from convergio.graphflow.client.feed import Feed
 
 SUBMIT: Final = "convergio.submit"
+RETRY: Final = "convergio.retry"
+FORK: Final = "convergio.fork"
 SIGNAL: Final = "convergio.signal"
 CANCEL: Final = "convergio.cancel"
 
 END: Final = object()
 
+UNCHANGED: Final = object()
+"""Stands where no new input is given: None is an input too."""
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
-Submission = Mapping[str, Any]
-"""The arguments of `convergio.submit`."""
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submission:
+    """The message that a run began with: which public entry, its arguments, and the Celery id."""
+
+    entry: str
+    arguments: Mapping[str, Any]
+    task_id: str
 
 
 async def in_thread(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -75,11 +87,11 @@ class Run:
     Everything here waits in the calling thread; each `a...` method waits in a thread of its own instead.
     """
 
-    def __init__(self, wire: Wire, ref: RunRef, *, task_id: str = "", submission: Submission | None = None) -> None:
-        """`task_id` and `submission`: under which Celery id it was submitted, and with what."""
+    def __init__(self, wire: Wire, ref: RunRef, submission: Submission | None = None) -> None:
+        """`submission`: the message that it began with, if it was sent from here."""
         self._wire = wire
         self._ref = ref
-        self._task_id = task_id or ref.run
+        self._task_id = ref.run if submission is None else submission.task_id
         self._submission = submission
         self._sent = time.monotonic()
 
@@ -146,6 +158,32 @@ class Run:
         """Asks for the run's end. Raises UnknownRun, NoWorker, BoardUnavailable."""
         self._ask(CANCEL, {"reason": reason})
 
+    def retry(self, *, key: str | None = None) -> Run:
+        """A new run that does what failed or was cancelled in this one once more, and reuses all that succeeded.
+
+        The same `key` gives the same run. Raises RunNotEnded, NothingToRetry, UnknownRun, KeyConflict, NoWorker,
+        JournalUnavailable, BoardUnavailable.
+        """
+        return self._begin(RETRY, {}, key)
+
+    def fork(
+        self,
+        step: str | None = None,
+        *,
+        input: Any = UNCHANGED,
+        definition: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Run:
+        """A new run that reuses what still holds of this one.
+
+        `step`: it and all that follows from it run again. `input`: another input; what reads it runs again, unless
+        `step` says where to begin. `definition`: an edited document of the same workflow; what did not change is
+        reused. Raises like `retry`, and UnknownStep, InvalidInput, InvalidWorkflow.
+        """
+        given = {"step": step, "definition": definition}
+        edited = {name: value for name, value in given.items() if value is not None}
+        return self._begin(FORK, edited if input is UNCHANGED else {**edited, "input": input}, key)
+
     # --- without blocking an event loop ---------------------------------------------------------------------------
 
     async def aresult(self, timeout: str | float | None = None) -> Any:
@@ -163,6 +201,21 @@ class Run:
     async def acancel(self, reason: str = "") -> None:
         """`cancel` for asyncio."""
         await in_thread(self.cancel, reason)
+
+    async def aretry(self, *, key: str | None = None) -> Run:
+        """`retry` for asyncio."""
+        return await in_thread(self.retry, key=key)
+
+    async def afork(
+        self,
+        step: str | None = None,
+        *,
+        input: Any = UNCHANGED,
+        definition: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Run:
+        """`fork` for asyncio."""
+        return await in_thread(self.fork, step, input=input, definition=definition, key=key)
 
     async def aevents(self, after: str = "") -> AsyncIterator[Event]:
         """`events` for asyncio."""
@@ -185,6 +238,10 @@ class Run:
             raise answer.error
         return answer
 
+    def _begin(self, entry: str, arguments: Mapping[str, Any], key: str | None) -> Run:
+        arguments = {"run": self.id, **arguments}
+        return begun(self._wire, self._ref.tenant, entry, arguments, key=key, task_id=ids.new_run_id())
+
     def _ended(self) -> Mapping[str, Any] | None:
         """The end of a run that is not on the board, by the answer to its submission.
 
@@ -193,7 +250,7 @@ class Run:
         answer = self._wire.post.answer(self._task_id)
         if answer is None and self._submission is not None and time.monotonic() - self._sent > RESEND:
             self._sent = time.monotonic()
-            self._wire.post.send(SUBMIT, self._submission, task_id=self._task_id)
+            self._wire.post.send(self._submission.entry, self._submission.arguments, task_id=self._task_id)
         return None if answer is None else end_of(answer)
 
     def _state_by_answer(self) -> RunState:
@@ -212,6 +269,16 @@ class Run:
         kind = errors.RunCancelled if state is RunState.CANCELLED else errors.RunFailed
         said = " ".join(str(error[name]) for name in ("code", "step", "message") if error.get(name))
         raise kind(said or None, hint=f"convergio runs show {self.id}", run=self.id)
+
+
+def begun(wire: Wire, tenant: str, entry: str, arguments: Mapping[str, Any], *, key: str | None, task_id: str) -> Run:
+    """Sends the message that begins a run, and waits until it is accepted. Raises what the entry refuses, NoWorker."""
+    given = {**arguments, "tenant": tenant, "submitter": wire.submitter, **({} if key is None else {"key": key})}
+    answer = wire.post.ask(entry, given, task_id=task_id, patience=wire.patience)
+    if is_rejection(answer):
+        raise answer.error or errors.ConvergioError(str(answer.result))
+    run = answer.result.get("run", task_id) if answer.state == "SUBMITTED" else task_id
+    return Run(wire, RunRef(tenant=tenant, run=run), Submission(entry=entry, arguments=given, task_id=task_id))
 
 
 def end_of(answer: Answer) -> Mapping[str, Any] | None:

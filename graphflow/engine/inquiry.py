@@ -218,6 +218,9 @@ def _assembled(
         output=run.output,
         error=run.error,
         cancel_reason=run.cancel_reason,
+        forked_from=run.forked_from,
+        fork_kind=run.fork_kind,
+        fork_step=run.fork_step,
         steps=steps,
     )
 
@@ -237,6 +240,7 @@ def _with_outcome(step: StepView, row: OutcomeRow) -> StepView:
         started_ms=row.started_ms,
         finished_ms=row.finished_ms,
         tokens=row.tokens,
+        reused_from=row.reused_from,
     )
 
 

@@ -16,6 +16,18 @@ QUEUED_LONG_MS: Final = 2_000
 """A doorbell that waits longer than this, with nobody to answer it, is worth a warning."""
 
 
+RETRIED: Final = (RunState.FAILED, RunState.CANCELLED)
+"""Runs that can be retried."""
+
+_WAITS: Final[Mapping[BlockedOn, str]] = {
+    BlockedOn.SIGNAL: " on a decision",
+    BlockedOn.RETRY: " until its retry",
+    BlockedOn.HOOK: " by a hook",
+    BlockedOn.TIMER: " until its time",
+    BlockedOn.JOURNAL: " on the journal",
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepView:
     """One step as it is now. Times in milliseconds of the board's clock; None = not known, or not the case.
@@ -23,6 +35,7 @@ class StepView:
     `since_ms`: when it came into this state; `due_ms`: when its retry, or its hook's time, is due; `held_ms`: until
     when it is held, after a rebuild or because a worker declined it; `parked`: the outcome that waits for SQL; `ahead`:
     messages in its queue; `awaits`: what goes on elsewhere that its body waits for; `missing`: what a worker lacked.
+    `reused_from`: the run in which it ended, if this one only has its outcome.
     """
 
     name: str
@@ -48,6 +61,7 @@ class StepView:
     started_ms: int | None = None
     finished_ms: int | None = None
     tokens: int = 0
+    reused_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +69,7 @@ class RunView:
     """A run as it is now. `board`: "live", "left" (it ended), "absent" (not started yet), "away" or "rebuilding".
 
     `stopping`: the state it is being ended with. `inbox_ms`: since when decisions wait. `lag`: events not in SQL yet.
+    `forked_from`: the run it was made from, by a retry, a redrive or a fork (`fork_kind`), which named `fork_step`.
     """
 
     id: str
@@ -73,7 +88,15 @@ class RunView:
     output: Any = None
     error: Mapping[str, Any] | None = None
     cancel_reason: str | None = None
+    forked_from: str | None = None
+    fork_kind: str | None = None
+    fork_step: str | None = None
     steps: Mapping[str, StepView] = field(default_factory=dict[str, StepView])
+
+    @property
+    def reused(self) -> int:
+        """How many steps it has from the run it was made from."""
+        return sum(1 for step in self.steps.values() if step.reused_from is not None)
 
 
 def span(ms: float) -> str:
@@ -86,6 +109,14 @@ def span(ms: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part} {below}"
     return f"{whole} s"
+
+
+def of_origin(view: RunView) -> str:
+    """What the run has from another one: `fork of RUN from STEP: 3 of 6 steps reused`; "" for one that began anew."""
+    if view.forked_from is None:
+        return ""
+    begins = f" from {view.fork_step}" if view.fork_step is not None else ""
+    return f"{view.fork_kind} of {view.forked_from}{begins}: {view.reused} of {len(view.steps)} steps reused"
 
 
 def of_run(view: RunView, serving: Serving | None = None) -> str:
@@ -212,12 +243,15 @@ def _ended(view: RunView, step: StepView) -> str:
         return "was skipped: its condition did not hold"
     if step.state is StepState.CANCELLED:
         return f"was cancelled: the run was ended{f' ({view.cancel_reason})' if view.cancel_reason else ''}"
-    return f"ended as {step.state}{took}{_because(step.error)}"
+    if step.state is StepState.QUARANTINED:
+        again = f". Try again: convergio runs retry {view.id}" if view.state in RETRIED else ""
+        return f"is in quarantine{_because(step.error)}{again}"
+    where = f" in run {step.reused_from}, and is not run again" if step.reused_from is not None else ""
+    return f"ended as {step.state}{took}{where}{_because(step.error)}"
 
 
 def _word(step: StepView) -> str:
-    on = {BlockedOn.SIGNAL: " on a decision", BlockedOn.RETRY: " until its retry", BlockedOn.HOOK: " by a hook"}
-    return step.state.lower() + (on.get(step.on, " on the journal") if step.on is not None else "")
+    return step.state.lower() + ("" if step.on is None else _WAITS.get(step.on, ""))
 
 
 def _attempt(step: StepView) -> str:

@@ -6,6 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -19,6 +20,7 @@ from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.blobs import Blobs, Opened
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import Outcome, Rows, encode
@@ -33,6 +35,9 @@ SPENT: Final = "spent."
 GUARD_INTERVAL: Final = 0.02
 """Seconds between two looks at whether SQL has a fact."""
 
+JOURNAL_PAUSE: Final = 1.0
+"""Seconds between two tries to store what is too large for the board, while SQL is away."""
+
 LONGEST_PATIENCE: Final = 15.0
 """Seconds after which a step that no worker knows is rung again, at most: it doubles from ring to ring up to there."""
 
@@ -43,8 +48,20 @@ LONGEST_TEXT: Final = 2_000
 class Steps:
     """The verbs of a worker process."""
 
-    def __init__(self, link: Link, plans: Plans, ringer: Ringer, drain: Drain, nonces: Nonces, *, worker: str) -> None:
+    def __init__(
+        self,
+        link: Link,
+        plans: Plans,
+        ringer: Ringer,
+        drain: Drain,
+        nonces: Nonces,
+        *,
+        worker: str,
+        blobs: Blobs | None = None,
+    ) -> None:
+        """`blobs`: where values go that are too large to travel; without it they are refused."""
         self.link = link
+        self.blobs = blobs
         self.plans = plans
         self.ringer = ringer
         self.drain = drain
@@ -65,10 +82,12 @@ class Steps:
         if isinstance(held, scripts.Refused):
             logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, held.why, held.state)
             return None
+        spent = [rows for key, rows in held.records.items() if key.startswith(SPENT)]
+        if self.blobs is not None and held.records:
+            held = replace(held, records=Opened(self.blobs, ref.tenant, held.records))
         claim = Claim(held=held, nonce=nonce, plan=self.plans.get(held.meta["digest"]))
-        for key, rows in held.records.items():
-            if key.startswith(SPENT):
-                claim.owe(rows)
+        for rows in spent:
+            claim.owe(rows)
         timeout = self.step(claim).timeout
         if timeout is not None:
             claim.deadline = time.monotonic() + timeout
@@ -79,20 +98,38 @@ class Steps:
         """The definition of the claimed step."""
         return claim.plan.workflow.steps[claim.held.step]
 
-    def names(self, claim: Claim) -> dict[str, Any]:
-        """What the step's expressions may name: `input` and the outputs of earlier steps."""
-        return {**claim.held.outputs, "input": claim.held.input}
+    def names(self, claim: Claim) -> Mapping[str, Any]:
+        """What the step's expressions may name: `input` and the outputs of earlier steps.
+
+        One that is a blob is fetched when it is looked up: that raises JournalUnavailable.
+        """
+        values = {**claim.held.outputs, "input": claim.held.input}
+        return values if self.blobs is None else Opened(self.blobs, claim.held.ref.tenant, values)
 
     def arguments(self, claim: Claim) -> dict[str, Any]:
-        """The values of the step's `with`. Raises ExpressionFailed."""
+        """The values of the step's `with`. Raises ExpressionFailed, JournalUnavailable."""
         return inputs.arguments(self.step(claim), self.names(claim))
 
     def record(self, claim: Claim, key: str, value: Any) -> None:
         """Keep a fact that must not be bought twice: the step's next claim finds it in `held.records`.
 
-        If the board is away, the process tells it later. Raises InvalidPayload, PayloadTooLarge, StaleFence.
+        If the board is away, the process tells it later. Waits for SQL if the value is too large for the board, as what
+        was bought must not be dropped. Raises InvalidPayload, PayloadTooLarge, StaleFence.
         """
-        self.claims.record(claim, key, encode(value, what=f"the record '{key}'"))
+        what = f"the record '{key}'"
+        if self.blobs is None:
+            self.claims.record(claim, key, encode(value, what=what))
+            return
+        text = self.blobs.text_of(value, what=what)
+        while True:
+            try:
+                reference = self.blobs.kept(claim.held.ref.tenant, text)
+                break
+            except errors.JournalUnavailable as error:
+                logger.warning("claim %s: %s waits for SQL: %s", claim.member, what, error)
+                if claim.lost.wait(JOURNAL_PAUSE):
+                    raise errors.StaleFence(run=claim.held.ref.run, step=claim.held.step) from error
+        self.claims.record(claim, key, text if reference is None else json.dumps(reference))
 
     def guard(self, claim: Claim, key: str, value: Any) -> None:
         """RECORD, and come back when SQL has it: whatever is lost from now on, the next claim finds the fact.
@@ -106,14 +143,23 @@ class Steps:
 
     def spend(self, claim: Claim, rows: Rows) -> None:
         """Domain rows that a failed attempt leaves behind; they travel in the step's outcome, whoever makes it."""
-        self.record(claim, f"{SPENT}{claim.nonce}", rows)
+        key = f"{SPENT}{claim.nonce}"
+        self.claims.record(claim, key, encode(rows, what=f"the record '{key}'"))  # no blob: a claim reads it at once
         claim.owe(rows)
 
     # --- telling how it ended -------------------------------------------------------------------------------------
 
     def succeed(self, claim: Claim, output: Any, *, tokens: int = 0) -> bool:
-        """ARRIVE with an output. Raises InvalidPayload or PayloadTooLarge for one that cannot be stored."""
-        encode(output, what=f"the output of step '{claim.held.step}'")
+        """ARRIVE with an output. Raises InvalidPayload or PayloadTooLarge for one that cannot be stored.
+
+        One that is too large to travel is stored first: that raises JournalUnavailable.
+        """
+        what = f"the output of step '{claim.held.step}'"
+        if self.blobs is None:
+            encode(output, what=what)
+        else:
+            reference = self.blobs.kept(claim.held.ref.tenant, self.blobs.text_of(output, what=what))
+            output = output if reference is None else reference
         return self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=output, tokens=tokens))
 
     def fail(self, claim: Claim, error: errors.ConvergioError) -> bool:

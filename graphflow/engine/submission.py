@@ -16,6 +16,7 @@ from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.fork import Fork, Forked, planned
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.journal.doors import Doors
 from convergio.graphflow.journal.rows import Accepted, NewRun, NewSignal, Origin, RunRow, SignalRow
 from convergio.graphflow.model import errors, ids
@@ -43,7 +44,7 @@ class Submission:
     submitter: str = "anonymous"
     key: str | None = None
 
-    def check(self) -> str:
+    def check(self, blobs: Blobs | None = None) -> str:
         """The input as JSON. Raises InvalidInput, InvalidPayload or PayloadTooLarge."""
         if not ids.RUN_ID.fullmatch(self.run_id):
             raise errors.InvalidInput(
@@ -51,7 +52,7 @@ class Submission:
             )
         if not ids.TENANT.fullmatch(self.tenant):
             raise errors.InvalidInput(f"'{self.tenant}' cannot be a tenant", hint="use a-z, 0-9, - and _, at most 32")
-        text = encode(self.input, what="the input")
+        text = (encode if blobs is None else blobs.text_of)(self.input, what="the input")
         inputs.check_input(self.workflow, self.input)
         return text
 
@@ -84,7 +85,11 @@ def board_time(link: Link) -> int:
 class Entrance:
     """Submit, fork, signal, cancel: what the CLI, the public Celery entries and later the gateway call."""
 
-    def __init__(self, link: Link, doors: Doors, starter: Starter, drain: Drain, nonces: Nonces) -> None:
+    def __init__(
+        self, link: Link, doors: Doors, starter: Starter, drain: Drain, nonces: Nonces, blobs: Blobs | None = None
+    ) -> None:
+        """`blobs`: where inputs go that are too large to travel; without it they are refused."""
+        self.blobs = blobs
         self.link = link
         self.doors = doors
         self.starter = starter
@@ -120,7 +125,8 @@ class Entrance:
         return Forked(run=accepted.run, created=accepted.created, reused=reused, steps=steps)
 
     def _accept(self, submission: Submission, origin: Origin | None) -> Accepted:
-        text = submission.check()
+        text = submission.check(self.blobs)
+        reference = self.blobs.kept(submission.tenant, text) if self.blobs is not None else None
         now = board_time(self.link)  # before the commit: the not-after time must not lie in the sweeper's past
         not_after = now + START_WITHIN_MS
         run = NewRun(
@@ -128,7 +134,7 @@ class Entrance:
             tenant=submission.tenant,
             submitter=submission.submitter,
             workflow=submission.workflow,
-            input_json=text,
+            input_json=text if reference is None else json.dumps(reference),
             start_key=submission.key,
             not_after_ms=not_after,
             created_ms=now,

@@ -184,6 +184,14 @@ boards: Final = _table(
     sa.CheckConstraint("id = 1", name="id"),
 )
 
+blobs: Final = _table(
+    "blobs",
+    _text("tenant", key=True),
+    _text("digest", key=True),
+    sa.Column("content", sa.LargeBinary(), nullable=False),
+    _int("created_ms"),
+)
+
 dead_events: Final = _table(
     "dead_events",
     _int("epoch", key=True),

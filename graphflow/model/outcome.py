@@ -11,14 +11,16 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import StepState
 
 PAYLOAD_LIMIT: Final = 32 * 1024
-"""Bytes of JSON that an input, an output or a signal may have; larger values need blobs."""
+"""Bytes of JSON that travel through Redis: more of an input, an output or a record becomes a blob, more of anything else
+is refused."""
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows of a domain's own tables, by table name: the journaler writes them in the outcome's transaction."""
 
 
-def encode(value: Any, *, what: str) -> str:
-    """`value` as JSON text; refuses what no store can keep: non-JSON values, NaN, NUL characters, more than 32 KB."""
+def encode(value: Any, *, what: str, limit: int = PAYLOAD_LIMIT) -> str:
+    """`value` as JSON text; refuses what no store can keep: non-JSON values, NaN, NUL characters, more than `limit`
+    bytes."""
     try:
         text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
@@ -27,9 +29,9 @@ def encode(value: Any, *, what: str) -> str:
     if "\\u0000" in text:
         raise errors.InvalidPayload(f"{what} holds a NUL character", hint="remove \\x00 from its strings")
     size = len(text.encode("utf-8", "surrogatepass"))
-    if size > PAYLOAD_LIMIT:
+    if size > limit:
         hint = "store it elsewhere and pass a reference"
-        raise errors.PayloadTooLarge(f"{what} has {size} bytes of JSON, the limit is {PAYLOAD_LIMIT}", hint=hint)
+        raise errors.PayloadTooLarge(f"{what} has {size} bytes of JSON, the limit is {limit}", hint=hint)
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -154,7 +154,7 @@ def test_what_is_refused_is_a_failed_task_with_a_hint(stage: Stage) -> None:
         "UnknownWorkflow": enter(stage, "submit", "singel"),
         "KeyConflict": enter(stage, "submit", "chain", key="order-7"),
         "InvalidInput": enter(stage, "submit", "single", task_id="not a run id"),
-        "PayloadTooLarge": enter(stage, "submit", "single", "x" * 33_000),
+        "PayloadTooLarge": enter(stage, "submit", "single", "x" * 17_000_000),
         "UnknownRun": enter(stage, "cancel", "nobody"),
         "UnknownStep": enter(stage, "signal", enter(stage, "submit", "chain"), "first", {"decision": "approve"}),
     }

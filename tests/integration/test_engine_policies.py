@@ -134,7 +134,7 @@ def test_who_gets_no_signal_in_time_fails_and_says_which(stage: Stage) -> None:
 
 def test_a_signal_that_no_step_waits_for_is_refused_with_the_names_there_are(stage: Stage) -> None:
     ref = stage.submit(pausing(signal="payment"))
-    with pytest.raises(errors.UnknownStep, match="'pay' waits for no signal.*payment"):
+    with pytest.raises(errors.UnknownStep, match=r"'pay' waits for no signal.*payment"):
         signal(stage, ref, "pay", {})
 
 

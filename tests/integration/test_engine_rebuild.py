@@ -12,7 +12,8 @@ import pytest
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.rebuild import Rebuilder
-from convergio.graphflow.engine.submission import Starter, board_time
+from convergio.graphflow.engine.starter import Starter
+from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef

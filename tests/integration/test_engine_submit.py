@@ -9,7 +9,8 @@ from unittest import mock
 import pytest
 
 from convergio.graphflow.board import scripts
-from convergio.graphflow.engine.submission import Entrance, Starter, board_time
+from convergio.graphflow.engine.starter import Starter
+from convergio.graphflow.engine.submission import Entrance, board_time
 from convergio.graphflow.journal.doors import Doors
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef

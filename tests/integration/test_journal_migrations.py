@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import re
 from collections.abc import Generator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -10,17 +11,20 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 
 from convergio.graphflow.journal import database, schema, tables
 from convergio.graphflow.journal.database import Database
+from convergio.graphflow.journal.doors import Doors
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import TERMINAL_STEP, RunState
 from tests.integration import journal_samples as samples
 from tests.waiting import wait_until
 
 OURS = sorted(tables.metadata.tables)
+REVISIONS = ("journal_0001", "journal_0002", "journal_0003")
 
 DOMAIN = """
 import sqlalchemy as sa
@@ -73,7 +77,17 @@ def catalogue(connection: sa.Connection) -> dict[str, str]:
             UNION SELECT table_name || '.' || column_name, data_type || ' ' || is_nullable || ordinal_position
             FROM information_schema.columns WHERE table_schema = 'public' AND table_name <> 'alembic_version'
         """
-    return {name: " ".join(text.split()) for name, text in connection.exec_driver_sql(query)}
+    return {name: _in_parts(" ".join(text.split())) for name, text in connection.exec_driver_sql(query)}
+
+
+def _in_parts(text: str) -> str:
+    """A table's columns and constraints, sorted: SQLite writes a column that was added later behind the constraints."""
+    if not text.startswith("CREATE TABLE"):
+        return text
+    head, _, body = text.partition(" (")
+    body, _, tail = body.rpartition(")")
+    parts = re.split(r", ?(?![^()]*\))", body)  # not at the commas inside of parentheses
+    return f"{head} ({', '.join(sorted(part.strip() for part in parts))}){tail}"
 
 
 # --- the tables -------------------------------------------------------------------------------------------------------
@@ -81,11 +95,11 @@ def catalogue(connection: sa.Connection) -> dict[str, str]:
 
 def test_migrating_makes_every_table_from_nothing(journal_url: str) -> None:
     assert schema.current(journal_url) == ()
-    assert schema.pending(journal_url) == ("journal_0001",)
+    assert schema.pending(journal_url) == REVISIONS
 
     schema.migrate(journal_url)
     assert table_names(journal_url) == sorted(["alembic_version", *OURS])
-    assert schema.current(journal_url) == ("journal_0001",)
+    assert schema.current(journal_url) == REVISIONS[-1:]
     assert schema.pending(journal_url) == ()
 
 
@@ -94,6 +108,27 @@ def test_migrating_again_changes_nothing_and_keeps_the_rows(journal_url: str) ->
         samples.accepted(made, "run1")
         schema.migrate(journal_url)
         assert len(samples.rows_of(made, tables.runs)) == 1
+
+
+def test_a_database_of_an_older_version_is_brought_to_this_one_with_its_rows(journal_url: str, domain: Path) -> None:
+    older = schema._config([domain])
+    with opened(journal_url) as made, made.write() as connection:
+        older.attributes["connection"] = connection
+        command.upgrade(older, "journal_0001")
+        command.upgrade(older, "agents_0001")
+        columns = "run_id, tenant, submitter, workflow, version, digest, input, state, control_version, priority"
+        connection.exec_driver_sql("INSERT INTO definitions VALUES ('d', 'refund', 1, '{}', 1)")
+        connection.exec_driver_sql(
+            f"INSERT INTO runs ({columns}, not_after_ms, created_ms) "
+            "VALUES ('run1', 'default', 'amy', 'refund', 1, 'd', '{}', 'ACCEPTED', 0, 'medium', 2, 1)"
+        )
+    assert schema.pending(journal_url, [domain]) == ("journal_0002",)
+
+    schema.migrate(journal_url, [domain])
+    with opened(journal_url) as made:
+        run = Doors(made).run("default", "run1")
+    assert (run.state, run.forked_from, run.fork_kind, run.fork_step) == (RunState.ACCEPTED, None, None, None)
+    assert schema.pending(journal_url, [domain]) == ()
 
 
 def test_the_migrations_make_what_the_tables_say(journal_url: str) -> None:
@@ -153,7 +188,7 @@ def test_a_domain_brings_its_own_branch(journal_url: str, domain: Path) -> None:
 
 
 def test_all_branches_are_migrated_from_nothing_in_the_order_they_need(journal_url: str, domain: Path) -> None:
-    assert schema.pending(journal_url, [domain]) == ("journal_0001", "agents_0001")
+    assert schema.pending(journal_url, [domain]) == ("journal_0001", "agents_0001", "journal_0002")
 
     schema.migrate(journal_url, [domain])
     assert table_names(journal_url) == sorted(["alembic_version", "turns", *OURS])
@@ -188,7 +223,7 @@ def test_a_folder_that_is_not_there_is_an_error(sqlite_url: str, tmp_path: Path)
 def test_two_processes_that_migrate_at_once_do_it_once(journal_url: str) -> None:
     with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
         answers = [pool.submit(samples.migrate, journal_url) for _ in range(3)]
-        assert [answer.result(timeout=60) for answer in answers] == [("journal_0001",)] * 3
+        assert [answer.result(timeout=60) for answer in answers] == [REVISIONS[-1:]] * 3
     assert table_names(journal_url) == sorted(["alembic_version", *OURS])
 
 
@@ -200,4 +235,4 @@ def test_a_migration_waits_for_the_one_that_runs(postgres_url: str) -> None:
             waits = "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
             wait_until(lambda: connection.exec_driver_sql(waits).first(), timeout=30)
             assert not answer.done()
-        assert answer.result(timeout=30) == ("journal_0001",)
+        assert answer.result(timeout=30) == REVISIONS[-1:]

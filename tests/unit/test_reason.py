@@ -102,7 +102,17 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
     (
         step(state=StepState.QUARANTINED, error={"code": "QUARANTINED", "message": "5 workers died"}),
         {},
-        "ended as QUARANTINED: QUARANTINED 5 workers died",
+        "is in quarantine: QUARANTINED 5 workers died",
+    ),
+    (
+        step(state=StepState.QUARANTINED, error={"code": "QUARANTINED", "message": "5 workers died"}),
+        {"state": RunState.FAILED},
+        "is in quarantine: QUARANTINED 5 workers died. Try again: convergio runs retry r1",
+    ),
+    (
+        step(state=StepState.SUCCEEDED, started_ms=NOW - 9_000, finished_ms=NOW - 5_000, reused_from="r0"),
+        {},
+        "ended as SUCCEEDED after 4.0 s in run r0, and is not run again",
     ),
     (
         step(state=StepState.FAILED, error=ERROR, started_ms=NOW - 9_000, finished_ms=NOW),
@@ -120,7 +130,11 @@ def test_a_step_says_why(one: StepView, facts: dict[str, Any], sentence: str) ->
 
 @pytest.mark.parametrize(
     ("need", "sentence"),
-    [(RUNNING_LOAD, "waits for load (running)"), (WAITING_LOAD, "waits for load (blocked on a decision)")],
+    [
+        (RUNNING_LOAD, "waits for load (running)"),
+        (WAITING_LOAD, "waits for load (blocked on a decision)"),
+        (replace(WAITING_LOAD, on=BlockedOn.TIMER), "waits for load (blocked until its time)"),
+    ],
 )
 def test_a_waiting_step_names_what_it_waits_for(need: StepView, sentence: str) -> None:
     assert reason.of_step(view(need), step()) == sentence
@@ -129,6 +143,20 @@ def test_a_waiting_step_names_what_it_waits_for(need: StepView, sentence: str) -
 def test_a_step_skipped_with_all_it_needs_says_so() -> None:
     skipped = step(state=StepState.SKIPPED)
     assert reason.of_step(view(step("load", StepState.SKIPPED), skipped), skipped) == "was skipped: so was load"
+
+
+@pytest.mark.parametrize("on", list(BlockedOn))
+def test_whatever_a_step_is_blocked_on_is_said_by_whoever_waits_for_it(on: BlockedOn) -> None:
+    said = reason.of_step(view(replace(WAITING_LOAD, on=on)), step())
+    assert said.startswith("waits for load (blocked ")
+
+
+def test_a_run_made_from_another_says_so_and_how_much_it_reuses() -> None:
+    reused = step("load", StepState.SUCCEEDED, reused_from="r0")
+    made = view(reused, forked_from="r0", fork_kind="fork", fork_step="pay")
+    assert reason.of_origin(made) == "fork of r0 from pay: 1 of 2 steps reused"
+    assert reason.of_origin(replace(made, fork_kind="retry", fork_step=None)) == "retry of r0: 1 of 2 steps reused"
+    assert reason.of_origin(view()) == ""
 
 
 READY = step(state=StepState.READY, since_ms=NOW - 42_000, ahead=3)

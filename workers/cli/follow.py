@@ -223,6 +223,7 @@ class Lines:
 def line_of(view: RunView, step: StepView) -> str:
     """`  12 s  ● market_research succeeded   domik  4.1 s  213 tokens`"""
     at = (step.finished_ms if step.state in (StepState.SUCCEEDED, StepState.FAILED) else step.since_ms) or view.now_ms
+    at = at if step.reused_from is None else view.created_ms  # it ended long before this run began
     look_of = look.LOOKS[step.state]
     word = look.word_of(step.state, step.on).removeprefix(f"{look_of.icon} ")
     parts = [f"{(at - view.created_ms) / 1000:7.1f} s  {look_of.icon} {step.name} {word}", step.does]

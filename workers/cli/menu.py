@@ -29,7 +29,7 @@ ITEMS: Final[Mapping[str, Item]] = {
     "worker": Item("worker", "Start", "Worker processes for a Redis and a journal of your own."),
     "flower": Item("flower", "Start", "Flower, the dashboard for Celery, on our broker."),
     "run": Item("run", "Work", "Start a run of a workflow."),
-    "runs": Item("runs", "Work", "List, show, watch, explain, cancel and signal runs."),
+    "runs": Item("runs", "Work", "List, show, watch, explain, cancel, signal, retry and fork runs."),
     "workflows": Item("workflows", "Work", "List, show and validate workflows."),
     "doctor": Item("doctor", "Operate", "Check this machine, Redis, the journal and the workers."),
     "migrate": Item("journal", "Operate", "Bring the journal's tables to this version."),

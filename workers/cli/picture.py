@@ -53,6 +53,8 @@ def took(view: RunView, step: StepView) -> str:
 
 def note(view: RunView, step: StepView) -> str:
     """The short form of why."""
+    if step.reused_from is not None:
+        return f"reused from {step.reused_from}"
     if step.state in (StepState.FAILED, StepState.QUARANTINED) and step.error:
         return f"{step.error.get('code', '')} {step.error.get('message', '')}"
     if step.on is BlockedOn.RETRY:

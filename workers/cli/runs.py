@@ -1,4 +1,4 @@
-"""`convergio runs`: list, show, watch, why, cancel, signal."""
+"""`convergio runs`: list, show, watch, why, cancel, signal; `again` has retry, fork and redrive."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from convergio.workers.cli import exits
+from convergio.workers.cli import again, exits
 from convergio.workers.cli.menu import Group
 from convergio.workers.cli.session import Session, as_json, with_session
 
@@ -19,7 +19,11 @@ json_option = click.option("--json", "json_wanted", is_flag=True, help="JSON on 
 
 @click.group(cls=Group)
 def runs() -> None:
-    """List, show, watch, explain, cancel and signal runs. RUN is an id, or the beginning of just one."""
+    """List, show, watch, explain, cancel, signal, retry and fork runs. RUN is an id, or the beginning of just one."""
+
+
+for one in (again.retry, again.fork, again.redrive):
+    runs.add_command(one)
 
 
 @runs.command("list")
@@ -73,6 +77,7 @@ def _summary(row: RunRow) -> dict[str, Any]:
         "started_ms": row.started_ms,
         "finished_ms": row.finished_ms,
         "error": row.error,
+        "forked_from": row.forked_from,
     }
 
 
@@ -86,10 +91,13 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
     if json_wanted:
         click.echo(as_json(as_facts(view)))
         return exits.OK
+    from convergio.graphflow.engine import reason
     from convergio.workers.cli import look, picture
 
     console = look.console()
     console.print(picture.heading(view))
+    if origin := reason.of_origin(view):
+        look.say(origin)
     look.show(picture.steps(view))
     if view.output is not None:
         look.say("\noutput", style="bold")
@@ -113,12 +121,16 @@ def as_facts(view: RunView) -> dict[str, Any]:
         "finished_ms": view.finished_ms,
         "output": view.output,
         "error": view.error,
+        "forked_from": view.forked_from,
+        "fork_kind": view.fork_kind,
+        "fork_step": view.fork_step,
+        "reused": view.reused,
         "steps": [_step_facts(step) for step in view.steps.values()],
     }
 
 
 def _step_facts(step: StepView) -> dict[str, Any]:
-    names = ("name", "kind", "does", "queue", "state", "on", "attempt", "worker", "tokens", "error")
+    names = ("name", "kind", "does", "queue", "state", "on", "attempt", "worker", "tokens", "error", "reused_from")
     times = ("since_ms", "due_ms", "started_ms", "finished_ms")
     return {name: getattr(step, name) for name in (*names, *times)}
 

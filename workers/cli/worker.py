@@ -15,7 +15,7 @@ from convergio.workers.cli.session import Session, with_session
 @click.command(cls=Command)
 @click.option("--processes", "-n", default=1, show_default=True, type=click.IntRange(1, 256), help="Worker processes.")
 @click.option("--queues", "-Q", help="Queues to serve, separated by commas (default: all).")
-@click.option("--pool", type=click.Choice(["threads", "solo"]), help="Celery pool (default threads).")
+@click.option("--pool", type=click.Choice(["threads", "solo", "prefork"]), help="Celery pool (default threads).")
 @click.option("--concurrency", "-c", type=click.IntRange(1, 1000), help="Steps at once in each process (default 8).")
 @click.option("--no-service", is_flag=True, help="No service process: one runs elsewhere.")
 def worker(processes: int, queues: str | None, pool: str | None, concurrency: int | None, no_service: bool) -> int:

@@ -1,0 +1,138 @@
+"""Putting accepted runs on the board: a plain one empty, a forked one with the outcomes that it reuses.
+
+What a forked run begins with is what a rebuild would make of its rows. Other than after a rebuild, nobody can be
+running its steps: they are rung at once.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from typing import Any, Final
+
+from convergio.graphflow.board import adoption, fields, scripts
+from convergio.graphflow.board.adoption import Beginning
+from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.engine.bell import Caller
+from convergio.graphflow.engine.claims import AWAY
+from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.restore import Restored, restore
+from convergio.graphflow.engine.submission import board_time, cancel_entry, meta_of, ref_of, wake
+from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.history import History
+from convergio.graphflow.journal.rows import RunFacts, RunRow
+from convergio.graphflow.model.ids import Nonces
+from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.workflow import canonical
+
+logger = logging.getLogger(__name__)
+
+START_NEEDS: Final = (fields.STATE, fields.OPEN, fields.INPUT)
+"""Fields that are there when a run begins; all others are absent."""
+
+STARTED: Final = "run.started"
+
+
+class Starter:
+    """Puts accepted runs on the board, each once, however many try."""
+
+    def __init__(self, link: Link, plans: Plans, drain: Drain, nonces: Nonces, history: History) -> None:
+        self.link = link
+        self.plans = plans
+        self.drain = drain
+        self.nonces = nonces
+        self.history = history
+
+    def start(self, run: RunRow, plan: Plan, *, not_after_ms: int | None) -> bool:
+        """The run, and the first decisions. False: it was on the board before.
+
+        Raises SubmitTooLate, BoardUnavailable, BoardRebuilding; JournalUnavailable for a forked run.
+        """
+        self.plans.add(run.digest, plan)
+        if run.forked_from is not None:
+            facts = self.history.facts(run.run_id)
+            if facts.outcomes or facts.records:
+                return self._adopt(facts, plan, not_after_ms)
+        return self._start(run, plan, not_after_ms)
+
+    # --- without a past -------------------------------------------------------------------------------------------
+
+    def _start(self, run: RunRow, plan: Plan, not_after_ms: int | None) -> bool:
+        meta = meta_of(run)
+        locked = scripts.start(
+            self.link,
+            ref_of(run),
+            not_after_ms=not_after_ms,
+            submitter=run.submitter,
+            digest=run.digest,
+            plan=canonical(plan.workflow.document),
+            meta=json.dumps(meta, ensure_ascii=False),
+            given=json.dumps(run.input, ensure_ascii=False),
+            size=len(plan.workflow.steps),
+            control=run.control_version,
+            token=self.nonces.next(),
+            wanted=START_NEEDS,
+        )
+        if locked is None:
+            return False
+        if run.cancel_requested_ms is not None:
+            locked = self._cancelled(run, locked)
+        self.drain.run(locked, meta, blank=True)
+        return True
+
+    def _cancelled(self, run: RunRow, locked: scripts.Locked) -> scripts.Locked:
+        """The cancel joins the start in one decision: between two, a worker could claim the first steps."""
+        entry = json.dumps(cancel_entry(run), ensure_ascii=False)
+        return scripts.post(self.link, locked.ref, entry=entry, token=locked.token, wanted=START_NEEDS) or locked
+
+    # --- with outcomes of another run -----------------------------------------------------------------------------
+
+    def _adopt(self, facts: RunFacts, plan: Plan, not_after_ms: int | None) -> bool:
+        run = facts.run
+        if run.state is not RunState.ACCEPTED:
+            return False
+        epoch = self.link.epoch()
+        made = restore(facts, plan, epoch=epoch.number, now_ms=board_time(self.link))
+        beginning = _beginning(run, made)
+        adopted = adoption.adopt(
+            self.link,
+            epoch,
+            ref_of(run),
+            beginning,
+            not_after_ms=not_after_ms,
+            submitter=run.submitter,
+            digest=run.digest,
+            plan=canonical(plan.workflow.document),
+            nonce=self.nonces.next(),
+        )
+        if adopted and beginning.inbox:
+            wake(self.link, self.drain, self.nonces, ref_of(run), None)  # first: it may be a cancel
+        if adopted:
+            self._ring(run, plan, epoch, made)
+        return adopted
+
+    def _ring(self, run: RunRow, plan: Plan, epoch: Epoch, made: Restored) -> None:
+        """Rings what is READY. They are due among the held ones: if we fail here, the sweeper rings them."""
+        caller = Caller(ref=ref_of(run), workflow=run.workflow, submitter=run.submitter)
+        try:
+            for name in made.held:
+                was, step = made.values[fields.state(name)], plan.workflow.steps[name]
+                self.drain.ringer.again(epoch, caller, step, was=was, kind="step.rung", side="L")
+        except (*AWAY, *UNREACHABLE) as error:
+            logger.warning("run %s: %s; its steps are rung by the next sweep", ref_of(run), error)
+
+
+def _beginning(run: RunRow, made: Restored) -> Beginning:
+    entries: Sequence[Any] = [*([cancel_entry(run)] if run.cancel_requested_ms is not None else []), *made.inbox]
+    return Beginning(
+        values=made.values,
+        held=made.held,
+        inbox=[json.dumps(entry, ensure_ascii=False) for entry in entries],
+        timers=made.timers,
+        # That it started is told by the script that starts it: told before, the run would count as started.
+        events=[(event.kind, event.step, event.data) for event in made.events if event.kind != STARTED],
+        started=json.dumps({"forked_from": run.forked_from, "kind": run.fork_kind}),
+    )

@@ -1,0 +1,93 @@
+"""The pool `prefork`: every child is a worker of its own, and its death costs nobody else anything."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from convergio.graphflow.model.states import BlockedOn, RunState, StepState
+from tests.integration.engine_rig import QUIET, single
+from tests.integration.worker_crew import Crew, crew_on
+from tests.waiting import wait_until
+
+pytestmark = [QUIET, pytest.mark.slow]
+
+PREFORK = {"pool": "prefork", "concurrency": 2}
+
+
+@pytest.fixture
+def crew(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Crew]:
+    with crew_on(valkey, sqlite_url, tmp_path) as made:
+        yield made
+
+
+def test_children_run_steps_side_by_side_and_keep_the_leases_of_those_that_compute(crew: Crew) -> None:
+    """The bodies last longer than a lease, and let go of the interpreter only when it takes itself away."""
+    parent = crew.started("w1", **PREFORK)
+    refs = [crew.submit(single("worker.computes", with_={"seconds": 7})) for _ in range(2)]
+    wait_until(lambda: all(map(crew.ended, refs)), timeout=40)
+    rows = [crew.history.run("default", ref.run) for ref in refs]
+    assert {row.state for row in rows} == {RunState.SUCCEEDED}
+    assert len({row.output for row in rows} - {parent.pid}) == 2
+    assert [crew.events(ref, "step.expired") for ref in refs] == [0, 0]
+
+
+def test_a_killed_childs_step_runs_again_at_once_and_its_siblings_runs_on(crew: Crew) -> None:
+    parent = crew.started("w1", **PREFORK)
+    doomed, healthy = crew.named("probe.hold", "doomed"), crew.named("probe.hold", "healthy")
+    wait_until(lambda: crew.began("doomed") and crew.began("healthy"), timeout=30)
+    crew.wait_until_leases_may_end()
+    os.kill(crew.began("doomed")[0], signal.SIGKILL)
+    killed = time.monotonic()
+    wait_until(lambda: len(crew.began("doomed")) == 2, timeout=10)
+    assert time.monotonic() - killed < 3, "a lease is 6 s"
+    crew.open_gate()
+    wait_until(lambda: crew.ended(doomed) and crew.ended(healthy), timeout=20)
+    assert parent.poll() is None
+    assert len(crew.began("healthy")) == 1
+    assert (crew.events(doomed, "step.expired"), crew.events(healthy, "step.expired")) == (1, 0)
+    assert crew.history.run("default", doomed.run).state is RunState.SUCCEEDED
+
+
+def test_a_step_that_kills_its_process_is_put_in_quarantine_and_the_worker_goes_on(crew: Crew) -> None:
+    parent = crew.started("w1", **PREFORK)
+    poison = crew.submit(single("worker.dies"))
+    wait_until(lambda: crew.ended(poison), timeout=40)
+    outcome = {row.step: row for row in crew.history.facts(poison.run).outcomes}["only"]
+    assert outcome.state is StepState.QUARANTINED
+    assert parent.poll() is None
+    after = crew.submit(single())
+    wait_until(lambda: crew.ended(after), timeout=20)
+    assert crew.history.run("default", after.run).state is RunState.SUCCEEDED
+
+
+def test_a_child_stays_until_what_it_owes_is_in_sql(crew: Crew) -> None:
+    """The service process is frozen: SQL does not have the outcome, so the child that keeps it may not go."""
+    parent = crew.started("w1", **PREFORK)
+    crew.processes["service"].send_signal(signal.SIGSTOP)
+    owed = crew.submit(single(durability="step"))
+    wait_until(lambda: crew.word(owed).blocked_on is BlockedOn.JOURNAL, timeout=10)
+    parent.send_signal(signal.SIGTERM)
+    with pytest.raises(subprocess.TimeoutExpired):
+        parent.wait(timeout=3)
+    crew.processes["service"].send_signal(signal.SIGCONT)
+    assert parent.wait(timeout=15) == 0
+    wait_until(lambda: crew.ended(owed), timeout=10)
+
+
+def test_a_terminate_signal_to_the_whole_group_ends_no_body(crew: Crew) -> None:
+    """So does systemd; what runs is finished, by the child that has it."""
+    parent = crew.started("w1", **PREFORK)
+    ref = crew.named("probe.lasts", "slow", seconds=3)
+    wait_until(lambda: crew.began("slow"), timeout=20)
+    os.killpg(parent.pid, signal.SIGTERM)
+    assert parent.wait(timeout=20) == 0
+    wait_until(lambda: crew.ended(ref), timeout=10)
+    assert [what for what, *_ in crew.notes("slow")] == ["began", "ended"]
+    assert crew.history.run("default", ref.run).state is RunState.SUCCEEDED

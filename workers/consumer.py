@@ -1,0 +1,84 @@
+"""The consumer of a worker process: Celery's own, which loses no doorbell that it popped and did not start."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from queue import Empty
+from typing import TYPE_CHECKING, Any, cast
+
+from celery.worker import consumer, state
+from kombu.utils.json import dumps
+
+from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.tasks.app import queue_list
+from convergio.tasks.transport import ENTRY_QUEUE
+
+logger = logging.getLogger(__name__)
+
+
+if TYPE_CHECKING:
+
+    class _StockConsumer(consumer.Consumer):
+        """What Celery's types leave out."""
+
+        task_consumer: Any
+        connection_errors: tuple[type[Exception], ...]
+
+else:
+    _StockConsumer = consumer.Consumer
+
+
+class Consumer(_StockConsumer):
+    """Puts doorbells back that were popped and not started; Celery drops them, as nothing acknowledges them.
+
+    Whoever pops one again may be too late, if a child had it after all: a doorbell is answered once, by its claim.
+    """
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """The loop wakes when the process is asked to stop: a signal alone leaves it in its poll, for a second."""
+        super().register_with_event_loop(hub)
+        pipe = self._process.farewell.pipe
+        hub.add_reader(pipe.end, pipe.listen)
+
+    def on_close(self) -> None:
+        """The consumer stops, or its connection is lost."""
+        for request in list(state.reserved_requests):
+            if request not in state.active_requests:
+                put_back(self._process.core.link, request.message)
+        super().on_close()
+        if cast(Any, state).should_stop is not None:
+            self._pop_no_more()
+            self._process.farewell.quiet.set()
+
+    def _pop_no_more(self) -> None:
+        """Waits for the pop that is under way, and puts back what it brings; Celery would, once all bodies have ended.
+
+        As kombu does it when it closes the channel.
+        """
+        tasks = self.task_consumer
+        if tasks is None or not tasks.channel._in_poll:
+            return
+        tasks.on_message = partial(put_back, self._process.core.link)
+        try:
+            tasks.channel._brpop_read()
+        except Empty:
+            pass
+        except self.connection_errors as error:
+            logger.warning("the last pop got lost: %s", error)
+
+    @property
+    def _process(self) -> Any:
+        return vars(self.app)["worker"]
+
+
+def put_back(link: Link, message: Any) -> None:
+    """Pushes a doorbell to the consuming end of its list. What this cannot push, the canaries find."""
+    if message.delivery_info.get("routing_key") == ENTRY_QUEUE:
+        return  # kombu restores what has to be acknowledged
+    try:
+        link.client.rpush(queue_list({**message.delivery_info, **message.properties}), dumps(message.serializable()))
+    except UNREACHABLE as error:
+        logger.warning("doorbell %s could not be put back: %s", message.headers.get("id"), error)
+    else:
+        logger.info("doorbell %s is put back", message.headers.get("id"))
