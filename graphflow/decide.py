@@ -13,14 +13,15 @@ from typing import Any, Final
 
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import START, Decision, Entry, Event, Ring, Unloaded, View
-from convergio.graphflow.draft import AHEAD, Draft, Full, of_target
+from convergio.graphflow.draft import AHEAD, LIVE, Full, of_target
 from convergio.graphflow.flow import expressions, inputs
 from convergio.graphflow.flow.plan import OutEdge, Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
-from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import OnFailure, Step, StepKind
+from convergio.graphflow.model.states import TERMINAL_STEP, RunState, StepState
+from convergio.graphflow.model.workflow import OnFailure, StepKind
+from convergio.graphflow.waiting import QUEUE, Waiting
 
 BUDGET: Final = 400
 """Writes after which a decision ends; a COMMIT has at most 500 items."""
@@ -31,17 +32,8 @@ FOLLOWED: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
 BROKEN: Final = (StepState.FAILED, StepState.QUARANTINED)
 """States that end the run, unless the step's `on_failure` says that it goes on."""
 
-TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
-"""What a step waits for with a timer; it runs again then."""
-
-OPEN: Final = (StepState.WAITING, StepState.READY, StepState.RUNNING)
-"""States in which a step may still come to wait for a signal, as it may while it is blocked on what is TIMED."""
-
-QUEUE: Final = "QUEUE"
-"""The timer of a READY step that no worker takes; it is blocked on nothing."""
-
-VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL)
-"""Timers that are entries of the inbox when they are due; the others ring their step."""
+AT_ONCE: Final = 50
+"""Steps that are rung in one go when a run is resumed."""
 
 DONE: Final = "x"
 
@@ -64,7 +56,7 @@ def wanted(plan: Plan, step: str) -> list[str]:
     return names
 
 
-class _Semantics(Draft):
+class _Semantics(Waiting):
     """What each entry means."""
 
     def run(self, entries: Sequence[Entry]) -> Decision:
@@ -94,6 +86,12 @@ class _Semantics(Draft):
                 self.signal(entry)
             case "timer":
                 self.timer(entry)
+            case "pause":
+                self.pause(entry)
+            case "resume":
+                self.resume(entry)
+            case "rung":
+                self.ring_on(entry)
             case "cancel":
                 self.cancel(entry)
             case "quarantine":
@@ -206,19 +204,14 @@ class _Semantics(Draft):
         ring = f"{self.epoch}.{count}"
         self.put(fields.rings(step), str(count))
         self.put(fields.state(step), fields.ready(ring))
-        if self.plan.references[step]:
+        if self.plan.references[step] and count == 1:
             self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
-        self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
+        if self.get(fields.STATE) == RunState.RUNNING:
+            self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
         self.made.events.append(Event(kind="step.ready", step=step, journal=False))
         patience = self.plan.workflow.steps[step].queue_timeout
-        if patience is not None:
+        if patience is not None and count == 1:
             self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
-
-    def skip(self, step: str) -> None:
-        self.conclude(step, Outcome(state=StepState.SKIPPED))
-
-    def fail(self, step: str, error: errors.ConvergioError) -> None:
-        self.conclude(step, Outcome.failed(error))
 
     def quarantine(self, entry: Entry) -> None:
         step = entry["step"]
@@ -231,102 +224,40 @@ class _Semantics(Draft):
         error = errors.Quarantined(entry["reason"], hint="look at the worker's log, then start the run again").as_dict()
         self.conclude(step, Outcome(state=StepState.QUARANTINED, error=error))
 
-    # --- steps that wait ------------------------------------------------------------------------------------------
+    # --- pausing --------------------------------------------------------------------------------------------------
 
-    def wait(self, step: Step) -> None:
-        """A `wait` step needs no worker: it is blocked until its time, or until a signal that may have come before."""
-        name = step.spec.get("signal")
-        early = self.get(fields.early(name)) if name else ""
-        if name and early:
-            self.put(fields.early(name), "")
-            self.signalled(step.name, json.loads(early))
-            return
-        try:
-            due = self.due(step)
-        except errors.ExpressionFailed as error:
-            self.fail(step.name, error)
-            return
-        on = BlockedOn.SIGNAL if name else BlockedOn.TIMER
-        self.put(fields.state(step.name), fields.Word(StepState.BLOCKED, f"{on}|{self.now_ms}|{name or ''}|").text)
-        if due is not None:
-            self.made.timers.append((step.name, on, due))
-        self.tell("step.waiting", step.name, {"on": on.value, "signal": name, "due_ms": due})
+    def pause(self, entry: Entry) -> None:
+        """From now on nothing is rung, and nobody can claim. What runs goes on, and its outcomes are recorded."""
+        if self.is_newer(entry) and self.get(fields.STATE) == RunState.RUNNING and not self.ended():
+            self.put(fields.STATE, RunState.PAUSED)
+            self.tell("run.paused", data={"by": entry.get("by", ""), "reason": entry.get("reason", "")})
 
-    def due(self, step: Step) -> int | None:
-        """When the wait ends by itself (ms): its time, or the patience for its signal. Raises ExpressionFailed."""
-        length, until = step.spec.get("for"), step.spec.get("until")
-        if until is not None:
-            return expressions.moment(until, self.names(self.plan.references[step.name]))
-        length = step.timeout if length is None else length
-        return None if length is None else self.now_ms + round(length * 1000)
+    def resume(self, entry: Entry) -> None:
+        """The run goes on: first its state, since a doorbell that is answered before would be lost; then the bells."""
+        if self.is_newer(entry) and self.get(fields.STATE) == RunState.PAUSED and not self.ended():
+            self.put(fields.STATE, RunState.RUNNING)
+            self.tell("run.resumed", data={"by": entry.get("by", "")})
+            self.queue.append({"t": "rung", "after": ""})
 
-    def timer(self, entry: Entry) -> None:
-        """A timer is due: a wait is over, or nobody came in time."""
-        step, on = entry["step"], entry["on"]
+    def is_newer(self, entry: Entry) -> bool:
+        """Whether the wish is younger than the last one that was granted. It is, then, the last one."""
         self.room()
-        if not self.ended() and self.get(fields.state(step)) == entry["was"]:
-            definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
-            if on == BlockedOn.TIMER:
-                self.conclude(step, Outcome(state=StepState.SUCCEEDED, started_ms=since))
-            elif on == BlockedOn.SIGNAL:
-                said = f"no signal '{definition.spec['signal']}' came within {definition.timeout:g} s"
-                self.fail(step, errors.StepTimeout(said))
-            else:
-                said = f"no worker of queue '{definition.queue}' took the step within {definition.queue_timeout:g} s"
-                hint = f"start one: convergio worker --queues {definition.queue}"
-                self.fail(step, errors.StepTimeout(said, hint=hint))
-        self.made.timers.append((step, on, None))
+        if int(entry["cv"]) <= int(self.get(fields.CONTROL) or 0):
+            return False
+        self.put(fields.CONTROL, str(entry["cv"]))
+        return True
 
-    def signal(self, entry: Entry) -> None:
-        """A signal ends what waits for it; one that comes early is kept, one that comes late changes nothing."""
-        name = entry["name"]
-        self.room()
-        waiters = self.plan.waiters.get(name, ())
-        words = {step: self.word(step) for step in waiters}
-        blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
-        coming = [step for step, word in words.items() if word.state in OPEN or word.blocked_on in TIMED]
-        how = "late"
-        if self.ended():
-            pass
-        elif blocked:
-            how = "applied"
-            for step in blocked:
-                self.answer(step, words[step], entry)
-        elif coming:
-            how = "kept"
-            for step in coming:  # a PARK in between must make this commit fail
-                self.put(fields.state(step), self.get(fields.state(step)))
-            if not self.get(fields.early(name)):
-                self.put(fields.early(name), json.dumps(entry, ensure_ascii=False))
-        for step in blocked or [name]:
-            self.tell("signal.applied", step, {"id": entry["id"], "name": name, "how": how})
-
-    def signalled(self, step: str, entry: Entry, since_ms: int | None = None) -> None:
-        """A `wait` step gets its signal: what it said is the step's output."""
-        started = self.now_ms if since_ms is None else since_ms
-        self.conclude(step, Outcome(state=StepState.SUCCEEDED, output=entry["data"], started_ms=started))
-        if since_ms is None:
-            self.tell("signal.applied", step, {"id": entry["id"], "name": entry["name"], "how": "applied"})
-
-    def answer(self, step: str, word: fields.Word, entry: Entry) -> None:
-        """What the signal does to a step that waits for it.
-
-        An approval's outcome is parked: nothing follows from it before it is in SQL, its durability is `step`.
-        """
-        data = entry["data"]
-        if self.plan.workflow.steps[step].kind is StepKind.WAIT:
-            self.made.timers.append((step, BlockedOn.SIGNAL, None))
-            self.signalled(step, entry, word.since_ms)
+    def ring_on(self, entry: Entry) -> None:
+        """Rings what is READY, some steps at a time: their doorbells were never pushed, or found the run paused."""
+        if self.get(fields.STATE) != RunState.RUNNING or self.ended():
             return
-        outcome = Outcome(state=StepState.SUCCEEDED, output=data, started_ms=word.since_ms)
-        if data.get("decision") != "approve":
-            error = errors.ApprovalRejected(f"rejected by {data.get('by', 'unknown')}: {data.get('reason', '')}")
-            outcome = Outcome.failed(error, started_ms=word.since_ms)
-        self.keep(step, outcome)
-        fence = word.rest.rsplit("|", 1)[-1]
-        since = f"{BlockedOn.JOURNAL}|{word.since_ms}|{outcome.state}|{fence}"
-        self.put(fields.state(step), fields.Word(StepState.BLOCKED, since).text)
-        self.tell(f"step.{outcome.state.value.lower()}", step, outcome.as_json(), park=True)
+        self.room()
+        ready = [step for step in self.live() if step > entry["after"] and self.word(step).state is StepState.READY]
+        for step in ready[:AT_ONCE]:
+            self.fire(step, fresh=False)
+        if len(ready) > AT_ONCE:
+            self.queue.append({"t": "rung", "after": ready[AT_ONCE - 1]})
+            self.flush = True
 
     # --- the run's end --------------------------------------------------------------------------------------------
 
@@ -342,7 +273,7 @@ class _Semantics(Draft):
         self.queue.append({"t": "end", "state": state.value, "error": error})
 
     def wind_up(self, state: RunState, error: Mapping[str, Any]) -> None:
-        if self.get(fields.STATE) != RunState.RUNNING:
+        if self.get(fields.STATE) not in LIVE:
             return
         for step in self.live():
             self.room()

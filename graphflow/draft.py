@@ -10,6 +10,7 @@ from typing import Any, Final, Protocol
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import OnFailure, Step
@@ -38,6 +39,10 @@ def of_target(plan: Plan, step: str) -> list[str]:
     """The fields that change when an incoming edge of `step` is resolved."""
     names = [fields.state(step), fields.rings(step)]
     return names if plan.indegree[step] < 2 else [*names, fields.resolved(step), fields.taken(step)]
+
+
+LIVE: Final = (RunState.RUNNING, RunState.PAUSED)
+"""States in which outcomes still have consequences. While a run is paused, what becomes ready is not rung."""
 
 
 class Full(Exception):
@@ -85,7 +90,7 @@ class Draft:
         self.made.events.append(Event(kind=kind, step=step, data=text, park=park))
 
     def ended(self) -> bool:
-        return self.get(fields.STATE) != RunState.RUNNING or self.get(fields.STOP) != ""
+        return self.get(fields.STATE) not in LIVE or self.get(fields.STOP) != ""
 
     def names(self, steps: Iterable[str], *, given: bool = True) -> dict[str, Any]:
         """The outputs of `steps` and, if `given`, the input: what an expression may name. What is not there is null."""
@@ -113,3 +118,9 @@ class Draft:
         if result is not None:
             text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
             self.made.writes[fields.output(step)] = ("", text)
+
+    def skip(self, step: str) -> None:
+        self.conclude(step, Outcome(state=StepState.SKIPPED))
+
+    def fail(self, step: str, error: errors.ConvergioError) -> None:
+        self.conclude(step, Outcome.failed(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from convergio.graphflow.engine.claims import Claims
@@ -17,8 +18,10 @@ INTERVAL: Final = 0.5
 class Beats:
     """Pulses the claims of this process until it is stopped."""
 
-    def __init__(self, claims: Claims) -> None:
+    def __init__(self, claims: Claims, *, after: Callable[[], None] | None = None) -> None:
+        """`after` is called after each pulse that found claims."""
         self.claims = claims
+        self.after = after
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="convergio-beats", daemon=True)
 
@@ -33,5 +36,7 @@ class Beats:
         while not self._stop.wait(INTERVAL):
             try:
                 self.claims.pulse()
+                if self.after is not None and len(self.claims):
+                    self.after()
             except Exception:  # the thread must outlive what one pulse meets; a lost lease is repaired by the sweeper
                 logger.exception("a pulse failed")

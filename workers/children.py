@@ -1,7 +1,7 @@
 """Prefork children: the processes that run the bodies of a pool `prefork`, and what their parent does for them.
 
-A child makes connections, loop, claims, nonces and beats of its own, after the fork. Its nonces begin with its parent's,
-so the parent knows the leases of a child that died: it lets them lapse at once, and the next sweep rings the steps.
+A child makes connections, loop, claims, nonces and beats of its own, after the fork. Its nonces begin with those of its
+parent, who so knows the leases of a child that died: it lets them lapse at once, and the next sweep rings the steps.
 """
 
 from __future__ import annotations

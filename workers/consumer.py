@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from queue import Empty
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from celery.worker import consumer, state
 from kombu.utils.json import dumps
@@ -13,8 +13,12 @@ from kombu.utils.json import dumps
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.tasks.app import queue_list
 from convergio.tasks.transport import ENTRY_QUEUE
+from convergio.workers.probe import Doing
 
 logger = logging.getLogger(__name__)
+
+SIGN_EVERY: Final = 1.0
+"""Seconds between two looks at what was consumed: a pop that finds nothing takes one."""
 
 
 if TYPE_CHECKING:
@@ -40,6 +44,20 @@ class Consumer(_StockConsumer):
         super().register_with_event_loop(hub)
         pipe = self._process.farewell.pipe
         hub.add_reader(pipe.end, pipe.listen)
+        self._popped_at: float | None = None
+        hub.call_repeatedly(SIGN_EVERY, self._give_sign)
+
+    def _give_sign(self) -> None:
+        """Consuming is that a pop was answered and the next was sent, or that there is no slot to pop for.
+
+        A pop's time changes when the next one is sent on the same connection; a new connection proves nothing yet.
+        """
+        channel = self.task_consumer.channel
+        before, self._popped_at = self._popped_at, channel._brpop_sent_at
+        if not channel.qos.can_consume():
+            self._process.show(Doing.BUSY)
+        elif before is not None and self._popped_at not in (None, before):
+            self._process.show(Doing.CONSUMES)
 
     def on_close(self) -> None:
         """The consumer stops, or its connection is lost."""
@@ -48,6 +66,7 @@ class Consumer(_StockConsumer):
                 put_back(self._process.core.link, request.message)
         super().on_close()
         if cast(Any, state).should_stop is not None:
+            self._process.show(Doing.STOPS)
             self._pop_no_more()
             self._process.farewell.quiet.set()
 

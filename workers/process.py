@@ -24,6 +24,7 @@ from convergio.workers.children import Children
 from convergio.workers.consumer import Consumer
 from convergio.workers.farewell import Farewell, Pipe
 from convergio.workers.loop import Loop
+from convergio.workers.probe import FOLDER, Doing, Sign
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ class WorkerProcess:
         step.register(core.app)
         entries.register(core.app)
         vars(core.app)["worker"] = self
+        self.sign: Sign | None = None
         self.children = Children(core, settings) if settings.pool == PREFORK else None
         self.farewell = Farewell(Pipe(), settings.drain_seconds + (LAST_WORDS if self.children else 0.0))
         if settings.pool == SOLO:
@@ -69,6 +71,7 @@ class WorkerProcess:
         else:
             self.children.serve(opened=self._open_forked, closed=self._close_forked)
             self.farewell.watch(self.children.pipe.ask, then=_nothing)
+        self._open_sign()
         worker: Any = self.core.app.Worker(
             hostname=f"{self.name}@convergio",
             pool=self.settings.pool,
@@ -91,9 +94,28 @@ class WorkerProcess:
             self._hand_over()
             self._close_parts()
         self.farewell.close()
+        if self.sign is not None:
+            self.sign.close()
         for pipe in [self.farewell.pipe, *([self.children.pipe] if self.children else [])]:
             pipe.close()
         self.core.link.close()
+
+    # --- signs of life ----------------------------------------------------------------------------------------------
+
+    def show(self, doing: Doing) -> None:
+        """Tells the probe what this process does. One that stops has the time for that."""
+        if self.sign is not None:
+            self.sign.give(doing, lasting=self.farewell.seconds if doing is Doing.STOPS else 0.0)
+
+    def _open_sign(self) -> None:
+        try:
+            self.sign = Sign(self.settings.home.absolute() / FOLDER, self.name)
+        except OSError as error:
+            logger.warning("no probe can see this worker, as it cannot write its sign: %s", error)
+
+    def _show_body(self) -> None:
+        """The one thread of a solo pool is in a body: it does not consume, and the lease's beat speaks for it."""
+        self.show(Doing.BUSY)
 
     # --- what runs bodies: this process, or each of its children ----------------------------------------------------
 
@@ -106,7 +128,7 @@ class WorkerProcess:
         blobs = self.entrance.blobs
         self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker=self.name, blobs=blobs)
         self.loop = Loop()
-        self.beats = Beats(self.steps.claims)
+        self.beats = Beats(self.steps.claims, after=self._show_body if self.settings.pool == SOLO else None)
         self.beats.start()
 
     def _open_forked(self, core: boot.Core, pid: int) -> None:

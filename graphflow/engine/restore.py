@@ -14,7 +14,7 @@ from typing import Any
 from convergio.graphflow import decide, draft
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
-from convergio.graphflow.engine.submission import meta_of, signal_entry
+from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunFacts
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
@@ -72,8 +72,8 @@ class _Work:
         self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _ended_a_wait(row)}
         run = facts.run
         values = {
-            fields.STATE: RunState.RUNNING.value,
-            fields.CONTROL: str(run.control_version),
+            fields.STATE: (RunState.PAUSED if run.state is RunState.PAUSED else RunState.RUNNING).value,
+            fields.CONTROL: str(granted_version(run)),
             fields.OPEN: str(len(plan.workflow.steps)),
             fields.META: json.dumps(meta_of(run), ensure_ascii=False),
             fields.INPUT: json.dumps(run.input, ensure_ascii=False),

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from convergio.graphflow.board import adoption, fields, scripts
@@ -20,7 +20,15 @@ from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.restore import Restored, restore
-from convergio.graphflow.engine.submission import board_time, cancel_entry, meta_of, ref_of, wake
+from convergio.graphflow.engine.submission import (
+    board_time,
+    cancel_entry,
+    control_entry,
+    granted_version,
+    meta_of,
+    ref_of,
+    wake,
+)
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import RunFacts, RunRow
@@ -72,21 +80,23 @@ class Starter:
             meta=json.dumps(meta, ensure_ascii=False),
             given=json.dumps(run.input, ensure_ascii=False),
             size=len(plan.workflow.steps),
-            control=run.control_version,
+            control=granted_version(run),
             token=self.nonces.next(),
             wanted=START_NEEDS,
         )
         if locked is None:
             return False
         if run.cancel_requested_ms is not None:
-            locked = self._cancelled(run, locked)
+            locked = self._joined(cancel_entry(run), locked)
+        elif run.paused_ms is not None:
+            locked = self._joined(control_entry(run), locked)
         self.drain.run(locked, meta, blank=True)
         return True
 
-    def _cancelled(self, run: RunRow, locked: scripts.Locked) -> scripts.Locked:
-        """The cancel joins the start in one decision: between two, a worker could claim the first steps."""
-        entry = json.dumps(cancel_entry(run), ensure_ascii=False)
-        return scripts.post(self.link, locked.ref, entry=entry, token=locked.token, wanted=START_NEEDS) or locked
+    def _joined(self, entry: Mapping[str, Any], locked: scripts.Locked) -> scripts.Locked:
+        """The wish joins the start in one decision: between two, a worker could claim the first steps."""
+        text = json.dumps(entry, ensure_ascii=False)
+        return scripts.post(self.link, locked.ref, entry=text, token=locked.token, wanted=START_NEEDS) or locked
 
     # --- with outcomes of another run -----------------------------------------------------------------------------
 
@@ -109,7 +119,7 @@ class Starter:
             nonce=self.nonces.next(),
         )
         if adopted and beginning.inbox:
-            wake(self.link, self.drain, self.nonces, ref_of(run), None)  # first: it may be a cancel
+            wake(self.link, self.drain, self.nonces, ref_of(run), None)  # first: it may be a wish to cancel or to pause
         if adopted:
             self._ring(run, plan, epoch, made)
         return adopted
@@ -126,7 +136,12 @@ class Starter:
 
 
 def _beginning(run: RunRow, made: Restored) -> Beginning:
-    entries: Sequence[Any] = [*([cancel_entry(run)] if run.cancel_requested_ms is not None else []), *made.inbox]
+    wishes: list[Mapping[str, Any]] = []
+    if run.cancel_requested_ms is not None:
+        wishes = [cancel_entry(run)]
+    elif run.paused_ms is not None:
+        wishes = [control_entry(run)]
+    entries: Sequence[Mapping[str, Any]] = [*wishes, *made.inbox]
     return Beginning(
         values=made.values,
         held=made.held,

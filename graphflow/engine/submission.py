@@ -22,6 +22,7 @@ from convergio.graphflow.journal.rows import Accepted, NewRun, NewSignal, Origin
 from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import encode
+from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import StepKind, Workflow
 
 if TYPE_CHECKING:
@@ -185,6 +186,19 @@ class Entrance:
             self.wake(ref, cancel_entry(row))
         return row
 
+    def pause(self, ref: RunRef, *, by: str) -> RunRow:
+        """From now on no step of the run is started; what runs ends. Returns the run's row. Raises UnknownRun."""
+        return self._control(ref, self.doors.request_pause(ref.run, ref.tenant, by, board_time(self.link)))
+
+    def resume(self, ref: RunRef, *, by: str) -> RunRow:
+        """The run goes on where it was paused. Returns the run's row. Raises UnknownRun."""
+        return self._control(ref, self.doors.request_resume(ref.run, ref.tenant), by)
+
+    def _control(self, ref: RunRef, row: RunRow, by: str = "") -> RunRow:
+        if not row.terminal:
+            self.wake(ref, control_entry(row, by))
+        return row
+
     def wake(self, ref: RunRef, entry: dict[str, Any]) -> None:
         """Puts the entry in the run's inbox and drains it. If that fails, the sweeper does it from the row."""
         wake(self.link, self.drain, self.nonces, ref, entry)
@@ -220,6 +234,18 @@ def signal_entry(row: NewSignal | SignalRow) -> dict[str, Any]:
 def cancel_entry(row: RunRow) -> dict[str, Any]:
     """A cancel as the inbox holds it."""
     return {"t": "cancel", "by": row.cancel_by or "", "reason": row.cancel_reason or ""}
+
+
+def granted_version(run: RunRow) -> int:
+    """The control version that the board knows: a wish that it has not granted yet is one ahead of it."""
+    paused = run.state is RunState.PAUSED
+    return run.control_version - ((run.paused_ms is not None) != paused)
+
+
+def control_entry(row: RunRow, by: str = "") -> dict[str, Any]:
+    """The wish to pause, or to go on, as the inbox holds it; of two the one with the higher control version counts."""
+    wish = "resume" if row.paused_ms is None else "pause"
+    return {"t": wish, "cv": row.control_version, "by": row.paused_by or by}
 
 
 def check_decision(data: Any) -> None:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
-from convergio.graphflow import decide
+from convergio.graphflow import waiting
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
@@ -23,7 +23,7 @@ from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.engine.starter import Starter
-from convergio.graphflow.engine.submission import board_time, cancel_entry, ref_of, signal_entry, wake
+from convergio.graphflow.engine.submission import board_time, cancel_entry, control_entry, ref_of, signal_entry, wake
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
@@ -105,6 +105,9 @@ class Sweeper:
         for signal in self.history.unapplied_signals(now_ms - ROW_AGE_MS, BATCH):
             self._count("signals")
             self._wake(RunRef(tenant=signal.tenant, run=signal.run_id), signal_entry(signal))
+        for run in self.history.unsettled(BATCH):
+            self._count("controls")
+            self._wake(ref_of(run), control_entry(run))
         for run in self.history.cancels_pending(BATCH):
             self._count("cancels")
             self._wake(ref_of(run), cancel_entry(run))
@@ -167,7 +170,7 @@ class Sweeper:
         self._each(epoch, self.link.keys(epoch).timers, now_ms, self._timer)
 
     def _timer(self, epoch: Epoch, found: Found, on: str) -> bool:
-        if on in decide.VERDICTS:
+        if on in waiting.VERDICTS:
             return self._verdict(found, on)
         waits = found.word.blocked_on == BlockedOn(on)
         if waits:
@@ -177,7 +180,7 @@ class Sweeper:
 
     def _verdict(self, found: Found, on: str) -> bool:
         """What the time means is decided like anything else that concerns the run; the decision drops the timer."""
-        waits = found.word.state is StepState.READY if on == decide.QUEUE else found.word.blocked_on == on
+        waits = found.word.state is StepState.READY if on == waiting.QUEUE else found.word.blocked_on == on
         if waits:
             self._wake(found.caller.ref, {"t": "timer", "step": found.step.name, "on": on, "was": found.word.text})
         return waits

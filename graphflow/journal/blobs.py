@@ -124,7 +124,8 @@ def whole(connection: sa.Connection, tenant: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {name: whole(connection, tenant, part) for name, part in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):
-        return [whole(connection, tenant, part) for part in cast("list[Any]", value)]
+        parts: list[Any] = value
+        return [whole(connection, tenant, part) for part in parts]
     return value
 
 

@@ -115,6 +115,32 @@ class Doors:
             row = connection.execute(ask).first()
             return find_run(connection, tenant, run_id) if row is None else RunRow.of(row)
 
+    def request_pause(self, run_id: str, tenant: str, by: str, at_ms: int) -> RunRow:
+        """Asks that the run be paused, and raises its control version; a run that is, or has ended, stays as it is.
+
+        Raises `UnknownRun`.
+        """
+        values = {"paused_ms": at_ms, "paused_by": payload.plain(by, what="the name of who pauses")}
+        return self._control(run_id, tenant, _runs.paused_ms.is_(None), values)
+
+    def request_resume(self, run_id: str, tenant: str) -> RunRow:
+        """Asks that the run go on, and raises its control version; one that is not to be paused stays as it is.
+
+        Raises `UnknownRun`.
+        """
+        return self._control(run_id, tenant, _runs.paused_ms.is_not(None), {"paused_ms": None, "paused_by": None})
+
+    def _control(self, run_id: str, tenant: str, when: sa.ColumnElement[bool], values: dict[str, Any]) -> RunRow:
+        ask = (
+            sa.update(tables.runs)
+            .where(_runs.run_id == run_id, _runs.tenant == tenant, when, _LIVE)
+            .values(control_version=_runs.control_version + 1, **values)
+            .returning(tables.runs)
+        )
+        with self._database.write() as connection:
+            row = connection.execute(ask).first()
+            return find_run(connection, tenant, run_id) if row is None else RunRow.of(row)
+
 
 # --- rows ---------------------------------------------------------------------------------------------------------
 

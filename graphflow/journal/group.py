@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from convergio.graphflow.journal import payload
 from convergio.graphflow.journal.rows import StepKey, StreamEvent
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP
+from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, RunState
 
 Columns = dict[str, Any]
 
@@ -28,6 +28,7 @@ class Group:
         self.records: list[Columns] = []
         self.applied: list[Columns] = []
         self.started: list[Columns] = []
+        self.controlled: list[Columns] = []
         self.finished: dict[str, Columns] = {}
         self._epoch = epoch
         self._domain_tables = domain_tables
@@ -131,6 +132,11 @@ class Group:
         self.started.append({"the_run": event.run_id, "started_ms": event.at_ms})
         self._event(event)
 
+    def _control(self, event: StreamEvent) -> None:
+        state = RunState.PAUSED if event.type == "run.paused" else RunState.RUNNING
+        self.controlled.append({"the_run": event.run_id, "state": state.value})
+        self._event(event)
+
     def _finish(self, event: StreamEvent) -> None:
         data = dict(event.data)
         columns = {
@@ -180,6 +186,8 @@ _EFFECTS: Final[Mapping[str, Callable[[Group, StreamEvent], None]]] = {
     **{f"step.{state.value.lower()}": Group._outcome for state in TERMINAL_STEP},
     **{f"run.{state.value.lower()}": Group._finish for state in TERMINAL_RUN},
     "run.started": Group._start,
+    "run.paused": Group._control,
+    "run.resumed": Group._control,
     "step.recorded": Group._record,
     "signal.applied": Group._signal,
 }

@@ -166,6 +166,10 @@ class History:
         pending = sa.select(tables.runs).where(sa.text(tables.CANCELLING_RUNS))
         return self._runs(pending.order_by(_runs.cancel_requested_ms, _runs.run_id).limit(limit))
 
+    def unsettled(self, limit: int) -> list[RunRow]:
+        """Runs that are to be paused or to go on, and have not done it yet."""
+        return self._runs(sa.select(tables.runs).where(sa.text(tables.UNSETTLED_RUNS)).limit(limit))
+
     def counts(self) -> Counts:
         """How many runs are live by state, signals open, and events dead."""
         live = sa.select(_runs.state, sa.func.count()).where(_LIVE).group_by(_runs.state)

@@ -107,7 +107,8 @@ class StreamEvent:
 class RunRow:
     """A run as the journal knows it; the board may be ahead.
 
-    `forked_from`, `fork_kind` and `fork_step`: the run it was made from, why, and the step that was named.
+    `forked_from`, `fork_kind` and `fork_step`: the run it was made from, why, and the step that was named. `paused_ms`,
+    `paused_by`: since when it is to be paused, and by whose wish; `state` says whether it is.
     """
 
     run_id: str
@@ -134,12 +135,13 @@ class RunRow:
     forked_from: str | None = None
     fork_kind: ForkKind | None = None
     fork_step: str | None = None
+    paused_ms: int | None = None
+    paused_by: str | None = None
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> RunRow:
         """From a row of the table."""
-        made = _decoded(row, "input", "output", "error", state=RunState)
-        return cls(**{**made, "fork_kind": None if made["fork_kind"] is None else ForkKind(made["fork_kind"])})
+        return cls(**_decoded(row, "input", "output", "error", state=RunState, fork_kind=_fork_kind))
 
     @property
     def terminal(self) -> bool:
@@ -150,6 +152,10 @@ class RunRow:
     def cursor(self) -> tuple[int, str]:
         """Where the next page of a listing goes on."""
         return self.created_ms, self.run_id
+
+
+def _fork_kind(text: str | None) -> ForkKind | None:
+    return None if text is None else ForkKind(text)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,6 +36,9 @@ LIVE_RUNS: Final = f"state IN ({_listed(state for state in states.RunState if st
 """SQL. Literal, as a partial index serves only a query that repeats its condition word for word."""
 
 ACCEPTED_RUNS: Final = f"state = '{states.RunState.ACCEPTED.value}'"
+UNSETTLED_RUNS: Final = "(paused_ms IS NOT NULL AND state = 'RUNNING') OR (paused_ms IS NULL AND state = 'PAUSED')"
+"""Runs that somebody asked to pause or to resume, and that have not done it yet."""
+
 CANCELLING_RUNS: Final = f"cancel_requested_ms IS NOT NULL AND {LIVE_RUNS}"
 OPEN_SIGNALS: Final = "applied_ms IS NULL AND dropped_ms IS NULL"
 
@@ -93,6 +96,8 @@ runs: Final = _table(
     _text("forked_from", null=True),
     _text("fork_kind", null=True),
     _text("fork_step", null=True),
+    _int("paused_ms", null=True),
+    _text("paused_by", null=True),
     sa.CheckConstraint(f"state IN ({_listed(states.RunState)})", name="state"),
     sa.CheckConstraint(f"length(start_key) <= {KEY_LIMIT}", name="start_key"),
 )
@@ -102,6 +107,7 @@ _partial("ux_runs_start_key", runs.c.tenant, runs.c.start_key, where="start_key 
 _partial("ix_runs_live", runs.c.run_id, where=LIVE_RUNS)
 _partial("ix_runs_accepted", runs.c.not_after_ms, where=ACCEPTED_RUNS)
 _partial("ix_runs_cancelling", runs.c.cancel_requested_ms, where=CANCELLING_RUNS)
+_partial("ix_runs_unsettled", runs.c.run_id, where=UNSETTLED_RUNS)
 _partial("ix_runs_forked_from", runs.c.forked_from, where="forked_from IS NOT NULL")
 
 outcomes: Final = _table(

@@ -35,6 +35,11 @@ _START: Final = (
     .where(_runs.run_id == sa.bindparam("the_run"), _runs.state == RunState.ACCEPTED.value)
     .values(state=RunState.RUNNING.value, started_ms=sa.bindparam("started_ms"))
 )
+_CONTROL: Final = (
+    sa.update(tables.runs)
+    .where(_runs.run_id == sa.bindparam("the_run"), _runs.state.in_([RunState.RUNNING.value, RunState.PAUSED.value]))
+    .values(state=sa.bindparam("state"))
+)
 _ENDING: Final = (
     sa.select(_runs.run_id)
     .where(_runs.run_id.in_(sa.bindparam("the_runs", expanding=True)), _LIVE)
@@ -123,6 +128,8 @@ class Writer:
         self._insert_records(connection, group.records)
         if group.started:
             connection.execute(_START, group.started)
+        if group.controlled:
+            connection.execute(_CONTROL, group.controlled)
         if group.applied:
             connection.execute(_APPLY, group.applied)
         return Committed(new_outcomes=new, finished_runs=self._finish(connection, group))

@@ -11,8 +11,8 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import StepState
 
 PAYLOAD_LIMIT: Final = 32 * 1024
-"""Bytes of JSON that travel through Redis: more of an input, an output or a record becomes a blob, more of anything else
-is refused."""
+"""Bytes of JSON that travel through Redis: a larger input, output or record becomes a blob, larger other values are
+refused."""
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows of a domain's own tables, by table name: the journaler writes them in the outcome's transaction."""

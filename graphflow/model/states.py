@@ -58,6 +58,8 @@ RUN_TRANSITIONS: Final = MappingProxyType(
         (RunState.RUNNING, "pause"): RunState.PAUSED,
         (RunState.RUNNING, "compensate"): RunState.COMPENSATING,
         (RunState.PAUSED, "resume"): RunState.RUNNING,
+        (RunState.PAUSED, "succeed"): RunState.SUCCEEDED,
+        (RunState.PAUSED, "fail"): RunState.FAILED,
         (RunState.PAUSED, "cancel"): RunState.CANCELLED,
         (RunState.COMPENSATING, "fail"): RunState.FAILED,
         (RunState.COMPENSATING, "cancel"): RunState.CANCELLED,

@@ -41,6 +41,22 @@ def busy(seconds: float) -> None:
     raise Transient("503", retry_after=seconds)
 
 
+@step(name="demo.noted")
+def noted(name: str, value: object = None) -> object:
+    """Leaves a line in its file each time it runs."""
+    with open(os.path.join(GATES, f"{name}.calls"), "a") as file:
+        file.write("ran\\n")
+    return value
+
+
+@step(name="demo.need")
+def need(gate: str) -> str:
+    """Fails for good unless the file exists."""
+    if not os.path.exists(os.path.join(GATES, gate)):
+        raise Permanent(f"there is no {gate}")
+    return gate
+
+
 @step(name="demo.echo")
 def echo(value: object) -> object:
     return value

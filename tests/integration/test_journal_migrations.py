@@ -24,7 +24,7 @@ from tests.integration import journal_samples as samples
 from tests.waiting import wait_until
 
 OURS = sorted(tables.metadata.tables)
-REVISIONS = ("journal_0001", "journal_0002", "journal_0003")
+REVISIONS = ("journal_0001", "journal_0002", "journal_0003", "journal_0004")
 
 DOMAIN = """
 import sqlalchemy as sa
@@ -122,7 +122,7 @@ def test_a_database_of_an_older_version_is_brought_to_this_one_with_its_rows(jou
             f"INSERT INTO runs ({columns}, not_after_ms, created_ms) "
             "VALUES ('run1', 'default', 'amy', 'refund', 1, 'd', '{}', 'ACCEPTED', 0, 'medium', 2, 1)"
         )
-    assert schema.pending(journal_url, [domain]) == ("journal_0002",)
+    assert schema.pending(journal_url, [domain]) == REVISIONS[1:]
 
     schema.migrate(journal_url, [domain])
     with opened(journal_url) as made:
@@ -188,7 +188,7 @@ def test_a_domain_brings_its_own_branch(journal_url: str, domain: Path) -> None:
 
 
 def test_all_branches_are_migrated_from_nothing_in_the_order_they_need(journal_url: str, domain: Path) -> None:
-    assert schema.pending(journal_url, [domain]) == ("journal_0001", "agents_0001", "journal_0002")
+    assert schema.pending(journal_url, [domain]) == ("journal_0001", "agents_0001", *REVISIONS[1:])
 
     schema.migrate(journal_url, [domain])
     assert table_names(journal_url) == sorted(["alembic_version", "turns", *OURS])

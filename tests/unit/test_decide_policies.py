@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from convergio.graphflow import decide
 from convergio.graphflow.decision import Decision
 from convergio.graphflow.model.workflow import Join, JoinKind
+from convergio.graphflow.waiting import QUEUE
 from tests.unit.deciding import APPROVE, NOW, Run, arrived, plan_of, signal
 
 PARENTS = ("a", "b", "c")
@@ -190,8 +190,8 @@ def test_waits_are_withdrawn_with_their_run() -> None:
 
 def test_a_step_that_no_worker_takes_in_time_fails() -> None:
     run = Run(plan_of(a={"timeout": {"queue": "30s"}}))
-    assert run.settle({"t": "start"}).timers == [("a", decide.QUEUE, NOW + 30_000)]
-    timer(run, "a", decide.QUEUE)
+    assert run.settle({"t": "start"}).timers == [("a", QUEUE, NOW + 30_000)]
+    timer(run, "a", QUEUE)
     assert run.state == "FAILED"
     assert "no worker of queue 'steps'" in json.loads(run.values["o:a"])["message"]
 
@@ -200,5 +200,5 @@ def test_a_step_that_was_taken_in_time_is_not_touched() -> None:
     run = Run(plan_of(a={"timeout": {"queue": "30s"}})).started()
     was = run.values["s:a"]
     run.values["s:a"] = "RUNNING|1.1.n"
-    run.settle({"t": "timer", "step": "a", "on": decide.QUEUE, "was": was})
+    run.settle({"t": "timer", "step": "a", "on": QUEUE, "was": was})
     assert run.values["s:a"] == "RUNNING|1.1.n"

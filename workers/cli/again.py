@@ -146,7 +146,7 @@ def _redriven(session: Session, row: RunRow) -> dict[str, Any]:
 
 def _list(found: list[dict[str, Any]], *, dry_run: bool) -> None:
     for one in found:
-        problem = one.get("refused") or one.get("error") or {}
+        problem: Mapping[str, Any] = one.get("refused") or one.get("error") or {}
         if "new" in one:
             click.echo(f"{one['run']}  retried as {one['new']}, {one['reused']} of {one['steps']} steps reused")
         else:

@@ -1,4 +1,4 @@
-"""`convergio runs`: list, show, watch, why, cancel, signal; `again` has retry, fork and redrive."""
+"""`convergio runs`: list, show, watch, why, pause, resume, cancel, signal; `again` has retry, fork and redrive."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ json_option = click.option("--json", "json_wanted", is_flag=True, help="JSON on 
 
 @click.group(cls=Group)
 def runs() -> None:
-    """List, show, watch, explain, cancel, signal, retry and fork runs. RUN is an id, or the beginning of just one."""
+    """List, show, explain, pause, cancel, signal, retry, fork runs. RUN is an id, or the beginning of just one."""
 
 
 for one in (again.retry, again.fork, again.redrive):
@@ -176,6 +176,27 @@ def why(session: Session, run: str, step: str | None, json_wanted: bool) -> int:
         click.echo(f"{view.workflow.name} {view.id}: {of_run}")
     for name, sentence in sentences.items():
         click.echo(f"{name} {sentence}" if step else f"  {name} {sentence}")
+    return exits.OK
+
+
+@runs.command("pause")
+@click.argument("run")
+@with_session
+def pause(session: Session, run: str) -> int:
+    """Start no further step of a run; what runs goes on to its end."""
+    return _controlled(session.entrance.pause(session.ref(run), by=session.submitter), "is paused")
+
+
+@runs.command("resume")
+@click.argument("run")
+@with_session
+def resume(session: Session, run: str) -> int:
+    """Let a paused run go on where it is."""
+    return _controlled(session.entrance.resume(session.ref(run), by=session.submitter), "goes on")
+
+
+def _controlled(row: RunRow, said: str) -> int:
+    click.echo(f"run {row.run_id} {f'has ended as {row.state} before' if row.terminal else said}")
     return exits.OK
 
 

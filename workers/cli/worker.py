@@ -10,6 +10,7 @@ import click
 from convergio.workers.cli import exits
 from convergio.workers.cli.menu import Command
 from convergio.workers.cli.session import Session, with_session
+from convergio.workers.probe import WITHIN
 
 
 @click.command(cls=Command)
@@ -18,16 +19,36 @@ from convergio.workers.cli.session import Session, with_session
 @click.option("--pool", type=click.Choice(["threads", "solo", "prefork"]), help="Celery pool (default threads).")
 @click.option("--concurrency", "-c", type=click.IntRange(1, 1000), help="Steps at once in each process (default 8).")
 @click.option("--no-service", is_flag=True, help="No service process: one runs elsewhere.")
-def worker(processes: int, queues: str | None, pool: str | None, concurrency: int | None, no_service: bool) -> int:
+@click.option("--probe", is_flag=True, help="Start nothing: exit code 0 if the workers of HOME consume, else 1.")
+@click.option("--within", default=WITHIN, show_default=True, type=click.FloatRange(min=2), help="... in these seconds.")
+def worker(
+    processes: int,
+    queues: str | None,
+    pool: str | None,
+    concurrency: int | None,
+    no_service: bool,
+    probe: bool,
+    within: float,
+) -> int:
     """Serve the queues of a Redis and a journal of your own (CONVERGIO_REDIS_URL, CONVERGIO_JOURNAL_URL).
 
     Processes that die are started again. With `--processes 1 --no-service` this process is the worker.
     """
+    if probe:
+        return look(within)
     given = {"QUEUES": queues, "POOL": pool, "CONCURRENCY": concurrency}
     os.environ.update({f"CONVERGIO_{name}": str(value) for name, value in given.items() if value is not None})
     if processes == 1 and no_service:
         return serve()
     return supervise(processes, with_service=not no_service)
+
+
+def look(within: float) -> int:
+    """Says which workers of HOME live. Fast: nothing is loaded that connects to anything."""
+    from convergio.config import settings
+    from convergio.workers.probe import FOLDER, report
+
+    return report(settings.load().home.absolute() / FOLDER, within)
 
 
 @with_session

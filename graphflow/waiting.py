@@ -1,0 +1,126 @@
+"""Steps that wait: for their time, a signal, a person, a worker. The part of `decide` that is about them."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from convergio.graphflow.board import fields
+from convergio.graphflow.decision import Entry
+from convergio.graphflow.draft import Draft
+from convergio.graphflow.flow import expressions
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.outcome import Outcome
+from convergio.graphflow.model.states import BlockedOn, StepState
+from convergio.graphflow.model.workflow import Step, StepKind
+
+TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
+"""What a step waits for with a timer; it runs again then."""
+
+OPEN: Final = (StepState.WAITING, StepState.READY, StepState.RUNNING)
+"""States in which a step may still come to wait for a signal, as it may while it is blocked on what is TIMED."""
+
+QUEUE: Final = "QUEUE"
+"""The timer of a READY step that no worker takes; it is blocked on nothing."""
+
+VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL)
+"""Timers that are entries of the inbox when they are due; the others ring their step."""
+
+
+class Waiting(Draft):
+    """What time and signals mean."""
+
+    def wait(self, step: Step) -> None:
+        """A `wait` step needs no worker: it is blocked until its time, or until a signal that may have come before."""
+        name = step.spec.get("signal")
+        early = self.get(fields.early(name)) if name else ""
+        if name and early:
+            self.put(fields.early(name), "")
+            self.signalled(step.name, json.loads(early))
+            return
+        try:
+            due = self.due(step)
+        except errors.ExpressionFailed as error:
+            self.fail(step.name, error)
+            return
+        on = BlockedOn.SIGNAL if name else BlockedOn.TIMER
+        self.put(fields.state(step.name), fields.Word(StepState.BLOCKED, f"{on}|{self.now_ms}|{name or ''}|").text)
+        if due is not None:
+            self.made.timers.append((step.name, on, due))
+        self.tell("step.waiting", step.name, {"on": on.value, "signal": name, "due_ms": due})
+
+    def due(self, step: Step) -> int | None:
+        """When the wait ends by itself (ms): its time, or the patience for its signal. Raises ExpressionFailed."""
+        length, until = step.spec.get("for"), step.spec.get("until")
+        if until is not None:
+            return expressions.moment(until, self.names(self.plan.references[step.name]))
+        length = step.timeout if length is None else length
+        return None if length is None else self.now_ms + round(length * 1000)
+
+    def timer(self, entry: Entry) -> None:
+        """A timer is due: a wait is over, or nobody came in time."""
+        step, on = entry["step"], entry["on"]
+        self.room()
+        if not self.ended() and self.get(fields.state(step)) == entry["was"]:
+            definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
+            if on == BlockedOn.TIMER:
+                self.conclude(step, Outcome(state=StepState.SUCCEEDED, started_ms=since))
+            elif on == BlockedOn.SIGNAL:
+                said = f"no signal '{definition.spec['signal']}' came within {definition.timeout:g} s"
+                self.fail(step, errors.StepTimeout(said))
+            else:
+                said = f"no worker of queue '{definition.queue}' took the step within {definition.queue_timeout:g} s"
+                hint = f"start one: convergio worker --queues {definition.queue}"
+                self.fail(step, errors.StepTimeout(said, hint=hint))
+        self.made.timers.append((step, on, None))
+
+    def signal(self, entry: Entry) -> None:
+        """A signal ends what waits for it; one that comes early is kept, one that comes late changes nothing."""
+        name = entry["name"]
+        self.room()
+        waiters = self.plan.waiters.get(name, ())
+        words = {step: self.word(step) for step in waiters}
+        blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
+        coming = [step for step, word in words.items() if word.state in OPEN or word.blocked_on in TIMED]
+        how = "late"
+        if self.ended():
+            pass
+        elif blocked:
+            how = "applied"
+            for step in blocked:
+                self.answer(step, words[step], entry)
+        elif coming:
+            how = "kept"
+            for step in coming:  # a PARK in between must make this commit fail
+                self.put(fields.state(step), self.get(fields.state(step)))
+            if not self.get(fields.early(name)):
+                self.put(fields.early(name), json.dumps(entry, ensure_ascii=False))
+        for step in blocked or [name]:
+            self.tell("signal.applied", step, {"id": entry["id"], "name": name, "how": how})
+
+    def signalled(self, step: str, entry: Entry, since_ms: int | None = None) -> None:
+        """A `wait` step gets its signal: what it said is the step's output."""
+        started = self.now_ms if since_ms is None else since_ms
+        self.conclude(step, Outcome(state=StepState.SUCCEEDED, output=entry["data"], started_ms=started))
+        if since_ms is None:
+            self.tell("signal.applied", step, {"id": entry["id"], "name": entry["name"], "how": "applied"})
+
+    def answer(self, step: str, word: fields.Word, entry: Entry) -> None:
+        """What the signal does to a step that waits for it.
+
+        An approval's outcome is parked: nothing follows from it before it is in SQL, its durability is `step`.
+        """
+        data = entry["data"]
+        if self.plan.workflow.steps[step].kind is StepKind.WAIT:
+            self.made.timers.append((step, BlockedOn.SIGNAL, None))
+            self.signalled(step, entry, word.since_ms)
+            return
+        outcome = Outcome(state=StepState.SUCCEEDED, output=data, started_ms=word.since_ms)
+        if data.get("decision") != "approve":
+            error = errors.ApprovalRejected(f"rejected by {data.get('by', 'unknown')}: {data.get('reason', '')}")
+            outcome = Outcome.failed(error, started_ms=word.since_ms)
+        self.keep(step, outcome)
+        fence = word.rest.rsplit("|", 1)[-1]
+        since = f"{BlockedOn.JOURNAL}|{word.since_ms}|{outcome.state}|{fence}"
+        self.put(fields.state(step), fields.Word(StepState.BLOCKED, since).text)
+        self.tell(f"step.{outcome.state.value.lower()}", step, outcome.as_json(), park=True)
