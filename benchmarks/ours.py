@@ -151,15 +151,25 @@ class Ours:
 
 
 @contextmanager
-def stack(place: rig.Folder, url: str, *, journal_url: str, events: bool = True) -> Generator[Ours]:
-    """Two solo workers and the service process on an emptied server and a migrated journal."""
+def stack(
+    place: rig.Folder,
+    url: str,
+    *,
+    journal_url: str,
+    events: bool = True,
+    workers: int = 2,
+    pool: str = "solo",
+    concurrency: int = 1,
+) -> Generator[Ours]:
+    """Workers, two solo ones by default, and the service process, on an emptied server and a migrated journal."""
     env = {
         "CONVERGIO_HOME": str(place.path),
         "CONVERGIO_REDIS_URL": url,
         "CONVERGIO_JOURNAL_URL": journal_url,
         "CONVERGIO_INCLUDE": "convergio.benchmarks.bodies",
         "CONVERGIO_MODEL_NAME": "scripted",
-        "CONVERGIO_POOL": "solo",
+        "CONVERGIO_POOL": pool,
+        "CONVERGIO_CONCURRENCY": str(concurrency),
         "CONVERGIO_LOG_LEVEL": "WARNING",
         "CONVERGIO_TASK_EVENTS": "true" if events else "false",
         stamping.VARIABLE: str(place.stamps),
@@ -170,7 +180,7 @@ def stack(place: rig.Folder, url: str, *, journal_url: str, events: bool = True)
     entrance.link.client.flushall()
     worker = [sys.executable, "-m", "convergio.benchmarks.ours", "worker"]
     service = [sys.executable, "-m", "convergio.benchmarks.ours", "service"]
-    with rig.processes(place, [service, worker, worker], env) as pids:
+    with rig.processes(place, [service, *[worker] * workers], env) as pids:
         rig.wait_for(lambda: _up(entrance), what="the board")
         history = boot.history(settings)
         ours = Ours(

@@ -1,9 +1,9 @@
-"""Who is there: our workers that answer now, and the queues they serve. One broadcast of Celery's remote control."""
+"""Who is there: our workers that answer now, and what they say: broadcasts of Celery's remote control."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final, cast
 
 from celery import Celery
 from celery.exceptions import OperationalError
@@ -27,3 +27,17 @@ def queues(app: Celery, *, timeout: float = TIMEOUT) -> Mapping[str, list[str]]:
             for queue in consumed:
                 served.setdefault(str(queue["name"]), []).append(node.removesuffix(HOST))
     return served
+
+
+def visibility_timeouts(app: Celery, *, timeout: float = TIMEOUT) -> Mapping[str, int]:
+    """The visibility timeout, in seconds, of every worker that answers."""
+    try:
+        answers = app.control.inspect(timeout=timeout).conf() or {}
+    except (OperationalError, OSError):
+        return {}
+    options = {
+        node.removesuffix(HOST): cast("Mapping[str, Any]", conf).get("broker_transport_options") or {}
+        for node, conf in answers.items()
+        if node.endswith(HOST)
+    }
+    return {name: int(said["visibility_timeout"]) for name, said in options.items() if "visibility_timeout" in said}

@@ -184,7 +184,7 @@ def _waiting(view: RunView, step: StepView) -> str:
 
 def _ready(view: RunView, step: StepView, serving: Serving | None) -> str:
     if step.held_ms is not None and step.missing:
-        start = "Start one that includes its module (CONVERGIO_INCLUDE)"
+        start = f"Start one that knows it: convergio worker -Q {step.queue} --include MODULE"
         return f"is ready: NO_WORKER, {step.missing}; asked again in {span(step.held_ms - view.now_ms)}. {start}"
     if step.held_ms is not None:
         left = span(step.held_ms - view.now_ms)

@@ -103,6 +103,7 @@ class WorkflowBuilder:
         on_failure: str = "fail",
         retry: int | Mapping[str, Any] | None = None,
         timeout: Timeout | None = None,
+        expected: Duration | None = None,
         durability: str | None = None,
         queue: str | None = None,
         with_: Mapping[str, Constant] | None = None,
@@ -112,7 +113,7 @@ class WorkflowBuilder:
         is an expression, other scalars are constants. Arguments that are named like a keyword here (`timeout`) go into
         `with_`."""
         registered, defaults = self._function(name, function)
-        given = {"retry": retry, "timeout": timeout, "durability": durability, "queue": queue}
+        given = {"retry": retry, "timeout": timeout, "expected": expected, "durability": durability, "queue": queue}
         fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
         fields |= {"join": join, "on_failure": on_failure}
         return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
@@ -132,12 +133,13 @@ class WorkflowBuilder:
         max_tokens: int | None = None,
         retry: int | Mapping[str, Any] = 0,
         timeout: Timeout | None = None,
+        expected: Duration | None = None,
         queue: str | None = None,
     ) -> StepRef:
         """A step in which `agent` answers `prompt` (text with {{ CEL }} pieces); `output`: the type or schema of its
         answer."""
         fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
-        fields |= {"timeout": timeout, "output": None if output is None else _schema(output)}
+        fields |= {"timeout": timeout, "expected": expected, "output": None if output is None else _schema(output)}
         fields |= {"join": join, "on_failure": on_failure}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 

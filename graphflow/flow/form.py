@@ -237,6 +237,11 @@ class TaskForm(StepForm):
     with_: Expressions = Field({}, alias="with", description="its arguments by name; text is CEL")
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None)
+    expected: Duration | None = Field(
+        None,
+        description="how long it usually takes: of steps that are ready together, "
+        "the one with the longest way to the run's end behind it is rung first",
+    )
     durability: Literal["stream", "step"] = Field(
         DEFAULT_DURABILITY[StepKind.TASK].value,
         description="step: successors start only after the result is in the journal",
@@ -255,6 +260,11 @@ class AgentForm(StepForm):
     output: JsonSchema | None = None
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None)
+    expected: Duration | None = Field(
+        None,
+        description="how long it usually takes: of steps that are ready together, "
+        "the one with the longest way to the run's end behind it is rung first",
+    )
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.AGENT]
 

@@ -27,7 +27,8 @@ class OutEdge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """The graph of one workflow. Every mapping has every step as a key; order is that of the canonical document.
+    """The graph of one workflow. Every mapping has every step as a key; order is that of the canonical document, but
+    roots and the successors of a step are in the order in which they are rung: the critical path first.
 
     `successors`: edges that start at a step. `indegree`: edges that end at it. `roots`: steps that need nothing.
     `leaves`: steps nobody needs. `references`: the steps whose results the step's `with`, prompt or description reads
@@ -55,13 +56,14 @@ class Plan:
         """The plan of a valid workflow. Costs time in proportion to its size: keep it, or use `from_json`."""
         steps = workflow.steps
         successors = _successors(steps)
+        ranks = _ranks(steps, successors)
         indegree = {name: len(step.needs) for name, step in steps.items()}
         return cls(
             workflow=workflow,
             digest=workflow.digest,
-            successors=MappingProxyType(successors),
+            successors=MappingProxyType({name: _urgent(edges, ranks) for name, edges in successors.items()}),
             indegree=MappingProxyType(indegree),
-            roots=tuple(name for name, count in indegree.items() if count == 0),
+            roots=tuple(sorted((name for name in steps if not indegree[name]), key=lambda name: -ranks[name])),
             leaves=tuple(name for name, edges in successors.items() if not edges),
             references=MappingProxyType({name: _results(_body(step)) for name, step in steps.items()}),
             waiters=MappingProxyType(_waiters(steps)),
@@ -86,6 +88,19 @@ def _successors(steps: Mapping[str, Step]) -> dict[str, tuple[OutEdge, ...]]:
             reads = _results(expressions.references(edge.when)) if edge.when is not None else ()
             found[edge.step].append(OutEdge(target=name, when=edge.when, references=reads))
     return {name: tuple(edges) for name, edges in found.items()}
+
+
+def _ranks(steps: Mapping[str, Step], successors: Mapping[str, tuple[OutEdge, ...]]) -> dict[str, float]:
+    """The longest way from the start of each step to the end of the run, in expected seconds (upward rank of HEFT)."""
+    ranks: dict[str, float] = {}
+    for name in reversed(steps):  # they are in topological order
+        after = max((ranks[edge.target] for edge in successors[name]), default=0.0)
+        ranks[name] = (steps[name].expected or 0.0) + after
+    return ranks
+
+
+def _urgent(edges: tuple[OutEdge, ...], ranks: Mapping[str, float]) -> tuple[OutEdge, ...]:
+    return tuple(sorted(edges, key=lambda edge: -ranks[edge.target]))
 
 
 def _waiters(steps: Mapping[str, Step]) -> dict[str, tuple[str, ...]]:

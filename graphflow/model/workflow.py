@@ -123,7 +123,8 @@ class Edge:
 class Step:
     """One step. `spec` is what only its kind knows (JSON): function, or agent and prompt, or the approval's title.
 
-    `timeout`: seconds that one attempt may take; `queue_timeout`: seconds that its first one may wait for a worker.
+    `timeout`: seconds that one attempt may take; `queue_timeout`: seconds that its first one may wait for a worker;
+    `expected`: seconds that it usually takes.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Step:
     retry: Retry = field(default_factory=Retry)
     timeout: float | None = None
     queue_timeout: float | None = None
+    expected: float | None = None
     join: Join = field(default_factory=Join)
     on_failure: OnFailure = OnFailure.FAIL
     durability: Durability = Durability.STREAM

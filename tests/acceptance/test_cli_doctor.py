@@ -33,7 +33,9 @@ def test_a_stack_that_runs_is_well(town: Place) -> None:
     assert {"python", "sqlite", "model", "journal", "redis", "eviction", "persistence", "clock", "keepalive"} < set(
         checks
     )
-    assert {"board", "journaler", "sweeper", "queue steps", "queue convergio"} < set(checks)
+    assert {"board", "journaler", "sweeper", "queue steps", "queue convergio", "memory", "visibility", "probe"} < set(
+        checks
+    )
 
 
 def test_without_a_stack_it_fails_and_leaves_no_trace(tmp_path: Path) -> None:

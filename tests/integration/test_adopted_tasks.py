@@ -28,7 +28,7 @@ from convergio.tasks import adopted
 from convergio.workers import boot
 from tests.integration import shop
 from tests.integration.engine_rig import QUIET, Stage, migrated, settings_for, single, stage_on
-from tests.integration.test_engine_workers import ROOT, RUN
+from tests.integration.test_engine_workers import ROOT
 from tests.waiting import wait_until
 
 pytestmark = QUIET
@@ -281,12 +281,13 @@ def test_a_step_that_was_declined_survives_a_new_board_and_can_be_cancelled(stag
 
 
 @contextmanager
-def process(role: str, settings: Settings, **more: str) -> Generator[subprocess.Popen[bytes]]:
-    """A process of ours; at the end it is killed."""
-    given = {"REDIS_URL": settings.redis_url, "JOURNAL_URL": settings.journal_url, "MODEL_NAME": "scripted", **more}
+def process(role: str, settings: Settings, *arguments: str) -> Generator[subprocess.Popen[bytes]]:
+    """A process of ours by the `convergio` command; at the end it is killed."""
+    given = {"REDIS_URL": settings.redis_url, "JOURNAL_URL": settings.journal_url, "MODEL_NAME": "scripted"}
+    given["HOME"] = str(settings.home)
     env = {**os.environ, **{f"CONVERGIO_{key}": value for key, value in given.items()}, "PYTHONPATH": str(ROOT)}
     with (settings.home / f"{role}.log").open("ab") as log:
-        command = [sys.executable, "-c", RUN.format(role, "")]
+        command = [sys.executable, "-m", "convergio.workers.cli", role, *arguments]
         made = subprocess.Popen(command, cwd=ROOT, env=env, stdout=log, stderr=log)
     try:
         yield made
@@ -306,7 +307,7 @@ def test_a_step_waits_for_a_worker_that_includes_its_module(valkey: str, sqlite_
         stack.callback(history._database.close)
         stack.callback(entrance.link.close)
         stack.enter_context(process("service", settings))
-        older = stack.enter_context(process("worker", settings))
+        older = stack.enter_context(process("worker", settings, "--no-service"))
         inquiry = Inquiry(entrance.link, history)
         wait_until(lambda: has_board(entrance.link), timeout=30)
         made = single(named(shop.asks_again), with_={"countdown": 0, "until": 1})
@@ -320,7 +321,7 @@ def test_a_step_waits_for_a_worker_that_includes_its_module(valkey: str, sqlite_
         wait_until(lambda: "NO_WORKER" in why(), timeout=30)
         assert f"no function is registered as '{named(shop.asks_again)}'" in why()
         older.kill()
-        stack.enter_context(process("worker", settings, INCLUDE="tests.integration.shop"))
+        stack.enter_context(process("worker", settings, "--no-service", "--include", "tests.integration.shop"))
         wait_until(lambda: history.run(ref.tenant, ref.run).terminal, timeout=60)
         assert history.run(ref.tenant, ref.run).output == 1
 

@@ -48,6 +48,12 @@ def work(name: str, value: Any = None) -> dict[str, Any]:
     return {"by": name, "value": value}
 
 
+@step(name="forks.large")
+def large() -> dict[str, Any]:
+    EFFECTS["left"] += 1
+    return {"value": "y" * 40_000}
+
+
 STEPS: Final[Mapping[str, Any]] = {
     "load": {"task": "forks.work", "with": {"name": "'load'", "value": "input.id"}},
     "left": {"task": "forks.work", "with": {"name": "'left'", "value": "load.value"}, "needs": ["load"]},
@@ -186,6 +192,30 @@ def test_a_reused_step_has_no_tokens_so_that_sums_are_of_what_was_paid(stage: St
     ref = retried(stage, was)
     assert driven(stage, ref) is RunState.SUCCEEDED
     assert sum(row.tokens for run in (was, ref) for row in stage.outcomes(run).values()) == 500
+
+
+def test_a_retry_of_a_run_with_a_large_input_has_that_input(stage: Stage) -> None:
+    BROKEN.add("pay")
+    was = stage.submit(flow(), {"id": 7, "text": "x" * 40_000})
+    assert driven(stage, was) is RunState.FAILED
+    BROKEN.clear()
+    EFFECTS.clear()
+    ref = retried(stage, was)
+    assert stage.row(ref).input == {"id": 7, "text": "x" * 40_000}
+    assert driven(stage, ref) is RunState.SUCCEEDED
+    assert EFFECTS == {"pay": 1, "tell": 1}
+
+
+def test_a_reused_result_that_is_too_large_to_travel_is_read_by_what_follows(stage: Stage) -> None:
+    measuring = {**STEPS["pay"], "with": {"name": "'pay'", "value": "size(left.value)"}}
+    made = flow({"size": "pay.value"}, left={"task": "forks.large", "needs": ["load"]}, pay=measuring)
+    was = stage.submit(made, {"id": 7})
+    assert driven(stage, was) is RunState.SUCCEEDED
+    EFFECTS.clear()
+    ref = ref_of(forked(stage, was, ForkKind.FORK, step="pay"))
+    assert driven(stage, ref) is RunState.SUCCEEDED
+    assert stage.row(ref).output == {"size": 40_000}
+    assert EFFECTS == {"pay": 1, "tell": 1}
 
 
 # --- fork -------------------------------------------------------------------------------------------------------------
@@ -421,6 +451,19 @@ def test_a_retry_that_was_cancelled_before_it_started_rings_nobody(stage: Stage)
     stage.service.sweeper.apply_rows()
     assert driven(stage, ref) is RunState.CANCELLED
     assert EFFECTS == {}
+
+
+def test_a_retry_that_was_paused_before_it_started_waits_until_it_is_resumed(stage: Stage) -> None:
+    ref = accepted_only(stage, failed(stage))
+    entrance = stage.worker.process.entrance
+    entrance.pause(ref, by="bob")
+    stage.age_rows(LATE)
+    stage.service.sweeper.apply_rows()
+    assert driven(stage, ref) is RunState.PAUSED
+    assert EFFECTS == {}
+    entrance.resume(ref, by="bob")
+    assert driven(stage, ref) is RunState.SUCCEEDED
+    assert EFFECTS == {"pay": 1, "tell": 1}
 
 
 def test_a_retry_on_a_full_server_waits_in_sql(stage: Stage) -> None:

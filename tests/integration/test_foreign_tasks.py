@@ -119,6 +119,18 @@ def test_the_longer_a_task_takes_the_rarer_it_is_looked_at(waited: float, deadli
     assert foreign.pause(waited, deadline) == seconds
 
 
+def test_sql_knows_that_a_task_will_be_sent_before_it_is(stage: Stage) -> None:
+    ref = stage.submit(errand("shop.charge"))
+    known: list[list[str]] = []
+
+    def publish(*_: Any) -> None:
+        known.append([row.key for row in stage.history.facts(ref.run).records])
+
+    with mock.patch.object(foreign, "_publish", publish):
+        answered(stage)
+    assert known == [["sent.1"]]
+
+
 @pytest.mark.parametrize("after", ["sending", "recording"])
 def test_a_worker_killed_around_the_sending_does_not_make_it_happen_twice(stage: Stage, after: str) -> None:
     ref = stage.submit(errand("shop.charge"))

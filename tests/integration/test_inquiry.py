@@ -127,7 +127,8 @@ def test_a_quarantined_step_gives_the_reason(stage: EngineStage) -> None:
     stage.entrance.wake(ref, {"t": "quarantine", "step": "first", "was": was, "reason": "5 workers died"})
     stage.journal()
     assert seen(stage, ref, "first").state is StepState.QUARANTINED
-    assert said(stage, ref, "first") == "ended as QUARANTINED: QUARANTINED 5 workers died"
+    again = f"Try again: convergio runs retry {ref.run}"
+    assert said(stage, ref, "first") == f"is in quarantine: QUARANTINED 5 workers died. {again}"
     assert stage.inquiry.view(ref).state is RunState.FAILED
 
 

@@ -50,7 +50,7 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
         step(state=StepState.READY, held_ms=NOW + 3_000, missing="worker w1 cannot do it: no function is x"),
         {},
         "is ready: NO_WORKER, worker w1 cannot do it: no function is x; asked again in 3.0 s."
-        " Start one that includes its module (CONVERGIO_INCLUDE)",
+        " Start one that knows it: convergio worker -Q steps --include MODULE",
     ),
     (
         step(state=StepState.BLOCKED, on=BlockedOn.HOOK, due_ms=NOW + 2_000, awaits="the result of a task"),

@@ -5,61 +5,21 @@ from __future__ import annotations
 import sqlite3
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Final, cast
 
 from convergio.graphflow.model import errors
+from convergio.workers.cli.check import Check, Level, fail, ok, warn
+from convergio.workers.cli.redis_checks import redis_server
 
 if TYPE_CHECKING:
     from convergio.workers.cli.session import Session
 
 OLDEST_PYTHON: Final = (3, 11)
 OLDEST_SQLITE: Final = (3, 37, 0)
-OLDEST_REDIS: Final = (7, 0)
-"""XADD with an id of which only the first part is given."""
-
-SKEW: Final = 2.0
-"""Seconds by which clocks may differ before times on the screen mislead. Nothing is decided by this machine's clock."""
-
 OLD_CANARY_MS: Final = 15_000
 """A doorbell that is not answered for so long has nobody to answer it, or waits behind many others."""
-
-
-class Level(StrEnum):
-    """How a check ended."""
-
-    OK = "OK"
-    WARN = "WARN"
-    FAIL = "FAIL"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Check:
-    """One line of the doctor. `hint`: what to do about it."""
-
-    name: str
-    level: Level
-    saw: str
-    hint: str = ""
-
-
-def ok(name: str, saw: str) -> Check:
-    """All is well."""
-    return Check(name=name, level=Level.OK, saw=saw)
-
-
-def warn(name: str, saw: str, hint: str) -> Check:
-    """It works, but not as it should."""
-    return Check(name=name, level=Level.WARN, saw=saw, hint=hint)
-
-
-def fail(name: str, saw: str, hint: str) -> Check:
-    """It does not work."""
-    return Check(name=name, level=Level.FAIL, saw=saw, hint=hint)
 
 
 def every(session: Session) -> Iterator[Check]:
@@ -73,6 +33,8 @@ def every(session: Session) -> Iterator[Check]:
     yield from _guarded("board", lambda: board(session, with_journal=journal_there))
     yield from _guarded("service", lambda: service(session))
     yield from _guarded("workers", lambda: workers(session))
+    yield from _guarded("visibility", lambda: visibility(session))
+    yield from _guarded("probe", lambda: signs(session))
 
 
 def _guarded(name: str, check: Callable[[], Iterator[Check]]) -> Iterator[Check]:
@@ -150,70 +112,6 @@ def journal(session: Session) -> Iterator[Check]:
         yield warn("journal", f"SQL refused {counts.dead_events} events", hint)
 
 
-# --- Redis --------------------------------------------------------------------------------------------------------
-
-
-def redis_server(session: Session) -> Iterator[Check]:
-    """Whether the server answers and can carry the board."""
-    from convergio.graphflow.board.connection import UNREACHABLE, unavailable
-    from convergio.workers.cli.up import masked
-
-    client, url = session.core.link.client, masked(session.settings.redis_url)
-    try:
-        began = time.time()
-        seconds, micros = client.time()
-        ended = time.time()
-        info: dict[str, Any] = client.info()
-    except UNREACHABLE as error:
-        raise unavailable(error) from error
-    yield _version(url, info)
-    yield from _suited(info)
-    yield _skew(seconds + micros / 1e6 - (began + ended) / 2)
-    yield _keepalive(session)
-
-
-def _version(url: str, info: Mapping[str, Any]) -> Check:
-    name = "Valkey" if "valkey_version" in info else "Redis"
-    version = str(info.get("valkey_version") or info["redis_version"])
-    saw = f"{name} {version} at {url}"
-    if tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < OLDEST_REDIS:
-        return fail("redis", saw, "use Redis 7.0 or newer, or Valkey")
-    if info.get("cluster_enabled"):
-        return fail("redis", f"{saw} is a cluster", "use one server or Sentinel: the board's scripts touch many slots")
-    return ok("redis", saw)
-
-
-def _suited(info: Mapping[str, Any]) -> Iterator[Check]:
-    policy = str(info.get("maxmemory_policy", "unknown"))
-    if policy == "noeviction":
-        yield ok("eviction", "noeviction")
-    else:
-        hint = "CONFIG SET maxmemory-policy noeviction: a board that forgets keys silently loses steps for a while"
-        yield fail("eviction", f"maxmemory-policy is {policy}", hint)
-    if info.get("aof_enabled"):
-        yield ok("persistence", "append-only file is on")
-    else:
-        hint = "CONFIG SET appendonly yes; without it every restart of Redis is a rebuild, and answers are forgotten"
-        yield warn("persistence", "append-only file is off", hint)
-
-
-def _skew(skew: float) -> Check:
-    saw = f"Redis' clock is {abs(skew):.2f} s {'ahead of' if skew > 0 else 'behind'} this machine's"
-    if abs(skew) > SKEW:
-        return warn("clock", saw, "synchronise both by NTP; the engine goes by Redis' clock, people by this one")
-    return ok("clock", saw)
-
-
-def _keepalive(session: Session) -> Check:
-    """redis-py cannot keep a unix socket alive, and fails at the first result if it is told to."""
-    conf = session.core.app.conf
-    is_socket = "socket" in session.settings.redis_url.split("://")[0]
-    wanted = bool(conf.redis_socket_keepalive or conf.broker_transport_options.get("socket_keepalive"))
-    if is_socket and wanted:
-        return fail("keepalive", "set on a unix socket", "unset redis_socket_keepalive: every result would fail")
-    return ok("keepalive", "unix socket: none needed" if is_socket else "TCP keepalive on the broker's connections")
-
-
 # --- the board and who serves it ----------------------------------------------------------------------------------
 
 
@@ -230,7 +128,7 @@ def board(session: Session, *, with_journal: bool) -> Iterator[Check]:
         return
     client, keys = link.client, link.keys(epoch)
     live, timers = client.zcard(keys.runs), client.zcard(keys.timers)
-    saw = f"epoch {epoch.number}, {live} live runs, {timers} timers"
+    saw = f"epoch {epoch.number}, schema {epoch.schema}, {live} live runs, {timers} timers"
     row = Boards(session.database).current() if with_journal else None
     if row is not None and row.epoch != epoch.number:
         yield fail("board", f"{saw}; the journal follows epoch {row.epoch}", "wait a moment, or: convergio rebuild")
@@ -279,3 +177,33 @@ def _queue(queue: str, names: list[str], wait_ms: int | None) -> Check:
     if wait_ms > OLD_CANARY_MS:
         return warn(f"queue {queue}", saw, f"all are busy: convergio worker -Q {queue}")
     return ok(f"queue {queue}", saw)
+
+
+def visibility(session: Session) -> Iterator[Check]:
+    """Whether all that consume public entries redeliver them after the same time: the shortest counts for everybody."""
+    from convergio.workers import rollcall
+
+    ours = session.settings.visibility_timeout
+    others = {
+        name: seconds for name, seconds in rollcall.visibility_timeouts(session.core.app).items() if seconds != ours
+    }
+    if not others:
+        yield ok("visibility", f"a public entry of a dead worker runs again after {ours} s")
+        return
+    saw = f"{ours} s here, and {', '.join(f'{seconds} s at {name}' for name, seconds in sorted(others.items()))}"
+    yield warn(
+        "visibility", saw, "set CONVERGIO_VISIBILITY_TIMEOUT to one value everywhere: the shortest counts for all"
+    )
+
+
+def signs(session: Session) -> Iterator[Check]:
+    """Whether the workers that run in HOME consume: some run, and do not."""
+    from convergio.workers import probe
+
+    seen = probe.look(session.settings.home.absolute() / probe.FOLDER)
+    for worker in seen:
+        if not worker.lives(probe.WITHIN):
+            hint = "end it: whoever supervises it starts another; its log says what it waits for"
+            yield fail("probe", f"it runs, and does not consume. {worker.words}", hint)
+    if seen and all(worker.lives(probe.WITHIN) for worker in seen):
+        yield ok("probe", f"{len(seen)} worker processes of this directory consume")

@@ -26,9 +26,10 @@ def doctor(session: Session, settings_wanted: bool, json_wanted: bool) -> int:
     if settings_wanted:
         return _print_settings(json_wanted=json_wanted)
     from convergio.workers.cli import checks
+    from convergio.workers.cli.check import Level
 
     found = list(checks.every(session))
-    failed = any(check.level is checks.Level.FAIL for check in found)
+    failed = any(check.level is Level.FAIL for check in found)
     if json_wanted:
         click.echo(as_json([asdict(check) for check in found]))
         return exits.FAILED if failed else exits.OK

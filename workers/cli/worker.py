@@ -18,6 +18,7 @@ from convergio.workers.probe import WITHIN
 @click.option("--queues", "-Q", help="Queues to serve, separated by commas (default: all).")
 @click.option("--pool", type=click.Choice(["threads", "solo", "prefork"]), help="Celery pool (default threads).")
 @click.option("--concurrency", "-c", type=click.IntRange(1, 1000), help="Steps at once in each process (default 8).")
+@click.option("--include", "-I", help="Python modules with your steps and Celery tasks, separated by commas.")
 @click.option("--no-service", is_flag=True, help="No service process: one runs elsewhere.")
 @click.option("--probe", is_flag=True, help="Start nothing: exit code 0 if the workers of HOME consume, else 1.")
 @click.option("--within", default=WITHIN, show_default=True, type=click.FloatRange(min=2), help="... in these seconds.")
@@ -26,6 +27,7 @@ def worker(
     queues: str | None,
     pool: str | None,
     concurrency: int | None,
+    include: str | None,
     no_service: bool,
     probe: bool,
     within: float,
@@ -36,7 +38,7 @@ def worker(
     """
     if probe:
         return look(within)
-    given = {"QUEUES": queues, "POOL": pool, "CONCURRENCY": concurrency}
+    given = {"QUEUES": queues, "POOL": pool, "CONCURRENCY": concurrency, "INCLUDE": include}
     os.environ.update({f"CONVERGIO_{name}": str(value) for name, value in given.items() if value is not None})
     if processes == 1 and no_service:
         return serve()
@@ -73,6 +75,7 @@ def supervise(session: Session, processes: int, *, with_service: bool) -> int:
 
     from convergio.workers import boot
     from convergio.workers.cli import local
+    from convergio.workers.cli.up import told
     from convergio.workers.embedded.supervisor import Supervisor
 
     settings = session.settings
@@ -85,7 +88,7 @@ def supervise(session: Session, processes: int, *, with_service: bool) -> int:
         children.insert(0, replace(local.service(env), needs=()))
     logs = settings.home.absolute() / "logs" / f"worker-{os.getpid()}"
     logs.mkdir(parents=True, exist_ok=True)
-    supervisor = Supervisor(children, logs=logs)
+    supervisor = Supervisor(children, logs=logs, on_change=told)
     said = f"{processes} worker processes{' and a service process' if with_service else ''}"
     supervisor.run(when_ready=lambda: click.echo(f"{said} are ready; their logs: {logs}. Ctrl-C stops them."))
     return exits.OK
