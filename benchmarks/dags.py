@@ -90,7 +90,7 @@ def list_schedule(dag: Dag, machines: int = MACHINES) -> float:
         for parent in node.parents:
             children[parent].append(node.name)
     rank: dict[str, float] = {}
-    for name in reversed(dag.nodes):
+    for name in reversed(list(dag.nodes)):
         rank[name] = dag.nodes[name].seconds + max((rank[child] for child in children[name]), default=0.0)
     waits = {name: len(node.parents) for name, node in dag.nodes.items()}
     ready = [(-rank[name], name) for name, count in waits.items() if count == 0]

@@ -93,7 +93,7 @@ def _successors(steps: Mapping[str, Step]) -> dict[str, tuple[OutEdge, ...]]:
 def _ranks(steps: Mapping[str, Step], successors: Mapping[str, tuple[OutEdge, ...]]) -> dict[str, float]:
     """The longest way from the start of each step to the end of the run, in expected seconds (upward rank of HEFT)."""
     ranks: dict[str, float] = {}
-    for name in reversed(steps):  # they are in topological order
+    for name in reversed(list(steps)):  # they are in topological order
         after = max((ranks[edge.target] for edge in successors[name]), default=0.0)
         ranks[name] = (steps[name].expected or 0.0) + after
     return ranks

@@ -24,7 +24,8 @@ def test_a_chain_takes_the_sum_however_many_machines_there_are() -> None:
 
 
 def test_independent_tasks_share_the_machines() -> None:
-    wide = dag(**{f"t{number}": (1.0, []) for number in range(10)})
+    nobody: list[str] = []
+    wide = dag(**{f"t{number}": (1.0, nobody) for number in range(10)})
     assert list_schedule(wide, 8) == pytest.approx(2)
     assert list_schedule(wide, 10) == pytest.approx(1)
 
@@ -36,7 +37,10 @@ def test_the_longest_remaining_path_goes_first() -> None:
 
 
 def test_run_times_are_scaled_to_the_mean() -> None:
-    nodes = [{"id": "a", "runtime_s": 10, "parents": []}, {"id": "b", "runtime_s": 30, "parents": ["a"]}]
+    nodes: list[dict[str, Any]] = [
+        {"id": "a", "runtime_s": 10, "parents": []},
+        {"id": "b", "runtime_s": 30, "parents": ["a"]},
+    ]
     made = Dag.of({"name": "g", "nodes": nodes}, mean_s=0.1)
     assert [node.seconds for node in made.nodes.values()] == pytest.approx([0.05, 0.15])
 
