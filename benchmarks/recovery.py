@@ -10,7 +10,8 @@ leaves behind counts.
 been frozen, and what it was given is in the journal. Not counted: an execution that had ended before a store was wiped,
 where the step is `stream`-durable (its outcome was lost with the store, which is what that durability means) or where
 it had failed (a retry is parked on the board alone). Counted are thus those whose body still ran when the store
-blinked, and all `step`-durable ones.
+blinked, and all `step`-durable ones. Not counted either: what a frozen process begins when it thaws, with a claim that
+it has lost: its outcome is refused.
 
 **Unknown outcomes**: bodies that ended well, whose outcome the journal does not have, and which nobody refused: the
 effect happened, and the engine cannot know.
@@ -164,7 +165,8 @@ class _Case:
         done = self.of(node.name)
         for first, second in pairwise(done):
             healthy = first.pid not in fault.processes and first.attempt == second.attempt
-            if healthy and self._inputs_hold(first) and not self._was_wiped(node, first, second, fault):
+            thawed = second.pid in fault.processes and second.fenced is not None
+            if healthy and not thawed and self._inputs_hold(first) and not self._was_wiped(node, first, second, fault):
                 yield second
 
     def _inputs_hold(self, execution: Execution) -> bool:

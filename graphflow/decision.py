@@ -49,13 +49,17 @@ class View:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """An event to tell. `journal`: SQL gets it too. `park`: what it says is released only when SQL has it."""
+    """An event to tell. `journal`: SQL gets it too. `park`: what it says is released only when SQL has it.
+
+    `at_ms`: when it happened, if that was before it is told.
+    """
 
     kind: str
     step: str = ""
     data: str = "{}"
     journal: bool = True
     park: bool = False
+    at_ms: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, cast
@@ -114,6 +115,8 @@ class FlowTask(Task[Any, Any]):
         if self.worker.draining:
             self.give_back()
         self._ask_hooks(claim)
+        if time.monotonic() > claim.sure_until or claim.lost.is_set():
+            self.give_back()  # this process stood still: the step may be another's by now
 
     def fenced(self) -> NoReturn:
         """The step has another owner by now: this task ends quietly."""
@@ -121,7 +124,7 @@ class FlowTask(Task[Any, Any]):
         raise Ignore from None
 
     def give_back(self) -> NoReturn:
-        """This worker stops: the step is rung again at once, for another. No failure, and no delivery."""
+        """The body does not run here: the step is rung again at once, for another. No failure, and no delivery."""
         try:
             self.worker.steps.give_back(self.claim)
         except errors.StaleFence:

@@ -7,6 +7,7 @@ outcome that SQL does not have yet is kept here and offered again.
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -35,6 +36,8 @@ class Claim:
     held: scripts.Claimed
     nonce: str
     plan: Plan
+    sure_until: float = math.inf
+    """time.monotonic() until which the lease lasts, whatever else happens"""
     deadline: float | None = None
     """time.monotonic() after which the attempt has timed out"""
     deliver: Deliver | None = None
@@ -185,10 +188,13 @@ class Claims:
 
     def _beat(self, epoch: Epoch) -> None:
         live = [claim for claim in self._snapshot() if claim.held.epoch == epoch and claim.awaits is None]
+        sure_until = time.monotonic() + scripts.LEASE_MS / 1000
         answer = scripts.beat(self.link, epoch, [claim.member for claim in live])
         self.released = (epoch, answer.released)
         for claim in live:
-            if claim.member in answer.lost and not claim.lock.locked():
+            if claim.member not in answer.lost:
+                claim.sure_until = sure_until
+            elif not claim.lock.locked():
                 self._miss(claim)
 
     def _miss(self, claim: Claim) -> None:

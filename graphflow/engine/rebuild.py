@@ -221,7 +221,8 @@ class Rebuilder:
 
 def _entry(event: Event, facts: RunFacts, seq: int, now_ms: int) -> dict[Any, Any]:
     ref, submitter = str(ref_of(facts.run)), facts.run.submitter
-    return {"t": event.kind, "r": ref, "u": submitter, "s": event.step, "q": seq, "a": now_ms, "d": event.data}
+    at = event.at_ms or now_ms
+    return {"t": event.kind, "r": ref, "u": submitter, "s": event.step, "q": seq, "a": at, "d": event.data}
 
 
 def _chunks(items: list[Any]) -> Iterable[list[Any]]:

@@ -6,6 +6,7 @@ verdict (retries, approvals, timeouts, quarantine, cancel) is replayed as it was
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class _Work:
         self.epoch = epoch
         self.now_ms = now_ms
         self.made = Restored()
+        self.cause_ms = facts.run.started_ms
+        """when that happened from which follows what is derived now"""
         self.known = {row.step for row in facts.outcomes}
         self.told = {(row.type, row.step) for row in facts.events}
         self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _ended_a_wait(row)}
@@ -90,6 +93,7 @@ class _Work:
         kept = draft.kept(self.plan.workflow.steps[row.step], row)
         if kept is not None:
             self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+        self.cause_ms = row.finished_ms
         self.replay({"t": "arrived", "step": row.step})
 
     def replay(self, entry: Entry) -> None:
@@ -109,7 +113,8 @@ class _Work:
             self.view.values.update({name: to for name, (_, to) in decision.writes.items()})
             for step, on, due in decision.timers:
                 self.timer(step, on, due)
-            self.made.events += [event for event in decision.events if event.journal and self.is_news(event)]
+            news = [event for event in decision.events if event.journal and self.is_news(event)]
+            self.made.events += [dataclasses.replace(event, at_ms=self.cause_ms) for event in news]
             queue = [*queue[decision.consumed :], *decision.posts]
 
     def is_news(self, event: Event) -> bool:

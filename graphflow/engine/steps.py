@@ -74,6 +74,7 @@ class Steps:
     def claim(self, ref: RunRef, *, step: str, ring: str, queue_list: str) -> Claim | None:
         """CLAIM. None: the doorbell was a duplicate, or the run is over; nothing was touched."""
         nonce = self.nonces.next()
+        sure_until = time.monotonic() + scripts.LEASE_MS / 1000
         take = partial(scripts.claim, self.link, ref, step=step, ring=ring, nonce=nonce, queue_list=queue_list)
         try:
             held = take(worker=self.worker)
@@ -85,7 +86,7 @@ class Steps:
         spent = [rows for key, rows in held.records.items() if key.startswith(SPENT)]
         if self.blobs is not None and held.records:
             held = replace(held, records=Opened(self.blobs, ref.tenant, held.records))
-        claim = Claim(held=held, nonce=nonce, plan=self.plans.get(held.meta["digest"]))
+        claim = Claim(held=held, nonce=nonce, plan=self.plans.get(held.meta["digest"]), sure_until=sure_until)
         for rows in spent:
             claim.owe(rows)
         timeout = self.step(claim).timeout

@@ -40,6 +40,7 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, StepState
 from convergio.graphflow.model.workflow import StepKind, Workflow
+from convergio.tasks import app as celery_app
 from convergio.tasks.agents import tables as agent_tables
 from convergio.tasks.app import PRIORITY_SEPARATOR
 from convergio.workers import boot
@@ -394,7 +395,7 @@ def stage_on(redis_url: str, journal_url: str, home: Path, **more: Any) -> Gener
     settings = settings_for(redis_url, journal_url, home, **more)
     with ExitStack() as stack:
         clock = Clock()
-        for module in (sweeper, claims, steps):
+        for module in (sweeper, claims, steps, celery_app):
             stack.enter_context(mock.patch.object(module, "time", clock))
         made = Stage(settings=settings, service=another_service(settings, stack), clock=clock)
         stack.callback(_close_workers, made.workers)

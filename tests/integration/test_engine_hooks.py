@@ -231,3 +231,54 @@ def hooked_once(stage: Stage, hook: Hook) -> RunRef:
     assert bell is not None
     stage.worker.answer(bell)
     return ref
+
+
+# --- a process that stood still ---------------------------------------------------------------------------------------
+
+
+def test_a_process_that_stood_still_for_a_lease_before_the_body_gives_the_step_back(
+    stage: Stage, ran: list[Any]
+) -> None:
+    """Frozen and thawed, it cannot know whether the step is another's by now."""
+    frozen = iter([True, False])
+
+    def freeze(context: HookContext) -> Answer:
+        if next(frozen):
+            stage.clock.now += 7
+        return Allow()
+
+    ref = hooked(stage, freeze)
+    stage.journal()
+    assert (ran, stage.row(ref).state) == ([1], RunState.SUCCEEDED)
+    assert len(stage.events(ref, "step.given_back")) == 1
+    assert stage.outcomes(ref)["only"].attempt == 1
+
+
+def test_a_process_that_stood_still_and_lost_the_step_leaves_it_to_its_new_owner(stage: Stage, ran: list[Any]) -> None:
+    other = stage.another_worker()
+
+    def freeze(context: HookContext) -> Answer:
+        if not ran:
+            stage.pass_time(8)
+            bell = stage.take()
+            assert bell is not None
+            other.process.hooks = Hooks()
+            other.answer(bell)
+        return Allow()
+
+    ref = hooked(stage, freeze)
+    stage.journal()
+    assert (ran, stage.row(ref).state) == ([1], RunState.SUCCEEDED)
+    assert stage.outcomes(ref)["only"].worker == other.process.name
+
+
+def test_beats_keep_a_step_that_waits_long_in_a_hook(stage: Stage, ran: list[Any]) -> None:
+    def slow(context: HookContext) -> Answer:
+        for _ in range(4):
+            stage.clock.now += 3
+            stage.worker.pulse()
+        return Allow()
+
+    ref = hooked(stage, slow)
+    stage.journal()
+    assert (ran, stage.events(ref, "step.given_back")) == ([1], [])
