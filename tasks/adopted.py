@@ -11,6 +11,7 @@ import inspect
 import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
@@ -39,12 +40,25 @@ def adopt(modules: Iterable[ModuleType], registry: Registry = REGISTRY) -> None:
 
     NameTaken if a function of another kind has the name.
     """
+    if "celery" not in sys.modules:
+        return  # none of them can have a task then
     seen: set[str] = set()
     for app in _apps(modules):
         for name, task in app.tasks.items():
             if not name.startswith("celery.") and name not in seen:
                 seen.add(name)
                 registry.add(Registered(name=name, function=Adopted(task)))
+    _adopt_decorated(registry)
+
+
+def _adopt_decorated(registry: Registry) -> None:
+    """Celery tasks that have `@step` above them: they keep the name and the defaults that it gave them."""
+    from celery import Task
+
+    for entry in map(registry.get, registry.names()):
+        function: Any = entry.function
+        if isinstance(function, Task):
+            registry.add(replace(entry, function=Adopted(cast(Any, function))))
 
 
 def apps(modules: Iterable[ModuleType]) -> Mapping[str, Celery]:
@@ -58,19 +72,21 @@ def _apps(modules: Iterable[ModuleType]) -> list[Celery]:
     Shared tasks are not looked at here: each look asks whichever app is current for them.
     """
     if "celery" not in sys.modules:
-        return []  # none of them can have a task then
+        return []
     from celery import Celery, Task, current_app
     from celery.local import PromiseProxy, Proxy
 
     found: dict[int, Celery] = {}
     shared = False
     for value in [value for module in modules for value in vars(module).values()]:
+        app: Any = None
         if type(value) is Proxy:
             shared = True
         elif isinstance(value, Celery):
-            found.setdefault(id(value), value)
+            app = value
         elif type(value) is PromiseProxy or isinstance(value, Task):
-            app: Celery = cast(Any, value).app
+            app = cast(Any, value).app
+        if app is not None:
             found.setdefault(id(app), app)
     if not found and not shared:
         return []
@@ -86,8 +102,8 @@ class Adopted(Body):
     def __init__(self, task: Task[Any, Any]) -> None:
         self.task = task
         self.__name__ = task.name
-        self.__module__ = task.run.__module__
-        self.__qualname__ = task.run.__qualname__
+        self.__module__ = inspect.unwrap(task.run).__module__
+        self.__qualname__ = inspect.unwrap(task.run).__qualname__
         with suppress(ValueError):  # what it takes may not be known: then nothing is checked before it runs
             self.__signature__ = inspect.signature(task.run)
         _tame(task)

@@ -120,7 +120,9 @@ def failure_of(error: BaseException) -> errors.ConvergioError:
         said = str(error)
     except Exception:  # noqa: BLE001  # somebody else's __str__ may do anything
         said = "(it cannot be shown)"
-    return errors.StepFailed(f"{type(error).__name__}: {said}", hint="the worker's log has the traceback")
+    failed = errors.StepFailed(f"{type(error).__name__}: {said}", hint="the worker's log has the traceback")
+    failed.__cause__ = error  # its classes decide, with the step's policy, whether there is another attempt
+    return failed
 
 
 def call(task: FlowTask) -> None:

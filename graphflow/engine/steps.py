@@ -166,7 +166,7 @@ class Steps:
     def fail(self, claim: Claim, error: errors.ConvergioError) -> bool:
         """The attempt failed: PARK for a retry if the policy allows one, else ARRIVE as FAILED."""
         step, held = self.step(claim), claim.held
-        if error.retryable and held.attempt <= step.retry.max:
+        if error.retryable and held.attempt <= step.retry.max and step.retry.covers(error.code, *_classes(error)):
             return self._retry(claim, error)
         return self._arrive(claim, self._outcome(claim, StepState.FAILED, error=_bounded(error)))
 
@@ -324,6 +324,11 @@ class Steps:
             claim.lost.set()
             if claim.on_lost is not None:
                 claim.on_lost()
+
+
+def _classes(error: errors.ConvergioError) -> list[str]:
+    """The names of the classes of the exception behind an error, its bases included."""
+    return [] if error.__cause__ is None else [one.__name__ for one in type(error.__cause__).__mro__]
 
 
 def _caller(held: scripts.Claimed) -> Caller:

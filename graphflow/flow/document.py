@@ -279,4 +279,4 @@ def _spec(step: AnyStep) -> dict[str, Any]:
 
 
 def _retry(retry: RetryForm) -> Retry:
-    return Retry(**retry.model_dump())
+    return Retry(**{**retry.model_dump(), "on": tuple(retry.on)})

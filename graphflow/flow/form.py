@@ -180,6 +180,10 @@ class RetryForm(Form):
     factor: Annotated[float, Field(ge=1, le=100)] = _RETRY.factor
     cap: Duration = _RETRY.cap
     jitter: Annotated[float, Field(ge=0, le=1, description="share of the pause drawn by lot")] = _RETRY.jitter
+    on: Annotated[
+        list[Label],
+        Field(description="codes of errors, names of exception classes; none: all that may pass"),
+    ] = []
 
 
 class TimeoutForm(Form):

@@ -140,4 +140,5 @@ def _default_name(function: Callable[..., Any]) -> str:
 
 
 def _place(function: Callable[..., Any]) -> str:
+    function = inspect.unwrap(function)
     return f"{function.__module__}.{function.__qualname__}"

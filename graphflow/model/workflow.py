@@ -92,7 +92,8 @@ DEFAULT_DURABILITY: Final = MappingProxyType(
 class Retry:
     """How often and how soon a failed attempt is tried again.
 
-    Seconds: `backoff * factor**(attempt-1)`, at most `cap`.
+    Seconds: `backoff * factor**(attempt-1)`, at most `cap`. `on`: codes of errors, or names of exception classes, that
+    are worth another attempt; empty: all that may pass by themselves.
     """
 
     max: int = 0
@@ -100,6 +101,11 @@ class Retry:
     factor: float = 2.0
     cap: float = 60.0
     jitter: float = 0.1
+    on: tuple[str, ...] = ()
+
+    def covers(self, *names: str) -> bool:
+        """Whether an error of these names (its code, its exception classes) is worth another attempt."""
+        return not self.on or any(name in self.on for name in names)
 
     def delay(self, attempt: int, salt: str) -> float:
         """Seconds to wait after failed attempt `attempt` (from 1).

@@ -1,4 +1,4 @@
-"""A Celery project of somebody else's: what it has is used as steps, and knows nothing of us."""
+"""A Celery project of somebody else's: what it has is used as steps, and knows nothing of us, but for one task."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any, Final, NoReturn
 
 from celery import Celery, Task, current_app, shared_task
 from celery.exceptions import Ignore, Reject, Retry
+
+from convergio.graphflow import step
 
 URL: Final = os.environ.get("SHOP_URL", "memory://")
 FOLDER: Final = "PROBE_FOLDER"
@@ -72,6 +74,14 @@ def changes_its_arguments(self: Any, number: int = 0) -> int:
     if self.request.retries < 3:
         raise self.retry(countdown=0)  # with what it was given this time
     return number
+
+
+@step(name="shop.decorated", retry=2)
+@app.task(bind=True)
+def decorated(self: Any) -> int:
+    if not self.request.retries:
+        raise self.retry(countdown=5)
+    return int(self.request.retries)
 
 
 @app.task

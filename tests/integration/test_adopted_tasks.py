@@ -174,6 +174,18 @@ def test_autoretry_is_a_retry_of_the_step(stage: Stage) -> None:
     assert stage.row(ref).output == 1
 
 
+def test_a_task_with_step_above_it_keeps_both_names_and_its_own_retries(stage: Stage) -> None:
+    assert REGISTRY.get("shop.decorated").retry == 2
+    for name in ("shop.decorated", named(shop.decorated)):
+        ref = stage.submit(single(name))
+        stage.answer_all()
+        assert parked(stage, ref)["seconds"] == 5
+        stage.pass_time(6)
+        stage.answer_all()
+        stage.journal()
+        assert stage.row(ref).output == 1
+
+
 def test_arguments_that_a_task_changes_for_its_next_attempt_are_those_it_gets(stage: Stage) -> None:
     ref = stage.submit(single(named(shop.changes_its_arguments)))
     for _ in range(4):
@@ -260,6 +272,18 @@ def test_a_worker_that_knows_the_function_takes_the_step_that_another_declined(
 
 def newer() -> str:
     return "new"
+
+
+def test_a_step_that_no_worker_knows_fails_when_its_patience_with_the_queue_is_over(stage: Stage) -> None:
+    steps = {"only": {"task": "shop.nowhere", "timeout": {"queue": "5s"}}}
+    ref = stage.submit(document.parse_document({"workflow": "w", "version": 1, "steps": steps}))
+    for _ in range(4):
+        stage.answer_all()
+        stage.pass_time(2)
+    stage.journal()
+    stage.worker.pulse()
+    row = stage.row(ref)
+    assert (row.state, row.error and row.error["step"]) == (RunState.FAILED, "only")
 
 
 def test_a_step_that_was_declined_survives_a_new_board_and_can_be_cancelled(stage: Stage) -> None:

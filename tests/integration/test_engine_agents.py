@@ -12,8 +12,10 @@ import sqlalchemy as sa
 from celery.exceptions import WorkerTerminate
 
 from convergio.graphflow.board import scripts as board_scripts
+from convergio.graphflow.engine.fork import Fork
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.flow.build import WorkflowBuilder
+from convergio.graphflow.journal.rows import ForkKind
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
@@ -244,3 +246,52 @@ def test_an_unknown_agent_fails_its_step_and_costs_nothing(stage: Stage) -> None
     assert error is not None
     assert (error["code"], bool(error["hint"])) == (errors.UnknownAgent.code, True)
     assert ledger(stage, ref) == []
+
+
+# --- bought by one run, used by another -------------------------------------------------------------------------------
+
+
+def cancelled_after_its_answer(stage: Stage) -> RunRef:
+    """The answer is paid for and recorded; then the worker died, and the run was cancelled."""
+    doomed = stage.another_worker()
+    ref = stage.submit(asking(), {"country": "Poland"})
+    answer_and_die(stage, doomed)
+    stage.worker.process.entrance.cancel(ref, by="boss")
+    stage.journal()
+    assert stage.row(ref).state is RunState.CANCELLED
+    return ref
+
+
+def forked(stage: Stage, ref: RunRef, **given: Any) -> RunRef:
+    made = stage.worker.process.entrance.fork(Fork(ref=ref, **given))
+    while stage.answer_all() + stage.journal():
+        stage.worker.pulse()
+    assert stage.row(RunRef(tenant="default", run=made.run.run_id)).state is RunState.SUCCEEDED
+    return RunRef(tenant="default", run=made.run.run_id)
+
+
+def test_an_answer_that_a_cancelled_run_bought_is_used_by_its_retry_and_booked_once(
+    stage: Stage, asked: list[str]
+) -> None:
+    was = cancelled_after_its_answer(stage)
+    ref = forked(stage, was, kind=ForkKind.RETRY)
+    assert len(asked) == 1
+    assert [row.run_id for row in (*ledger(stage, was), *ledger(stage, ref))] == [ref.run]
+    tokens = [row.tokens for run in (was, ref) for row in stage.outcomes(run).values() if row.tokens]
+    assert len(tokens) == 1
+
+
+def test_a_reused_answer_is_neither_asked_for_nor_booked_again(stage: Stage, asked: list[str]) -> None:
+    was = forked(stage, cancelled_after_its_answer(stage), kind=ForkKind.RETRY)
+    ref = forked(stage, was, step="after")
+    assert len(asked) == 1
+    assert ledger(stage, ref) == []
+    assert stage.outcomes(ref)["risk"].tokens == 0
+    assert stage.outcomes(ref)["risk"].output == stage.outcomes(was)["risk"].output
+
+
+def test_whoever_forks_from_an_agents_step_wants_another_answer(stage: Stage, asked: list[str]) -> None:
+    was = cancelled_after_its_answer(stage)
+    ref = forked(stage, was, step="risk")
+    assert len(asked) == 2
+    assert len(ledger(stage, ref)) == 1

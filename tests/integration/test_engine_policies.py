@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from convergio.graphflow.flow import registry
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage, single, stage_on
 
 pytestmark = QUIET
 
@@ -199,3 +200,34 @@ def test_patience_with_the_queue_ends_when_a_worker_took_the_step(stage: Stage) 
     stage.journal()
     assert stage.row(ref).state is RunState.SUCCEEDED
     assert stage.client.zcard(stage.keys.timers) == 0
+
+
+# --- retries by class of error ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("on", "raised", "again"),
+    [
+        ([], ValueError("x"), True),
+        (["ValueError"], ValueError("x"), True),
+        (["ValueError"], UnicodeError("x"), True),
+        (["KeyError"], ValueError("x"), False),
+        (["STEP_FAILED"], ValueError("x"), True),
+        (["TRANSIENT"], ValueError("x"), False),
+        (["TRANSIENT"], errors.Transient(), True),
+        (["PERMANENT"], errors.Permanent(), False),
+    ],
+    ids=str,
+)
+def test_another_attempt_is_made_for_the_errors_that_the_policy_names(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, on: list[str], raised: Exception, again: bool
+) -> None:
+    def failing() -> None:
+        raise raised
+
+    known = dict(registry.REGISTRY._by_name)
+    monkeypatch.setattr(registry.REGISTRY, "_by_name", known)
+    registry.REGISTRY.add(registry.Registered(name="probe.failing", function=failing))
+    ref = stage.submit(single("probe.failing", retry={"max": 3, "on": on}))
+    stage.answer_all()
+    assert stage.word(ref, "only").blocked_on == (BlockedOn.RETRY if again else None)

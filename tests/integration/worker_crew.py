@@ -115,7 +115,7 @@ class Crew:
 
     def events(self, ref: RunRef, kind: str) -> int:
         """How many journaled events of this kind the run has."""
-        return len(list(self.history.events(ref.run, kind)))
+        return len(list(self.history.events([ref.run], kind)))
 
     def word(self, ref: RunRef, step: str = "only") -> fields.Word:
         """The step's state on the board; WAITING where there is none."""

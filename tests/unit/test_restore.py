@@ -160,6 +160,6 @@ def test_a_restored_run_has_no_empty_fields() -> None:
 
 def test_what_is_derived_again_has_the_time_of_that_from_which_it_follows() -> None:
     """A skipped step must not seem to have ended after those that went on from it."""
-    plan = plan_of(a={}, b={"needs": [{"step": "a", "when": "false"}]}, c={"needs": ["a", "b"]})
-    made = Story(plan).outcome("a").restored()
+    plan = plan_of(a={}, b={"needs": [{"step": "a", "when": "a.n == 0"}]}, c={"needs": ["a", "b"]})
+    made = Story(plan).outcome("a", output={"n": 7}).restored()
     assert [(event.kind, event.step, event.at_ms) for event in made.events] == [("step.skipped", "b", NOW - 60_000)]
