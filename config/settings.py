@@ -26,7 +26,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_file=".env", extra="ignore", frozen=True)
 
     home: Path = Field(Path(".convergio"), description="directory of the embedded stack: Valkey, SQLite, logs")
-    redis_url: str = Field("", description="broker and board, e.g. redis://host:6379/0; empty = the embedded Valkey")
+    redis_url: str = Field(
+        "",
+        description="broker and board: redis://host:6379/0, sentinel://a:26379;sentinel://b:26379/0?master_name=m; "
+        "empty = the embedded Valkey",
+    )
     journal_url: str = Field("", description="journal, e.g. postgresql://user@host/db; empty = SQLite in HOME")
     key_prefix: str = Field("convergio", description="first part of every Redis key of the board")
     include: str = Field("", description="Python modules with your steps and workflows, separated by commas")
@@ -46,6 +50,9 @@ class Settings(BaseSettings):
     concurrency: int = Field(8, ge=1, description="steps at once in one worker process: its threads, or its children")
     pool: Literal["threads", "solo", "prefork"] = Field(
         "threads", description="Celery pool of the workers; prefork for steps that compute, or may crash"
+    )
+    child_memory_mb: int = Field(
+        0, ge=0, description="a prefork child that has grown beyond this is replaced after its step; 0 = never"
     )
     queues: str = Field("steps,turns,tools,control,convergio", description="queues that `convergio worker` serves")
     task_events: bool = Field(True, description="workers tell Flower about every step; Flower itself turns it on, too")

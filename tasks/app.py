@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, cast
 
 from celery import Celery, Task
 from celery.exceptions import Ignore
 
+from convergio.graphflow.board.address import without_master
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.model import errors
@@ -29,6 +30,8 @@ class Worker(Protocol):
     steps: Steps
     hooks: hooks.Hooks
     draining: bool
+    overtime: Callable[[], object] | None
+    """called when the step of the body that runs is taken from it; None where nothing can be done about that"""
 
 
 def queue_list(delivery_info: Mapping[str, Any]) -> str:
@@ -41,13 +44,18 @@ def make_app(
     redis_url: str, *, visibility_timeout: int = 15, socket_timeout: float = 5.0, task_events: bool = True
 ) -> Celery:
     """The app that workers, doors and Flower share. It connects to nothing until it is used."""
+    url, master = without_master(redis_url)
     app = Celery("convergio", amqp=transport.AMQP, set_as_current=False)
     app.conf.update(
         **transport.broker_settings(
-            redis_url, visibility_timeout=visibility_timeout, socket_timeout=max(2.0, socket_timeout)
+            url,
+            visibility_timeout=visibility_timeout,
+            socket_timeout=max(2.0, socket_timeout),
+            master_name=master,
         ),
         **transport.consumer_settings(),
-        result_backend=redis_url,
+        result_backend=url,
+        result_backend_transport_options={} if master is None else {"master_name": master},
         result_expires=24 * 3600,
         task_serializer="json",
         accept_content=["json"],
@@ -112,6 +120,7 @@ class FlowTask(Task[Any, Any]):
             self.send_event("task-duplicate")
             raise Ignore
         vars(self.request)["claim"] = claim
+        claim.on_lost = self.worker.overtime
         if self.worker.draining:
             self.give_back()
         self._ask_hooks(claim)

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.model import errors
@@ -71,8 +70,8 @@ def adopt(
 
 
 def _make(link: Link, key: str, values: Mapping[str, str]) -> None:
-    """Writes the fields; without @state, which makes a hash a run. All or nothing: none of it may stay for ever."""
-    rows = [(name, value) for name, value in values.items() if name != fields.STATE]
+    """Writes the fields, all or nothing: none of them may stay for ever."""
+    rows = list(values.items())
     try:
         with link.client.pipeline(transaction=True) as pipe:
             for start in range(0, len(rows), CHUNK):

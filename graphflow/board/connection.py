@@ -19,6 +19,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from convergio.graphflow.board import address
 from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
 from convergio.graphflow.model import errors
 
@@ -50,21 +51,34 @@ def script(name: str) -> tuple[str, str]:
 
 
 def pool(url: str, *, socket_timeout: float = SOCKET_TIMEOUT, **options: Any) -> redis.ConnectionPool:
-    """Connections to the server behind `url`; a cluster is refused in words."""
+    """Connections to the server behind `url`, or behind its Sentinels; a cluster is refused in words."""
     if "cluster" in urlsplit(url).scheme:
         hint = "use one server (redis://, rediss://, unix://) or Sentinel"
         raise errors.UnsupportedServer(
             "Redis Cluster cannot carry the board: its scripts touch keys of many slots", hint=hint
         )
-    return redis.ConnectionPool.from_url(
-        url,
-        decode_responses=True,
-        protocol=2,
-        socket_timeout=socket_timeout,
-        socket_connect_timeout=socket_timeout,
-        retry=Retry(NoBackoff(), 0),
+    options = {
+        "decode_responses": True,
+        "protocol": 2,
+        "socket_timeout": socket_timeout,
+        "socket_connect_timeout": socket_timeout,
+        "retry": Retry(NoBackoff(), 0),
         **options,
-    )
+    }
+    if url.startswith("sentinel"):
+        return _watched(address.sentinels_of(url), options)
+    return redis.ConnectionPool.from_url(url, **options)
+
+
+def _watched(sentinels: address.Sentinels, options: dict[str, Any]) -> redis.ConnectionPool:
+    """Connections to whatever server the Sentinels call the primary when a connection is made."""
+    from redis import sentinel  # only here: nobody else needs it
+
+    patience = {name: options[name] for name in ("socket_timeout", "socket_connect_timeout")}
+    watchers: Any = sentinel  # redis-py has no types for it
+    manager = watchers.Sentinel(sentinels.hosts, sentinel_kwargs={**patience, "retry": Retry(NoBackoff(), 0)})
+    made = watchers.SentinelConnectionPool(sentinels.master, manager, **{**options, **sentinels.options})
+    return cast(redis.ConnectionPool, made)
 
 
 class Wire(Protocol):

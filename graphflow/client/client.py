@@ -28,7 +28,8 @@ class Client:
         prefix: str = "convergio",
         patience: float = PATIENCE,
     ) -> None:
-        """`url`: redis://, rediss:// or unix://. `submitter`: who acts; None: the user's login name.
+        """`url`: redis://, rediss://, unix:// or sentinel://host:port/0?master_name=name. `submitter`: who acts; None:
+        the user's login name.
 
         `patience`: seconds after which no answer means that no worker is there. Raises UnsupportedServer for any
         other URL.

@@ -25,7 +25,7 @@ SHOWN: Final = frozenset({"workflow", "run", "step", "name", "tenant", "submitte
 
 POLL: Final = 0.05
 SOCKET_TIMEOUT: Final = 5.0
-SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix")
+SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,9 +120,18 @@ class Post:
 def _sender(url: str) -> Celery:
     from celery import Celery
 
-    app = Celery("convergio-client", broker=url, backend=url, set_as_current=False)
+    from convergio.graphflow.board.address import without_master
+
+    plain, master = without_master(url)
+    named = {} if master is None else {"master_name": master}
+    app = Celery("convergio-client", broker=plain, backend=plain, set_as_current=False)
     app.conf.update(
-        broker_transport_options={"socket_timeout": SOCKET_TIMEOUT, "socket_connect_timeout": SOCKET_TIMEOUT},
+        broker_transport_options={
+            "socket_timeout": SOCKET_TIMEOUT,
+            "socket_connect_timeout": SOCKET_TIMEOUT,
+            **named,
+        },
+        result_backend_transport_options=named,
         task_publish_retry=False,  # `ask` sends again by itself, and says when it gives up
         redis_socket_timeout=SOCKET_TIMEOUT,
         redis_socket_connect_timeout=SOCKET_TIMEOUT,

@@ -11,7 +11,6 @@ if ARGV[3] ~= '' and at > tonumber(ARGV[3]) then return {'LATE'} end
 if redis.call('EXISTS', KEYS[3]) == 0 then return {'LOST'} end
 redis.call('RENAME', KEYS[3], run)
 redis.call('PERSIST', run)
-redis.call('HSET', run, '@state', 'RUNNING')
 redis.call('ZADD', KEYS[4], at, ref)
 redis.call('SET', KEYS[5], ARGV[6])
 tell(run, KEYS[7], KEYS[6], ARGV[2], ref, ARGV[5], 'run.started', '', at, ARGV[7])
