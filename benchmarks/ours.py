@@ -24,9 +24,10 @@ from convergio.graphflow.model.workflow import Durability, Workflow
 from convergio.workers import boot
 
 
-def workflow(name: str, steps: Mapping[str, Mapping[str, Any]], durability: Durability) -> Workflow:
-    """A workflow of no-op steps."""
-    body = {step: {"durability": durability.value, **rest} for step, rest in steps.items()}
+def workflow(name: str, steps: Mapping[str, Mapping[str, Any]], durability: Durability | None) -> Workflow:
+    """A workflow of these steps, of one durability if it is given."""
+    every = {} if durability is None else {"durability": durability.value}
+    body = {step: {**every, **rest} for step, rest in steps.items()}
     return document.parse_document({"workflow": name, "version": 1, "steps": body}, source=name)
 
 
