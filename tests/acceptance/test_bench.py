@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +28,18 @@ def test_the_engine_benchmark_ends_with_one_json_object_and_fails_below_its_boun
     result = json.loads(last)
     assert result.keys() >= FIELDS
     assert all(result[name] > 0 for name in FIELDS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_a_graph_is_replayed_in_order_and_its_makespan_compared(tmp_path: Path) -> None:
+    nodes = [{"id": "a", "runtime_s": 3, "parents": []}, {"id": "b", "runtime_s": 1, "parents": ["a"]}]
+    (tmp_path / "two.json").write_text(json.dumps({"name": "two", "nodes": nodes}))
+    command = [sys.executable, "-m", "convergio.benchmarks.dags", "--dir", str(tmp_path), "--rounds", "1"]
+    done = subprocess.run([*command, "--mean-ms", "100", "--bound", "0.5"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1, "nothing is faster than work itself"
+    result = json.loads(done.stdout.splitlines()[-1])
+    graph = result["graphs"]["two"]
+    assert (graph["tasks"], graph["correct"]) == (2, True)
+    assert graph["list_schedule_s"] == pytest.approx(0.2)
+    assert 1 < graph["makespan_ratio"] == result["worst_ratio"] < 3
