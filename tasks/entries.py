@@ -63,7 +63,12 @@ class Entry(Task[Any, Any]):
 
 def register(app: Celery) -> None:
     """Adds the public entries to the app."""
+    _register_submit(app)
+    _register_again(app)
+    _register_control(app)
 
+
+def _register_submit(app: Celery) -> None:
     @app.task(base=Entry, bind=True, shared=False, name="convergio.submit")
     def submit(
         self: Entry,
@@ -86,6 +91,8 @@ def register(app: Celery) -> None:
             )
         return followed(self, row)
 
+
+def _register_again(app: Celery) -> None:
     @app.task(base=Entry, bind=True, shared=False, name="convergio.retry")
     def retry(
         self: Entry, run: str, key: str | None = None, tenant: str = ids.DEFAULT_TENANT, submitter: str = ""
@@ -122,6 +129,8 @@ def register(app: Celery) -> None:
             row = self.worker.entrance.fork(wanted).run
         return followed(self, row)
 
+
+def _register_control(app: Celery) -> None:
     @app.task(base=Entry, bind=True, shared=False, name="convergio.signal")
     def signal(
         self: Entry, run: str, name: str, data: Any = None, tenant: str = ids.DEFAULT_TENANT, by: str = ""

@@ -156,7 +156,8 @@ def _result(app: Celery, errand: Errand, task_id: str, waited: float) -> Any:
         case states.FAILURE:
             raised = meta["result"]
             said = f"task '{errand.name}' failed: {type(raised).__name__}: {raised}"
-            raise errors.StepFailed(said, hint="the log of the worker that ran it has the traceback")
+            cause = raised if isinstance(raised, BaseException) else None
+            raise errors.StepFailed(said, hint="the log of the worker that ran it has the traceback") from cause
         case states.REVOKED:
             raise errors.Permanent(f"task '{errand.name}' was revoked", hint="start the run again if it should run")
         case status if waited < errand.deadline:

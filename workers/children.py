@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from types import FrameType
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from celery import signals
 from celery.exceptions import WorkerLostError
@@ -25,6 +25,11 @@ from convergio.workers import boot
 from convergio.workers.farewell import Pipe
 
 logger = logging.getLogger(__name__)
+
+AWAY: Final = (*UNREACHABLE, errors.BoardUnavailable, errors.BoardRebuilding)
+
+TRIES: Final = 2
+"""The connection may have been idle for days, and be gone."""
 
 
 class Request(request.Request):
@@ -68,12 +73,14 @@ class Children:
 
     def lost(self, pid: int) -> None:
         """A child died: its leases lapse. If the board is away, they do so by themselves, some seconds later."""
-        try:
-            lapsed = let_lapse(self.core.link, f"{self.core.nonces.boot}.{pid:x}-")
-        except (*UNREACHABLE, errors.BoardUnavailable, errors.BoardRebuilding) as error:
-            logger.warning("child %d is gone, and its leases stay for a while: %s", pid, error)
-        else:
-            logger.warning("child %d is gone: %s", pid, ", ".join(lapsed) or "it had no lease")
+        for _ in range(TRIES):
+            try:
+                lapsed = let_lapse(self.core.link, f"{self.core.nonces.boot}.{pid:x}-")
+            except AWAY as error:
+                logger.warning("child %d is gone, and its leases stay for a while: %s", pid, error)
+            else:
+                logger.warning("child %d is gone: %s", pid, ", ".join(lapsed) or "it had no lease")
+                return
 
 
 def let_lapse(link: Link, nonce: str) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from functools import partial
 from queue import Empty
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from celery.worker import consumer, state
 from kombu.utils.json import dumps
@@ -39,12 +39,15 @@ class Consumer(_StockConsumer):
     Whoever pops one again may be too late, if a child had it after all: a doorbell is answered once, by its claim.
     """
 
+    _stops = False
+    _popped_at: float | None = None
+
     def register_with_event_loop(self, hub: Any) -> None:
         """The loop wakes when the process is asked to stop: a signal alone leaves it in its poll, for a second."""
         super().register_with_event_loop(hub)
         pipe = self._process.farewell.pipe
         hub.add_reader(pipe.end, pipe.listen)
-        self._popped_at: float | None = None
+        self._popped_at = None
         hub.call_repeatedly(SIGN_EVERY, self._give_sign)
 
     def _give_sign(self) -> None:
@@ -52,6 +55,8 @@ class Consumer(_StockConsumer):
 
         A pop's time changes when the next one is sent on the same connection; a new connection proves nothing yet.
         """
+        if self.task_consumer is None:
+            return
         channel = self.task_consumer.channel
         before, self._popped_at = self._popped_at, channel._brpop_sent_at
         if not channel.qos.can_consume():
@@ -65,10 +70,16 @@ class Consumer(_StockConsumer):
             if request not in state.active_requests:
                 put_back(self._process.core.link, request.message)
         super().on_close()
-        if cast(Any, state).should_stop is not None:
-            self._process.show(Doing.STOPS)
+        if self._stops:
             self._pop_no_more()
             self._process.farewell.quiet.set()
+
+    def stop(self) -> None:
+        """For good: a signal came, or a remote control's `shutdown`, as Flower sends it."""
+        self._stops = True
+        self._process.ask_to_stop()
+        self._process.show(Doing.STOPS)
+        super().stop()
 
     def _pop_no_more(self) -> None:
         """Waits for the pop that is under way, and puts back what it brings; Celery would, once all bodies have ended.

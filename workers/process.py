@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any, Final
 
 from celery import signals
@@ -24,6 +25,7 @@ from convergio.workers.children import Children
 from convergio.workers.consumer import Consumer
 from convergio.workers.farewell import Farewell, Pipe
 from convergio.workers.loop import Loop
+from convergio.workers.overtime import Overtime
 from convergio.workers.probe import FOLDER, Doing, Sign
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ PREFORK: Final = "prefork"
 SOLO: Final = "solo"
 
 LAST_WORDS: Final = 2.0
-"""Seconds that the parent of prefork children waits for them, once their time is over."""
+"""Seconds that a prefork child has for its end, when its time is over or it ends with its body."""
 
 
 class WorkerProcess:
@@ -51,6 +53,7 @@ class WorkerProcess:
         self.name = name
         self.hooks = hooks.REGISTERED
         self.draining = False
+        self.overtime: Callable[[], None] | None = None
         self.catalog = boot.catalog(settings)
         step.register(core.app)
         entries.register(core.app)
@@ -65,7 +68,7 @@ class WorkerProcess:
 
     def run(self) -> int:
         """Serves the queues until SIGTERM or SIGINT. Returns Celery's exit code."""
-        signals.worker_shutting_down.connect(self._asked_to_stop, weak=False)
+        signals.worker_shutting_down.connect(self.ask_to_stop, weak=False)
         if self.children is None:
             self.farewell.watch(self._interrupt, then=self._leave)
         else:
@@ -83,6 +86,7 @@ class WorkerProcess:
             without_mingle=True,
             quiet=True,
             optimization="fair",
+            max_memory_per_child=self.settings.child_memory_mb * 1024 or None,
         )
         worker.start()
         self.close()
@@ -137,6 +141,7 @@ class WorkerProcess:
         self.farewell.quiet.set()  # its parent was, before it asked
         self.name = f"{self.name}.{pid}"
         self._open(core)
+        self.overtime = Overtime(self._hand_over_soon).begin
         self.farewell.watch(self._interrupt, then=self._leave)
 
     def _close_forked(self) -> None:
@@ -150,14 +155,19 @@ class WorkerProcess:
 
     def _hand_over(self) -> None:
         """What SQL does not have yet lives in this process too: it stays until that is safe, or the time is over."""
-        deadline = self.farewell.deadline or time.monotonic() + self.settings.drain_seconds
+        self._hand_over_until(self.farewell.deadline or time.monotonic() + self.settings.drain_seconds)
+
+    def _hand_over_soon(self) -> None:
+        self._hand_over_until(time.monotonic() + LAST_WORDS)
+
+    def _hand_over_until(self, deadline: float) -> None:
         while self.steps.claims.owing() and time.monotonic() < deadline:
             time.sleep(0.05)
 
     # --- the end ----------------------------------------------------------------------------------------------------
 
-    def _asked_to_stop(self, **_: Any) -> None:
-        """In a signal handler: no lock and no I/O but a write to a pipe."""
+    def ask_to_stop(self, **_: Any) -> None:
+        """May be called in a signal handler, and again: no lock, and no I/O but a write to a pipe."""
         self.draining = True
         self.farewell.pipe.ask()
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -65,7 +63,7 @@ def planned(fork: Fork, basis: Basis) -> Planned:
 
     Raises RunNotEnded or NothingToRetry (a retry), UnknownStep, InvalidInput.
     """
-    old = Plan.from_json(canonical(basis.document))
+    old = Plan.from_json(canonical(basis.document))  # pinned: a retry keeps its digest, whatever this version writes
     new = old if fork.definition is None else Plan.of(fork.definition)
     if fork.kind in RETRIES:
         _check_ended(basis.run)
@@ -75,19 +73,13 @@ def planned(fork: Fork, basis: Basis) -> Planned:
     found = reuse.of(old, new, basis.ends, anew=fork.step, input_changed=_text(given) != _text(basis.run.input))
     if fork.kind in RETRIES:
         _check_worth(basis.run, old, found)
-    workflow = _pinned(old.workflow, basis.document) if fork.definition is None else new.workflow
     origin = Origin(run_id=basis.run.run_id, kind=fork.kind, step=fork.step, reused=found.kept, resumed=found.resumed)
-    return Planned(workflow=workflow, input=given, origin=origin)
+    return Planned(workflow=new.workflow, input=given, origin=origin)
 
 
 def _text(value: Any) -> str:
     """To Python 1, 1.0 and true are equal; to an expression they are not."""
     return payload.to_text(value, what="the input")
-
-
-def _pinned(workflow: Workflow, document: Mapping[str, Any]) -> Workflow:
-    """The workflow under the digest that the other run has: a newer version may write the same document otherwise."""
-    return dataclasses.replace(workflow, document=document)
 
 
 def _check_ended(run: RunRow) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,10 +12,21 @@ from convergio.graphflow.flow import expressions, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import StepState
-from convergio.graphflow.model.workflow import Step
+from convergio.graphflow.model.workflow import Durability, OnFailure, Retry, Step
 
 DONE: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
 """What needs not be done again."""
+
+_HOW: Final[dict[str, Any]] = {
+    "retry": Retry(),
+    "timeout": None,
+    "queue_timeout": None,
+    "on_failure": OnFailure.FAIL,
+    "durability": Durability.STREAM,
+    "queue": "",
+    "expected": None,
+}
+"""Fields of a step that say how it is run, and not what comes of it when it succeeds."""
 
 PLAIN: Final = frozenset({"agent", "output", "queue", "task"})
 """Fields of a step that hold no expressions: names, and the schema of an answer."""
@@ -38,20 +51,32 @@ def of(
 ) -> Reuse:
     """What a run by `new` has from one by `old`, whose steps ended as `ends` says.
 
-    A step is kept if it is done, is defined as it was, and everything it stands on is kept. `anew`: this step and all
+    A step is kept if it is done, means what it did, and everything it stands on is kept. `anew`: this step and all
     that follow from it are not. `input_changed`: nor is what reads the input, unless `anew` says where to begin.
     """
     kept: dict[str, None] = {}
     resumed: dict[str, None] = {}
     stale = input_changed and anew is None
     for name, step in new.workflow.steps.items():  # in the order of the graph: what it needs was looked at before
-        document = new.workflow.document["steps"][name]
-        same = old.workflow.document["steps"].get(name) == document
+        same = name in old.workflow.steps and _meaning(old.workflow.steps[name]) == _meaning(step)
         stands = all(ground in kept for ground in _ground(new, step))
-        if name == anew or not same or not stands or (stale and _reads_input(document)):
+        if name == anew or not same or not stands or (stale and _reads_input(new.workflow.document["steps"][name])):
             continue
         (kept if ends.get(name) in DONE else resumed)[name] = None
     return Reuse(kept=tuple(kept), resumed=tuple(resumed))
+
+
+def _meaning(step: Step) -> str:
+    """Everything that a step's result may depend on, as text; not where it runs, how soon, and how often it is tried.
+
+    What those are is listed and the rest is compared, so that no field is forgotten that comes later.
+    """
+    return json.dumps(dataclasses.replace(step, **_HOW), default=_plain, sort_keys=True)
+
+
+def _plain(value: Any) -> Any:
+    """A value of the model as JSON can carry it. As text, since to Python 1 and true are equal."""
+    return dict(value) if values.is_map(value) else {name: getattr(value, name) for name in value.__dataclass_fields__}
 
 
 def _ground(plan: Plan, step: Step) -> Collection[str]:

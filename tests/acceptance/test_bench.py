@@ -42,4 +42,4 @@ def test_a_graph_is_replayed_in_order_and_its_makespan_compared(tmp_path: Path) 
     graph = result["graphs"]["two"]
     assert (graph["tasks"], graph["correct"]) == (2, True)
     assert graph["list_schedule_s"] == pytest.approx(0.2)
-    assert 1 < graph["makespan_ratio"] == result["worst_ratio"] < 3
+    assert 1 < graph["makespan_ratio"] == result["worst_ratio"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import pytest
 import sqlalchemy as sa
 
 from convergio.graphflow.engine.fork import Fork
+from convergio.graphflow.engine.submission import Submission
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.journal import blobs, tables
 from convergio.graphflow.model import errors, reference
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
+from convergio.workers import boot
 from tests.integration import journal_samples as samples
-from tests.integration.engine_rig import QUIET, Stage, chain, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, migrated, settings_for, single, stage_on
+from tests.integration.test_adopted_tasks import has_board
+from tests.integration.test_engine_workers import running
+from tests.waiting import wait_until
 
 pytestmark = QUIET
 
@@ -215,6 +221,34 @@ def test_without_sql_a_large_output_is_made_again_later_and_a_small_one_goes_on(
     stage.pass_time(3)
     assert finished(stage, large) == {"value": LARGE + LARGE}
     assert stage.row(small).state is RunState.SUCCEEDED
+
+
+@pytest.mark.slow
+def test_a_blob_made_in_one_process_is_read_in_another(valkey: str, journal_url: str, tmp_path: Path) -> None:
+    """The worker that made it is killed before the next step starts."""
+    settings = settings_for(valkey, journal_url, tmp_path)
+    migrated(journal_url)
+    made = WorkflowBuilder("handed_over", version=1)
+    first = made.task("first", "probe.echo", value="input", durability="step")
+    sign = made.approval("sign", title="Go on", after=first)
+    made.task("last", "probe.echo", after=sign, value="first.value")
+    with ExitStack() as stack:
+        entrance, history = boot.entrance(settings), boot.history(settings)
+        for closing in (entrance.doors._database.close, history._database.close, entrance.link.close):
+            stack.callback(closing)
+        stack.enter_context(running("service", settings, tmp_path))
+        maker = stack.enter_context(running("w1", settings, tmp_path))
+        wait_until(lambda: has_board(entrance.link), timeout=30)
+        row = entrance.submit(Submission(workflow=made.build(), input=LARGE))
+        ref = RunRef(tenant=row.tenant, run=row.run_id)
+        wait_until(lambda: [one.step for one in history.facts(ref.run).outcomes] == ["first"], timeout=30)
+        maker.kill()
+        stack.enter_context(running("w2", settings, tmp_path))
+        entrance.signal(ref, name="sign", data={"decision": "approve"}, by="boss")
+        wait_until(lambda: history.run(ref.tenant, ref.run).terminal, timeout=30)
+        assert history.run(ref.tenant, ref.run).output == {"value": LARGE}
+        outcomes = {one.step: one for one in history.facts(ref.run).outcomes}
+        assert (outcomes["first"].worker, outcomes["last"].worker) == ("w1", "w2")
 
 
 # --- the store itself -------------------------------------------------------------------------------------------------

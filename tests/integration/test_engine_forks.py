@@ -184,6 +184,17 @@ def test_a_step_that_the_new_definition_skips_is_told_once_to_readers_and_to_sql
     assert EFFECTS == {}, "nothing is left to run behind what is skipped"
 
 
+def test_what_is_skipped_beside_what_runs_again_is_told_once_too(stage: Stage) -> None:
+    audit = {"task": "forks.work", "with": {"name": "'audit'"}, "needs": ["load"], "when": "load.value > 100"}
+    changed = flow(audit=audit, pay={**STEPS["pay"], "with": {"name": "'pay'", "value": "left.value * 2"}})
+    ref = fork(stage, succeeded(stage), definition=changed)
+    kinds = [entry["type"] for _, entry in stage.client.xrange(stage.keys.feed(ref))]
+    assert kinds == ["run.started", "step.skipped", "step.rung"]
+    assert driven(stage, ref) is RunState.SUCCEEDED
+    assert stage.outcomes(ref)["audit"].state is StepState.SKIPPED
+    assert EFFECTS == {"pay": 1, "tell": 1}
+
+
 def test_a_condition_that_fails_on_reused_outcomes_fails_the_new_run(stage: Stage) -> None:
     changed = flow(pay={**STEPS["pay"], "when": "load.nothing.there"})
     ref = fork(stage, succeeded(stage), definition=changed)

@@ -16,7 +16,7 @@ import pytest
 from convergio.graphflow.engine.bell import CONTINUATION, FRESH
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
-from convergio.tasks.app import queue_list
+from convergio.tasks.app import make_app, queue_list
 from tests.integration.engine_rig import QUIET, single
 from tests.integration.worker_crew import Crew, crew_on
 from tests.waiting import wait_until
@@ -59,6 +59,18 @@ def test_a_running_coroutine_is_cancelled_and_its_step_runs_elsewhere_within_two
     assert is_run_once(crew, ref)
     (outcome,) = crew.history.facts(ref.run).outcomes
     assert (outcome.attempt, crew.events(ref, "step.given_back")) == (1, 1)
+
+
+def test_a_remote_control_stops_a_worker_as_a_signal_does(crew: Crew) -> None:
+    """Flower has a button for it."""
+    first = crew.started("w1", drain_seconds=2)
+    coroutine, function = crew.named("worker.waits", "waits"), crew.named("probe.hold", "holds")
+    wait_until(lambda: crew.began("waits") and crew.began("holds"), timeout=20)
+    with make_app(crew.settings.redis_url) as app:
+        app.control.shutdown(destination=["w1@convergio"])
+        assert first.wait(timeout=10) == 0
+    assert [crew.word(ref).state for ref in (coroutine, function)] == [StepState.READY, StepState.READY]
+    assert [what for what, *_ in crew.notes("waits")] == ["began", "cancelled"]
 
 
 def test_a_coroutine_that_makes_an_error_of_its_end_has_not_failed(crew: Crew) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
+import celery
 import pytest
+from kombu import pools
 
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from tests.integration.engine_rig import QUIET, single
@@ -67,6 +71,42 @@ def test_a_step_that_kills_its_process_is_put_in_quarantine_and_the_worker_goes_
     assert crew.history.run("default", after.run).state is RunState.SUCCEEDED
 
 
+def test_a_function_that_outlasts_its_timeout_is_ended_with_its_child(crew: Crew) -> None:
+    """It would hold the only slot for ever."""
+    parent = crew.started("w1", pool="prefork", concurrency=1)
+    stuck = crew.submit(single("probe.hold", with_={"name": "'stuck'"}, timeout=1))
+    wait_until(lambda: crew.ended(stuck), timeout=20)
+    assert crew.history.facts(stuck.run).outcomes[0].state is StepState.FAILED
+    after = crew.submit(single())
+    wait_until(lambda: crew.ended(after), timeout=10)
+    assert [what for what, *_ in crew.notes("stuck")] == ["began"]
+    assert parent.poll() is None
+
+
+def test_a_cancel_ends_a_function_that_computes(crew: Crew) -> None:
+    crew.started("w1", pool="prefork", concurrency=1)
+    endless = crew.submit(single("worker.computes", with_={"seconds": 600}))
+    wait_until(lambda: crew.word(endless).state is StepState.RUNNING, timeout=20)
+    crew.entrance.cancel(endless, by="boss")
+    after = crew.submit(single())
+    wait_until(lambda: crew.ended(endless) and crew.ended(after), timeout=10)
+    assert crew.history.run("default", endless.run).state is RunState.CANCELLED
+    assert crew.history.run("default", after.run).state is RunState.SUCCEEDED
+
+
+def test_a_child_that_has_grown_too_large_is_replaced_after_its_step(crew: Crew) -> None:
+    crew.started("w1", pool="prefork", concurrency=1, child_memory_mb=400)
+    pids = [run_of(crew, "worker.grows", megabytes=size) for size in (1, 1, 500, 1)]
+    assert pids[0] == pids[1] == pids[2] != pids[3]
+
+
+def run_of(crew: Crew, function: str, **given: object) -> object:
+    """The output of a run of one step."""
+    ref = crew.submit(single(function, with_=given))
+    wait_until(lambda: crew.ended(ref), timeout=20)
+    return crew.history.run("default", ref.run).output
+
+
 def test_a_child_stays_until_what_it_owes_is_in_sql(crew: Crew) -> None:
     """The service process is frozen: SQL does not have the outcome, so the child that keeps it may not go."""
     parent = crew.started("w1", **PREFORK)
@@ -79,6 +119,18 @@ def test_a_child_stays_until_what_it_owes_is_in_sql(crew: Crew) -> None:
     crew.processes["service"].send_signal(signal.SIGCONT)
     assert parent.wait(timeout=15) == 0
     wait_until(lambda: crew.ended(owed), timeout=10)
+
+
+def test_any_celery_client_gets_a_runs_result_from_children(crew: Crew) -> None:
+    crew.started("w1", **PREFORK)
+    url = crew.settings.redis_url
+    app = celery.Celery("foreign", broker=url, backend=url, set_as_current=False)
+    answers = [app.send_task("convergio.submit", kwargs={"workflow": "quick"}, queue="convergio") for _ in range(4)]
+    assert [answer.get(timeout=30) for answer in answers] == ["soon"] * 4
+    gc.collect()  # a result opens a connection once more when it is collected
+    cast("Any", app.backend).result_consumer.stop()
+    pools.reset()
+    cast("Any", app.backend).client.connection_pool.disconnect()
 
 
 def test_a_terminate_signal_to_the_whole_group_ends_no_body(crew: Crew) -> None:

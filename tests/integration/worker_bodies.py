@@ -15,7 +15,11 @@ from convergio.graphflow.flow.registry import step
 from tests.integration import engine_bodies
 from tests.integration.engine_bodies import FOLDER, GATE
 
-assert engine_bodies.QUICK  # importing the module registers its functions
+QUICK: Final = engine_bodies.QUICK
+"""A workflow that whoever includes this module knows by name; importing it registers its functions."""
+
+TABLES: Final[list[bytes]] = []
+"""What a process has grown by."""
 
 JAM: Final = "jam"
 """The file that stops a consumer's loop for ever."""
@@ -34,6 +38,13 @@ def computes(seconds: float) -> int:
     until, count = time.monotonic() + seconds, 0
     while time.monotonic() < until:
         count += 1
+    return os.getpid()
+
+
+@step(name="worker.grows")
+def grows(megabytes: int) -> int:
+    """Takes memory, as a large table does, and keeps it."""
+    TABLES.append(b"x" * (megabytes * 1_000_000))
     return os.getpid()
 
 

@@ -77,12 +77,13 @@ class Both:
         ref, token, lock_ms, late = run_ref(self.pick(RUNS)), self.pick(TOKENS), self.lock_span(), self.draw(8) == 0
         not_after = self.model.now_ms - 100 if late else None
         facts: dict[str, Any] = {"submitter": "ann", "digest": "d", "plan": "{}", "given": '{"n":1}', "size": 3}
+        facts["control"] = self.draw(3)
         facts |= {"meta": '{"submitter":"ann"}', "token": token, "wanted": ["@state", "@open", "nothing"]}
         self.ask(
             f"start {ref} late={late}",
             lambda: timed_lock(
                 lock_ms,
-                lambda: scripts.start(self.stage.link, ref, control=0, not_after_ms=1 if late else None, **facts),
+                lambda: scripts.start(self.stage.link, ref, not_after_ms=1 if late else None, **facts),
             ),
             lambda: self.model.start(ref, lock_ms=lock_ms, not_after_ms=not_after, **facts),
         )
@@ -171,6 +172,15 @@ class Both:
             f"park {held.ref} {held.step} {call}",
             lambda: scripts.park(self.stage.link, held, **call),
             lambda: self.model.park(shadow, **call),
+        )
+
+    def decline(self) -> None:
+        held, shadow = self.owner()
+        delay_ms = self.span()
+        self.ask(
+            f"decline {held.ref} {held.step}",
+            lambda: scripts.decline(self.stage.link, held, delay_ms=delay_ms, data='{"missing":"x.y"}'),
+            lambda: self.model.decline(shadow, delay_ms=delay_ms, data='{"missing":"x.y"}'),
         )
 
     def record(self) -> None:
@@ -300,7 +310,7 @@ class Both:
 
 
 VERBS: list[Callable[[Both], None]] = [
-    *[Both.start, Both.beat, Both.record, Both.ring, Both.reassert, Both.release, Both.forget],
+    *[Both.start, Both.beat, Both.record, Both.decline, Both.ring, Both.reassert, Both.release, Both.forget],
     *[Both.post, Both.arrive, Both.park] * 2,
     *[Both.complete] * 3,
     *[Both.claim, Both.commit] * 3,

@@ -7,12 +7,15 @@ from typing import Final
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.keys import Epoch
-from convergio.graphflow.decision import START
 from convergio.graphflow.engine.restore import restore
-from convergio.graphflow.engine.submission import meta_of, signal_entry
-from convergio.graphflow.model.states import TERMINAL_STEP, RunState, StepState
+from convergio.graphflow.engine.starter import START_NEEDS
+from convergio.graphflow.engine.submission import control_entry, granted_version, meta_of, signal_entry
+from convergio.graphflow.journal.rows import SignalRow
+from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import canonical
+from convergio.graphflow.waiting import QUEUE, VERDICTS
 from tests.property.model_board import ModelBoard, ModelRun
+from tests.property.reference import NOBODY
 from tests.property.world import LIST, REF, World
 
 DELIVERIES: Final = 3
@@ -20,6 +23,9 @@ DELIVERIES: Final = 3
 
 UNCLAIMED: Final = 2
 """The same for lost doorbells."""
+
+SIGNALS: Final = 4
+"""Different signals of one name in one history, before everybody does what is left to do."""
 
 # --- doors ------------------------------------------------------------------------------------------------------------
 
@@ -36,31 +42,74 @@ def start(world: World) -> None:
         meta=json.dumps(meta_of(world.ledger.run())),
         given=json.dumps(world.given),
         size=world.plan.size,
+        control=granted_version(world.ledger.run()),
         token=world.name(),
-        wanted=[fields.STATE, fields.STOP, fields.cursor(START)],
+        wanted=START_NEEDS,
     )
+    if locked is not None and world.ledger.pause_wanted:
+        world.met["a run is paused before it starts"] += 1
+        wish = json.dumps(control_entry(world.ledger.run()))
+        locked = world.board.post(REF, entry=wish, token=locked.token, wanted=START_NEEDS)
     world.drain(locked, blank=True)
 
 
-def signal(world: World) -> None:
+def decision(world: World) -> None:
     """A person decides: early, in time, late, or once more."""
     waiting = [node for node in world.nodes.values() if node.approval]
     if not world.faults:
         waiting = [node for node in waiting if f"signal-{node.name}" not in world.ledger.signals]
     if waiting:
         node = world.pick(waiting)
-        decision = {**node.result, "decision": "approve" if node.ends == "SUCCEEDED" else "reject"}
-        row = world.ledger.signal(node.name, decision, world.board.now_ms)
-        if not world.fault("a wake-up gets lost", 4):
-            world.post(json.dumps(signal_entry(row)))
+        said = {**(node.result or {}), "decision": "approve" if node.ends == "SUCCEEDED" else "reject"}
+        _send(world, world.ledger.signal(node.name, said, world.board.now_ms))
+
+
+def signal(world: World) -> None:
+    """A signal that a `wait` step waits for: early, in time, late, or once more."""
+    waiting = [node for node in world.nodes.values() if node.signal not in ("", NOBODY)]
+    if not world.faults:
+        waiting = [node for node in waiting if world.word(node.name).blocked_on is BlockedOn.SIGNAL]
+    if waiting:
+        node = world.pick(waiting)
+        number = world.draw(SIGNALS) if world.faults else len(world.ledger.signals) + SIGNALS
+        data = {"ok": node.ok, "nr": number}
+        id = f"signal-{node.signal}-{number}"
+        world.met["a signal comes twice"] += id in world.ledger.signals
+        _send(world, world.ledger.signal(node.signal, data, world.board.now_ms, id=id))
+
+
+def _send(world: World, row: SignalRow) -> None:
+    if not world.fault("a wake-up gets lost", 4):
+        world.post(json.dumps(signal_entry(row)))
 
 
 def cancel(world: World) -> None:
     """Somebody asks for the run's end."""
     if world.cancels and world.draw(4) == 0:
         world.met["a cancel is asked for"] += 1
-        world.ledger.cancel_requested = world.ledger.cancel_requested or not world.over
+        world.ledger.cancel()
         _apply_cancel(world)
+
+
+def control(world: World) -> None:
+    """Somebody pauses the run, or lets it go on."""
+    if world.pauses and world.draw(2) == 0:
+        _wish(world, pause=world.draw(2) == 0)
+
+
+def resume(world: World) -> None:
+    """A run that is paused in the end goes on."""
+    if world.ledger.pause_wanted:
+        _wish(world, pause=False)
+
+
+def _wish(world: World, *, pause: bool) -> None:
+    world.ledger.control(pause=pause)
+    if not world.over:
+        wish = json.dumps(control_entry(world.ledger.run()))
+        world.wishes.append(wish)
+        if not world.fault("a wish gets lost", 3):
+            world.post(wish)
 
 
 def _apply_cancel(world: World) -> None:
@@ -71,7 +120,7 @@ def _apply_cancel(world: World) -> None:
 def repeat(world: World) -> None:
     """An entry of the inbox comes once more."""
     done = [name for name in world.nodes if world.word(name).state in TERMINAL_STEP]
-    entries = ['{"t":"start"}', *(json.dumps({"t": "arrived", "step": name}) for name in done)]
+    entries = ['{"t":"start"}', *(json.dumps({"t": "arrived", "step": name}) for name in done), *world.wishes]
     world.met["an entry comes twice"] += 1
     world.post(world.pick(entries))
 
@@ -91,6 +140,9 @@ def apply_rows(world: World) -> None:
     for row in world.ledger.signals.values():
         if row.signal_id not in world.ledger.applied and not world.over:
             world.post(json.dumps(signal_entry(row)))
+    if world.ledger.unsettled:
+        world.met["a wish is granted late"] += 1
+        world.post(json.dumps(control_entry(world.ledger.run())))
     _apply_cancel(world)
 
 
@@ -117,6 +169,9 @@ def pass_time(world: World) -> None:
         _expire(world, member)
     for member in [name for name, due in board.timers.items() if due <= board.now_ms]:
         _, _, step, on = member.split("/")
+        if on in VERDICTS:
+            _verdict(world, member, step, on)
+            continue
         assert world.word(step).blocked_on == on, f"a timer for a step that does not wait: {member}"
         world.ring(step, world.word(step).text, kind="step.rung", timer=on)
     for member in [name for name, due in board.held.items() if due <= board.now_ms]:
@@ -124,6 +179,16 @@ def pass_time(world: World) -> None:
         if world.word(step).state is StepState.READY:
             world.ring(step, world.word(step).text, kind="step.rung")
         board.held.pop(member, None)
+
+
+def _verdict(world: World, member: str, step: str, on: str) -> None:
+    """A timer whose time is an entry of the inbox; the decision drops it. One that nobody waits for is dropped here."""
+    word = world.word(step)
+    if word.state is StepState.READY if on == QUEUE else word.blocked_on == on:
+        world.met[f"a timer is due: {on}"] += 1
+        world.post(json.dumps({"t": "timer", "step": step, "on": on, "was": word.text}))
+    else:
+        world.board.timers.pop(member)
 
 
 def _expire(world: World, member: str) -> None:
@@ -179,6 +244,8 @@ def wipe(world: World) -> None:
         world.met["a board is restarted"] += 1
     else:
         world.met["a board is wiped"] += 1
+    world.met["a paused run is rebuilt"] += world.paused
+    world.was_paused = world.ledger.state is RunState.PAUSED
     old, world.persisted = world.board, 0
     rebuilt = {"t": "board.rebuilt", "r": "-/-", "s": "", "q": "0", "a": "0", "d": "{}"}
     world.board = ModelBoard(epoch=Epoch(number=old.epoch.number + 1, server="server"), now_ms=old.now_ms)

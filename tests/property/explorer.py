@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from itertools import product
+from typing import Any, Final
 
 from convergio.graphflow.flow import document
 from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.rows import OutcomeRow
 from convergio.graphflow.model.states import STEP_TRANSITIONS, RunState, StepState
 from tests.property import clerk, hands, reference
-from tests.property.reference import Cond, Expected, Node
+from tests.property.reference import Cond, Node
 from tests.property.world import LIST, REF, Draw, World
 
 Move = Callable[[World], None]
@@ -25,13 +27,15 @@ MOVES: Final[Sequence[Move]] = [
     *[hands.deliver] * 4,
     *[hands.work] * 4,
     *[clerk.journal] * 2,
-    *[clerk.pass_time, clerk.sweep, clerk.ring_lost, clerk.signal, clerk.apply_rows],
-    *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.wipe],
+    *[clerk.pass_time, clerk.sweep, clerk.ring_lost, clerk.decision, clerk.signal, clerk.apply_rows],
+    *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.control, clerk.wipe],
 ]
 SETTLING: Final[Sequence[Move]] = [
-    *[clerk.journal, clerk.sweep, clerk.ring_lost, clerk.signal, clerk.apply_rows, clerk.pass_time]
+    *[clerk.resume, clerk.journal, clerk.sweep, clerk.ring_lost, clerk.decision, clerk.signal, clerk.apply_rows],
+    clerk.pass_time,
 ]
 ALLOWED: Final = frozenset((source, target) for (source, _), target in STEP_TRANSITIONS.items())
+KNOWN: Final = frozenset({(StepState.SKIPPED, StepState.SKIPPED)})
 RUNS: Final = ("SUCCEEDED", "FAILED", "QUARANTINED")
 
 
@@ -40,12 +44,12 @@ RUNS: Final = ("SUCCEEDED", "FAILED", "QUARANTINED")
 
 @dataclass(frozen=True, kw_only=True)
 class Play:
-    """A graph, its plan and what a run of it must come to."""
+    """A graph, its plan, and the graph that says what a run of it must come to: the same, but in tests of the tests."""
 
     nodes: Sequence[Node]
     n: int
     plan: Plan
-    expected: Expected
+    judge: Sequence[Node]
 
 
 def make_play(draw: Draw) -> Play:
@@ -59,43 +63,73 @@ def make_play(draw: Draw) -> Play:
 def play_of(nodes: Sequence[Node], n: int) -> Play:
     """The graph of `nodes` on the input n."""
     plan = Plan.of(document.parse_document(reference.document(nodes)))
-    return Play(nodes=nodes, n=n, plan=plan, expected=reference.expected(nodes, n))
+    return Play(nodes=nodes, n=n, plan=plan, judge=nodes)
 
 
 def _node(name: str, nodes: Sequence[Node], draw: Draw) -> Node:
     sources = [node.name for node in nodes[-4:] if draw(2)]
-    approval, ends = draw(6) == 0, "SUCCEEDED"
-    if draw(12) == 0:
-        ends = "FAILED" if approval or draw(3) == 0 else "QUARANTINED"
+    join = _join(len(sources), draw)
+    plain = join[0] == "all"
     return Node(
         name=name,
-        needs=tuple((source, _condition(_above(nodes, [source]), draw)) for source in sources),
-        when=_condition(_above(nodes, sources), draw) if draw(3) == 0 else None,
-        approval=approval,
-        durable=not approval and draw(3) == 0,
-        flaky=0 if approval else max(0, draw(4) - 2),
-        ends=ends,
-        ok=draw(4) > 0,
+        needs=tuple((source, _condition(_above(nodes, [source]), draw, boom=plain)) for source in sources),
+        join=join,
+        when=_condition(_above(nodes, sources) if plain else [], draw) if draw(3) == 0 else None,
+        lenient=draw(4) == 0,
+        **_kind(draw),
     )
 
 
+def _join(needs: int, draw: Draw) -> tuple[str, int]:
+    if needs < 2 or draw(3):
+        return "all", 0
+    return [("any", 0), ("quorum", 1 + draw(needs)), ("tolerate", draw(needs + 1))][draw(3)]
+
+
+def _kind(draw: Draw) -> dict[str, Any]:
+    """What a step does. Who waits for the signal `nobody` sends times out; who waits for another one may."""
+    kind, fails = draw(12), draw(12) == 0
+    if kind < 2:
+        return {"approval": True, "ok": draw(4) > 0, "ends": "FAILED" if fails else "SUCCEEDED"}
+    if kind == 2:
+        return {"waits": (0.05, 1, 5)[draw(3)]}
+    if kind in (3, 4):
+        return _signalled(draw)
+    timeout = (1.0, 4.0)[draw(2)] if draw(8) == 0 else 0
+    ends = ("FAILED", "QUARANTINED", "QUARANTINED")[draw(3)] if fails else "SUCCEEDED"
+    flaky = max(0, draw(4) - 2)
+    return {"durable": draw(3) == 0, "flaky": flaky, "ends": ends, "ok": draw(4) > 0, "timeout": timeout}
+
+
+def _signalled(draw: Draw) -> dict[str, Any]:
+    if draw(5) == 0:
+        return {"signal": reference.NOBODY, "timeout": 1.0, "ends": "FAILED"}
+    said = draw(3) > 0
+    return {"signal": "yes" if said else "no", "ok": said, "timeout": (0, 0, 2.0, 8.0)[draw(4)]}
+
+
 def _above(nodes: Sequence[Node], names: Sequence[str]) -> list[str]:
-    """`names` and all that they need."""
+    """`names` and all that is known to be resolved when they are.
+
+    What a join did not wait for may still run; so may the needs of a step that a condition failed, if the run goes on.
+    """
     found = set(names)
     for node in reversed(nodes):
-        if node.name in found:
+        hasty = node.lenient and any(when is not None and when.kind == "boom" for _, when in node.needs)
+        if node.name in found and node.join[0] == "all" and not hasty:
             found |= {source for source, _ in node.needs}
     return sorted(found)
 
 
-def _condition(steps: Sequence[str], draw: Draw) -> Cond | None:
-    """Mostly none; seldom one that cannot be evaluated."""
+def _condition(steps: Sequence[str], draw: Draw, *, boom: bool = True) -> Cond | None:
+    """Mostly none; seldom one that cannot be evaluated. On no steps it is one of the input."""
     kind = draw(40)
-    if kind < 22 or not steps:
+    if kind < 22 or (kind == 39 and not (boom and steps)):
         return None
-    step = steps[draw(len(steps))]
-    names = ["big"] * 4 + ["ok"] * 8 + ["not_ok"] * 5 + ["boom"]
-    return Cond(names[kind - 22], step)
+    if kind < 26 or not steps:
+        return Cond("big")
+    names = ["ok"] * 8 + ["not_ok"] * 5 + ["boom"]
+    return Cond(names[kind - 26], steps[draw(len(steps))])
 
 
 # --- playing ----------------------------------------------------------------------------------------------------------
@@ -105,7 +139,13 @@ def explore(play: Play, draw: Draw, *, moves: int) -> World:
     """One history of the play: so many random moves with faults, then everything that is left, without. Checked."""
     nodes = {node.name: node for node in play.nodes}
     world = World(
-        plan=play.plan, nodes=nodes, given={"n": play.n}, draw=draw, cancels=draw(6) == 0, wipes=max(0, draw(4) - 1)
+        plan=play.plan,
+        nodes=nodes,
+        given={"n": play.n},
+        draw=draw,
+        cancels=draw(6) == 0,
+        pauses=draw(3) == 0,
+        wipes=max(0, draw(4) - 1),
     )
     clerk.start(world)
     for _ in range(moves):
@@ -143,10 +183,13 @@ def _settled(world: World) -> bool:
 
 def check(world: World, play: Play) -> None:
     """What must hold at the end of every history."""
-    ledger, expected = world.ledger, play.expected
+    ledger = world.ledger
+    races = {node.name: _race(node, ledger.outcomes.get(node.name)) for node in play.judge if node.open_end}
+    expected = reference.expected(play.judge, play.n, races)
     if ledger.state is RunState.SUCCEEDED:
         assert {step: row.state.value for step, row in ledger.outcomes.items()} == expected.states
-        assert ledger.output == {name: expected.results.get(name) for name in expected.states}
+        results = {name: _without_number(result) for name, result in ledger.output.items()}
+        assert results == {name: expected.results.get(name) for name in expected.states}
     elif ledger.state is RunState.FAILED:
         assert ledger.error is not None
         assert ledger.error["step"] in expected.failing
@@ -154,10 +197,33 @@ def check(world: World, play: Play) -> None:
         assert ledger.cancel_requested, "nobody asked for the run's end"
     for step, row in ledger.outcomes.items():
         assert row.state.value in (expected.states[step], StepState.CANCELLED.value), f"{step} ended otherwise"
-    assert world.ran <= {step for step, state in expected.states.items() if state in RUNS}, "a dead path ran"
-    assert world.board.moves - ALLOWED == frozenset(), "a transition that the table does not have"
+    assert world.ran <= _may_run(play), "a dead path ran"
+    assert world.board.moves - ALLOWED - KNOWN == frozenset(), f"not in the table: {world.board.moves - ALLOWED}"
     _check_order(world, play)
+    _check_waits(world)
     _check_nothing_is_left(world)
+    _count(world, play)
+
+
+def _may_run(play: Play) -> set[str]:
+    """The steps that run in one of the ways in which all races may end: a wiped board may have seen another one."""
+    racing = [(node.name, {node.ends, "FAILED"}) for node in play.judge if node.open_end]
+    ways = [dict(zip((name for name, _ in racing), ends)) for ends in product(*(ends for _, ends in racing))]
+    states = (reference.expected(play.judge, play.n, way).states for way in ways)
+    return {step for found in states for step, state in found.items() if state in RUNS}
+
+
+def _race(node: Node, row: OutcomeRow | None) -> str:
+    """How the race ended: a step times out, or ends as it would without a timeout."""
+    if row is None or row.state is StepState.CANCELLED:
+        return reference.NEVER
+    late = row.state is StepState.FAILED and (row.error or {})["code"] == "STEP_TIMEOUT"
+    return row.state.value if late else node.ends
+
+
+def _without_number(result: Any) -> Any:
+    """Which of the signals of one name it was does not matter to what follows."""
+    return {name: value for name, value in result.items() if name != "nr"} if isinstance(result, dict) else result
 
 
 def _check_order(world: World, play: Play) -> None:
@@ -168,13 +234,40 @@ def _check_order(world: World, play: Play) -> None:
         row = rows.get(node.name)
         if row is None or row.state is StepState.CANCELLED or (row.error or {}).get("code") == "EXPRESSION_FAILED":
             continue
-        for source, _ in node.needs:
-            assert place[source] < place[node.name], f"{node.name} is in SQL before {source}"
+        before = sum(source in place and place[source] < place[node.name] for source, _ in node.needs)
+        hasty = row.state is StepState.SKIPPED and node.join[0] != "all" and node.needs
+        assert before >= (1 if hasty else node.least), f"{node.name} is in SQL before what it needs"
+
+
+def _check_waits(world: World) -> None:
+    """Nothing waits shorter than it said."""
+    for event in world.ledger.events:
+        row = world.ledger.outcomes.get(event.step or "")
+        if event.type == "step.waiting" and row is not None and event.data["due_ms"] is not None:
+            timed_out = row.state is StepState.FAILED or event.data["on"] == "TIMER"
+            over = row.state is StepState.CANCELLED or row.finished_ms >= event.data["due_ms"]
+            assert over or not timed_out, f"{event.step} waited too short"
+
+
+def _count(world: World, play: Play) -> None:
+    """What happened, for who wants to know."""
+    ledger, met = world.ledger, world.met
+    met.update(event.type for event in ledger.events if event.type in ("run.paused", "run.resumed"))
+    met.update(f"a signal is {event.data['how']}" for event in ledger.events if event.type == "signal.applied")
+    for node in play.nodes:
+        row = ledger.outcomes.get(node.name)
+        state = StepState.WAITING if row is None else row.state
+        met[f"a run survives {state}"] += node.lenient and ledger.state is RunState.SUCCEEDED
+        met[f"join {node.join[0]}: {'skipped' if state is StepState.SKIPPED else 'started'}"] += row is not None
+        timed_out = row is not None and (row.error or {}).get("code") == "STEP_TIMEOUT"
+        met["a wait times out" if node.signal else "a queue timeout"] += timed_out
+        met["a wait takes its time"] += node.waits > 0 and state is StepState.SUCCEEDED
 
 
 def _check_nothing_is_left(world: World) -> None:
     board = world.board
-    assert (board.leases, board.timers, board.parked, board.inboxes) == ({}, {}, {}, {})
+    assert (board.leases, board.parked, board.inboxes) == ({}, {}, {})
+    assert {name for name in board.timers if not name.endswith("/QUEUE")} == set()
     assert board.lists.get(LIST, []) == []
     run = board.run(REF)
     if run is not None:

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from convergio.graphflow import decide, shortcut
+from convergio.graphflow import decide, draft, shortcut
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
 from convergio.graphflow.decision import START, Decision, Event, Unloaded, View
@@ -41,6 +41,7 @@ def _claim(world: World, bell: str) -> None:
     nonce = world.name()
     held = world.board.claim(REF, step=step, ring=ring, nonce=nonce, queue_list=LIST)
     if isinstance(held, Claimed):
+        assert not world.paused, f"{step} is claimed, and the run is paused"
         _check_may_run(world, step)
         world.bodies.append(Body(held, nonce))
     else:
@@ -50,12 +51,16 @@ def _claim(world: World, bell: str) -> None:
 def _check_may_run(world: World, step: str) -> None:
     """What the step waits for is resolved, and in SQL where that was asked for; no journaled result is paid twice."""
     assert step not in world.ledger.outcomes, f"{step} runs, and SQL has its outcome"
+    join, resolved = world.nodes[step], 0
     for edge in world.plan.workflow.steps[step].needs:
-        state = world.word(edge.step).state
-        assert state in (StepState.SUCCEEDED, StepState.SKIPPED), f"{step} runs, {edge.step} is {state}"
-        node = world.nodes[edge.step]
+        state, node = world.word(edge.step).state, world.nodes[edge.step]
+        ended = state is StepState.SUCCEEDED or (node.lenient and state in decide.BROKEN)
+        resolved += ended or (state is StepState.SKIPPED and join.join[0] in ("all", "tolerate"))
         if (node.durable or node.approval) and state is StepState.SUCCEEDED:
             assert edge.step in world.ledger.outcomes, f"{step} runs before SQL has {edge.step}"
+    assert resolved >= join.least, f"{step} runs, and only {resolved} of its needs are resolved"
+    assert not (join.waits or join.signal), f"{step} only waits, and a worker has it"
+    world.met["a join runs before all its needs are resolved"] += resolved < len(join.needs)
     world.ran.add(step)
 
 
@@ -107,6 +112,8 @@ def _run(world: World, body: Body) -> None:
             return
         if world.fault("a step is given back", 12):
             world.ring(held.step, fields.running(held.fence), kind="step.given_back", lease=held.fence)
+        elif world.fault("a step is declined", 16):
+            world.board.decline(held, delay_ms=2_000, data="{}")
         elif world.fault("a step is deferred", 12):
             world.board.park(held, on="HOOK", kind="step.deferred", detail="later", **wait)
         elif node.approval:
@@ -156,8 +163,9 @@ def _hand_over(world: World, body: Body) -> None:
 def _tell(world: World, held: Claimed, outcome: Outcome) -> scripts.Locked | Parked | None:
     """COMPLETE where the engine would; now and then ARRIVE instead, which must come to the same."""
     durable = world.nodes[held.step].durable
-    kept = outcome.output if outcome.error is None else outcome.error
-    told: dict[str, Any] = {"output": json.dumps(kept), "outcome": outcome.as_json(), "token": world.name()}
+    kept = draft.kept(world.plan.workflow.steps[held.step], outcome)
+    output = "" if kept is None else json.dumps(kept)
+    told: dict[str, Any] = {"output": output, "outcome": outcome.as_json(), "token": world.name()}
     wanted = [] if durable else decide.wanted(world.plan, held.step)
     followers = shortcut.followers(world.plan, held.step) if outcome.state is StepState.SUCCEEDED else None
     if followers is None or world.fault("no shortcut is taken", 4):

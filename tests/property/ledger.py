@@ -13,6 +13,7 @@ from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, RunSta
 
 OUTCOMES: Final = frozenset(f"step.{state.lower()}" for state in TERMINAL_STEP)
 ENDS: Final = frozenset(f"run.{state.lower()}" for state in TERMINAL_RUN)
+CONTROLS: Final = {"run.paused": RunState.PAUSED, "run.resumed": RunState.RUNNING}
 
 
 @dataclass(slots=True)
@@ -25,6 +26,8 @@ class Ledger:
     given: Any
     state: RunState = RunState.ACCEPTED
     cancel_requested: bool = False
+    pause_wanted: bool = False
+    control_version: int = 0
     output: Any = None
     error: Mapping[str, Any] | None = None
     outcomes: dict[str, OutcomeRow] = field(default_factory=dict[str, OutcomeRow])
@@ -87,6 +90,8 @@ class Ledger:
     def _event(self, kind: str, step: str, data: Any, entry: Mapping[str, str], epoch: int, sequence: int) -> None:
         if kind == "run.started" and self.state is RunState.ACCEPTED:
             self.state = RunState.RUNNING
+        elif kind in CONTROLS and self.state in CONTROLS.values():
+            self.state = CONTROLS[kind]
         elif kind in ENDS and self.state in TERMINAL_RUN:
             self.refused.append((kind, step))
         elif kind in ENDS:
@@ -109,10 +114,27 @@ class Ledger:
         )
         self.events.append(row)
 
-    def signal(self, name: str, data: Mapping[str, Any], at_ms: int) -> SignalRow:
-        """The row that is written before the board hears of the signal."""
+    def cancel(self) -> None:
+        """Somebody asks for the run's end."""
+        if not self.cancel_requested and self.state not in TERMINAL_RUN:
+            self.cancel_requested = True
+            self.control_version += 1
+
+    def control(self, *, pause: bool) -> None:
+        """Somebody asks that the run be paused, or go on."""
+        if pause != self.pause_wanted and self.state not in TERMINAL_RUN:
+            self.pause_wanted = pause
+            self.control_version += 1
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the run is to be paused or to go on, and has not done it yet, for all that SQL knows."""
+        return self.state is (RunState.RUNNING if self.pause_wanted else RunState.PAUSED)
+
+    def signal(self, name: str, data: Mapping[str, Any], at_ms: int, *, id: str = "") -> SignalRow:
+        """The row that is written before the board hears of the signal. The same id means the same row."""
         row = SignalRow(
-            signal_id=f"signal-{name}",
+            signal_id=id or f"signal-{name}",
             tenant=self.ref.tenant,
             submitter="ann",
             run_id=self.ref.run,
@@ -136,7 +158,7 @@ class Ledger:
             start_key=None,
             input=self.given,
             state=self.state,
-            control_version=0,
+            control_version=self.control_version,
             priority="medium",
             not_after_ms=0,
             created_ms=0,
@@ -148,6 +170,8 @@ class Ledger:
             cancel_reason="enough",
             cancel_by="ann",
             trace=None,
+            paused_ms=0 if self.pause_wanted else None,
+            paused_by="ann" if self.pause_wanted else None,
         )
 
     def facts(self) -> RunFacts:

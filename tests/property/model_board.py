@@ -106,14 +106,14 @@ class ModelBoard:
 
     def start(
         self, ref: RunRef, *, submitter: str, digest: str, plan: str, meta: str, given: str, size: int, token: str,
-        lock_ms: int = scripts.LOCK_MS, not_after_ms: int | None = None, wanted: Sequence[str] = (),
+        lock_ms: int = scripts.LOCK_MS, not_after_ms: int | None = None, control: int = 0, wanted: Sequence[str] = (),
     ) -> Locked | None:  # fmt: skip
         """START."""
         if ref in self.runs:
             return None
         if not_after_ms is not None and self.now_ms > not_after_ms:
             raise errors.SubmitTooLate
-        values = {"@state": "RUNNING", "@cv": "0", "@open": str(size), "@meta": meta, "@input": given}
+        values = {"@state": "RUNNING", "@cv": str(control), "@open": str(size), "@meta": meta, "@input": given}
         self.runs[ref] = ModelRun(values=values)
         self.live[str(ref)] = self.now_ms
         self.plans[digest] = plan
@@ -274,6 +274,20 @@ class ModelBoard:
             return False
         self._push(ref, early)
         return True
+
+    def decline(self, held: Claimed, *, delay_ms: int, data: str) -> None:
+        """DECLINE."""
+        run, step, member = self._owned(held), held.step, f"{held.ref}/{held.step}"
+        was = run.values[f"s:{step}"]
+        if was == f"READY|{held.fence}":
+            return
+        if was != f"RUNNING|{held.fence}":
+            raise errors.StaleFence
+        self.leases.pop(f"{member}/{held.fence}", None)
+        self._set(run, f"s:{step}", f"READY|{held.fence}")
+        run.values.pop(f"d:{step}", None)
+        self.held[member] = self.now_ms + delay_ms
+        self.tell(held.ref, "step.declined", step, data, None)
 
     def record(self, held: Claimed, *, key: str, value: str) -> int:
         """RECORD."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Final
 
 THRESHOLD: Final = 5
@@ -14,6 +15,13 @@ THRESHOLD: Final = 5
 
 NEVER: Final = "NEVER"
 """A step that is never reached, because the run ends before."""
+
+BROKEN: Final = ("FAILED", "QUARANTINED")
+
+NOBODY: Final = "nobody"
+"""The signal that never comes."""
+
+EMPTY: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Boom(Exception):
@@ -55,19 +63,54 @@ class Node:
 
     name: str
     needs: tuple[tuple[str, Cond | None], ...] = ()
+    join: tuple[str, int] = ("all", 0)
+    """policy and number"""
     when: Cond | None = None
     approval: bool = False
+    waits: float = 0
+    """a step that waits for so many seconds, without a worker"""
+    signal: str = ""
+    """a step that waits for this signal"""
+    timeout: float = 0
+    """the patience of `signal`, or with the queue; 0 is endless"""
     durable: bool = False
     flaky: int = 0
     """attempts that fail before the last one; the retry policy allows exactly these"""
     ends: str = "SUCCEEDED"
     """SUCCEEDED, FAILED, or QUARANTINED: each worker that runs it dies"""
+    lenient: bool = False
+    """its failure does not end the run"""
     ok: bool = True
 
     @property
-    def result(self) -> dict[str, Any]:
+    def result(self) -> dict[str, Any] | None:
         """Its output if it succeeds."""
-        return {"by": "ann", "decision": "approve", "ok": self.ok} if self.approval else {"ok": self.ok}
+        if self.waits:
+            return None
+        if self.approval:
+            return {"by": "ann", "decision": "approve", "ok": self.ok}
+        return {"by": "ann", "ok": self.ok} if self.signal else {"ok": self.ok}
+
+    @property
+    def open_end(self) -> bool:
+        """Whether a race decides how it ends: it may time out, and it may succeed before."""
+        return self.timeout > 0 and self.signal != NOBODY
+
+    @property
+    def least(self) -> int:
+        """How many of its needs are taken or at least resolved when it runs."""
+        kind, count = self.join
+        return max(1, count) if kind in ("any", "quorum") else len(self.needs)
+
+    def starts(self, taken: int, missed: int) -> bool | None:
+        """What the join says when so many needs were taken and so many were not: yes, never, or neither."""
+        kind, count = self.join
+        open_needs = len(self.needs) - taken - missed
+        if kind in ("any", "quorum"):
+            return True if taken >= self.least else None if taken + open_needs >= self.least else False
+        if kind == "tolerate" and missed > count:
+            return False
+        return None if open_needs else taken > 0 or not self.needs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,39 +119,44 @@ class Expected:
 
     states: Mapping[str, str]
     results: Mapping[str, Any]
+    lenient: frozenset[str]
 
     @property
     def failing(self) -> frozenset[str]:
-        return frozenset(name for name, state in self.states.items() if state in ("FAILED", "QUARANTINED"))
+        return frozenset(name for name, state in self.states.items() if state in BROKEN) - self.lenient
 
 
-def expected(nodes: Sequence[Node], n: int) -> Expected:
-    """How a run of `nodes` (each after what it needs) ends on the input {"n": n}."""
+def expected(nodes: Sequence[Node], n: int, races: Mapping[str, str] = EMPTY) -> Expected:
+    """How a run of `nodes` (each after what it needs) ends on the input {"n": n}.
+
+    `races`: how those ended for which a race decides; one that is not named is never through.
+    """
     states: dict[str, str] = {}
     results: dict[str, Any] = {}
+    lenient = frozenset(node.name for node in nodes if node.lenient)
     for node in nodes:
-        states[node.name] = _state(node, states, results, n)
+        ends = races.get(node.name, NEVER) if node.open_end else node.ends
+        states[node.name] = _state(node, ends, states, results, n)
         if states[node.name] == "SUCCEEDED":
             results[node.name] = node.result
-    return Expected(states=states, results=results)
+        elif states[node.name] in BROKEN and node.lenient:
+            results[node.name] = None
+    return Expected(states=states, results=results, lenient=lenient)
 
 
-def _state(node: Node, states: Mapping[str, str], results: Mapping[str, Any], n: int) -> str:
-    open_needs, taken = False, 0
-    for source, condition in node.needs:
-        if states[source] == "SUCCEEDED":
-            try:
-                taken += condition is None or condition.holds(results, n)
-            except Boom:
-                return "FAILED"
-        elif states[source] != "SKIPPED":
-            open_needs = True
-    if open_needs:
-        return NEVER
-    if node.needs and not taken:
-        return "SKIPPED"
+def _state(node: Node, ends: str, states: Mapping[str, str], results: Mapping[str, Any], n: int) -> str:
+    """`results` has all that ended and let the run go on, but for what was skipped."""
+    taken = missed = 0
     try:
-        return node.ends if node.when is None or node.when.holds(results, n) else "SKIPPED"
+        for source, condition in node.needs:
+            if source in results:
+                holds = condition is None or condition.holds(results, n)
+                taken, missed = taken + holds, missed + (not holds)
+            missed += states[source] == "SKIPPED"
+        starts = node.starts(taken, missed)
+        if starts is None:
+            return NEVER
+        return ends if starts and (node.when is None or node.when.holds(results, n)) else "SKIPPED"
     except Boom:
         return "FAILED"
 
@@ -124,11 +172,19 @@ def document(nodes: Sequence[Node]) -> dict[str, Any]:
 
 
 def _step(node: Node) -> dict[str, Any]:
+    policy, count = node.join
     made: dict[str, Any] = {
         "needs": [name if when is None else {"step": name, "when": when.cel} for name, when in node.needs],
+        "join": {policy: count} if policy in ("quorum", "tolerate") else policy,
         "when": None if node.when is None else node.when.cel,
+        "on_failure": "continue" if node.lenient else "fail",
     }
+    timeout = node.timeout or None
     if node.approval:
         return {**made, "approval": {"title": node.name}}
+    if node.waits:
+        return {**made, "wait": {"for": node.waits}}
+    if node.signal:
+        return {**made, "wait": {"signal": node.signal, "timeout": timeout}}
     durability = "step" if node.durable else "stream"
-    return {**made, "task": "play.step", "durability": durability, "retry": node.flaky}
+    return {**made, "task": "play.step", "durability": durability, "retry": node.flaky, "timeout": {"queue": timeout}}

@@ -137,6 +137,6 @@ def test_a_history_that_goes_wrong_is_seen() -> None:
     draw = random.Random(1).randrange
     play = explorer.play_of(nodes, n=0)
     assert explorer.explore(play, draw, moves=40).ledger.outcomes.keys() == {"a", "b"}
-    wrong = expected([Node(name="a", ok=False), nodes[1]], 0)
+    wrong = [Node(name="a", ok=False), nodes[1]]
     with pytest.raises(AssertionError):
-        explorer.explore(dataclasses.replace(play, expected=wrong), draw, moves=40)
+        explorer.explore(dataclasses.replace(play, judge=wrong), draw, moves=40)

@@ -65,6 +65,7 @@ class World:
     draw: Draw
     faults: bool = True
     cancels: bool = False
+    pauses: bool = False
     wipes: int = 0
     board: ModelBoard = field(default_factory=lambda: ModelBoard(epoch=Epoch(number=1, server="server")))
     trace: list[str] = field(default_factory=list[str])
@@ -74,7 +75,11 @@ class World:
     """workers that do not know that the board heard them"""
     drainers: list[Drainer] = field(default_factory=list[Drainer])
     old_bells: list[str] = field(default_factory=list[str])
+    wishes: list[str] = field(default_factory=list[str])
+    """what people asked for, as it was put in the inbox"""
     ran: set[str] = field(default_factory=set[str])
+    was_paused: bool = False
+    """whether SQL knew the run as paused when the board was made"""
     lives: int = LIVES
     names: int = 0
     persisted: int = -1
@@ -109,6 +114,13 @@ class World:
     def over(self) -> bool:
         """Whether SQL knows how the run ended."""
         return self.ledger.state in TERMINAL_RUN
+
+    @property
+    def paused(self) -> bool:
+        """Whether the run is paused, by what the board told; after a new board by what SQL knew."""
+        run = self.board.run(REF)
+        told = [entry["type"] for entry in run.feed if entry["type"] in ("run.paused", "run.resumed")] if run else []
+        return told[-1] == "run.paused" if told else self.was_paused
 
     def values(self) -> dict[str, str]:
         """The run's hash, empty if the run is not on the board."""

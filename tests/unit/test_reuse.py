@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -81,6 +82,40 @@ def test_a_new_step_between_two_old_ones_makes_the_later_one_run_again() -> None
 def test_a_step_that_is_gone_takes_nothing_with_it_but_what_needed_it() -> None:
     without = {name: step for name, step in STEPS.items() if name not in ("pay", "price")}
     assert kept(ended(), new=plan_of(**without)) == {"load", "rates", "note"}
+
+
+def test_what_only_says_how_a_step_is_run_changes_nothing() -> None:
+    how = {"retry": 3, "timeout": {"run": "5m", "queue": "1h"}, "queue": "slow", "durability": "step"}
+    new = plan(**{name: {**step, **how, "on_failure": "continue"} for name, step in STEPS.items()})
+    assert kept(ended(price="FAILED"), new=new) == {"load", "rates", "note"}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"with": {"a": "load", "b": "rates + 1"}},
+        {"task": "m.other"},
+        {"when": "load > 1"},
+        {"join": "any"},
+        {"needs": ["load", {"step": "rates", "when": "rates > 1"}]},
+    ],
+)
+def test_whatever_a_result_depends_on_makes_its_step_run_again(changed: dict[str, Any]) -> None:
+    assert kept(ended(), new=plan(price={**STEPS["price"], **changed})) == {"load", "rates", "note"}
+
+
+def test_true_and_one_are_not_the_same_definition() -> None:
+    asking = {"agent": "amy-cfo", "prompt": "Go", "output": {"const": 1}}
+    old, new = plan(rates=asking), plan(rates={**asking, "output": {"const": True}})
+    assert kept(ended(), old, new) == {"load"}
+
+
+def test_a_document_that_an_older_version_wrote_is_compared_by_what_it_means() -> None:
+    written = plan().workflow.document
+    steps = {name: {key: step[key] for key in ("task", "needs", "with")} for name, step in written["steps"].items()}
+    old = Plan.from_json(json.dumps({**written, "steps": steps}))
+    assert old.digest != plan().digest
+    assert kept(ended(), old, plan()) == set(STEPS)
 
 
 def test_another_order_of_writing_changes_nothing() -> None:
