@@ -59,10 +59,24 @@ def make_app(url: str, *, prefetch: int = 4, no_ack: bool = False) -> Celery:
     return app
 
 
-def worker_argv(*, prefetch: int, events: bool = False, no_ack: bool = False) -> list[str]:
-    """The command of one solo worker process."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crew:
+    """Workers of one kind: so many processes with a pool of so many."""
+
+    processes: int
+    pool: str
+    concurrency: int
+
+
+SOLO: Final = Crew(processes=2, pool="solo", concurrency=1)
+
+
+def worker_argv(
+    *, prefetch: int, events: bool = False, no_ack: bool = False, pool: str = "solo", concurrency: int = 1
+) -> list[str]:
+    """The command of one worker process."""
     flags = ["-E"] * events + ["no_ack"] * no_ack
-    return [sys.executable, "-m", "convergio.benchmarks.bare", str(prefetch), *flags]
+    return [sys.executable, "-m", "convergio.benchmarks.bare", str(prefetch), pool, str(concurrency), *flags]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,19 +139,19 @@ def _gaps(stamps: Iterable[float]) -> list[float]:
 
 @contextmanager
 def workers(
-    place: rig.Folder, url: str, *, prefetch: int, events: bool = False, no_ack: bool = False
+    place: rig.Folder, url: str, *, prefetch: int, events: bool = False, no_ack: bool = False, crew: Crew = SOLO
 ) -> Generator[Bare]:
-    """Two solo workers of bare Celery on an emptied server."""
+    """Workers of bare Celery on an emptied server."""
     client = redis.Redis.from_url(url)
     client.flushall()
     env = {URL: url, stamping.VARIABLE: str(place.stamps)}
     app = make_app(url, prefetch=prefetch, no_ack=no_ack)
-    argv = worker_argv(prefetch=prefetch, events=events, no_ack=no_ack)
-    with rig.processes(place, [argv, argv], env) as pids:
+    argv = worker_argv(prefetch=prefetch, events=events, no_ack=no_ack, pool=crew.pool, concurrency=crew.concurrency)
+    with rig.processes(place, [argv] * crew.processes, env) as pids:
         bare = Bare(app=app, client=client, place=place, pids=[*pids, rig.server_pid(client)])
         for _ in range(20):
             app.tasks["bare.noop"].delay()
-        rig.wait_for(lambda: _consumers(client) >= 2, what="two bare workers")
+        rig.wait_for(lambda: _consumers(client) >= crew.processes, what="bare workers")
         bare.wait_idle()
         yield bare
     app.close()
@@ -178,9 +192,20 @@ def _consumers(client: redis.Redis) -> int:
 
 
 def main() -> None:
-    """One solo worker: `python -m convergio.benchmarks.bare PREFETCH [-E] [no_ack]`."""
+    """One worker: `python -m convergio.benchmarks.bare PREFETCH POOL CONCURRENCY [-E] [no_ack]`."""
     app = make_app(os.environ[URL], prefetch=int(sys.argv[1]), no_ack="no_ack" in sys.argv)
-    flags = ["-P", "solo", "--without-gossip", "--without-mingle", "-l", "WARNING", "-n", f"w{os.getpid()}@bench"]
+    flags = [
+        "-P",
+        sys.argv[2],
+        "-c",
+        sys.argv[3],
+        "--without-gossip",
+        "--without-mingle",
+        "-l",
+        "WARNING",
+        "-n",
+        f"w{os.getpid()}@bench",
+    ]
     app.worker_main(["worker", *flags, *(["-E"] if "-E" in sys.argv else [])])
 
 

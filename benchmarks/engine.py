@@ -18,6 +18,11 @@ from convergio.benchmarks import bare, ours, rig
 from convergio.graphflow.model.workflow import Durability
 
 PREFETCHES: Final = (1, 4, 64)
+CREWS: Final = {
+    "prefork": bare.Crew(processes=1, pool="prefork", concurrency=2),
+    "threads": bare.Crew(processes=1, pool="threads", concurrency=8),
+}
+"""Other kinds of workers; the headline is two solo ones."""
 STEPS_PER_RUN: Final = 300
 BOUND: Final = 1.0
 
@@ -117,6 +122,37 @@ def our_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, jo
         figures.add(f"{prefix}publish_us", stack.publish_us(flow))
 
 
+def crew_round(figures: Figures, place: rig.Folder, url: str, sizes: Sizes, *, kind: str, journal_url: str) -> None:
+    """Both sides with another kind of workers: independent steps, and a chain."""
+    crew = CREWS[kind]
+    with bare.workers(place, url, prefetch=4, crew=crew) as celery:
+        done = celery.independent(sizes.independent)
+        figures.add(f"{kind}_bare_per_s", done.per_second)
+        figures.add(f"{kind}_bare_cpu_us", done.cpu_us)
+        figures.add(f"{kind}_reenqueue_hop_ms_p50", quantile(celery.hops(sizes.chain), 0.5) * 1e3)
+    with ours.stack(
+        place,
+        url,
+        journal_url=journal_url,
+        events=False,
+        workers=crew.processes,
+        pool=crew.pool,
+        concurrency=crew.concurrency,
+    ) as stack:
+        flow = ours.independent(min(STEPS_PER_RUN, sizes.independent), Durability.STREAM)
+        done = stack.batch(flow, max(1, sizes.independent // STEPS_PER_RUN))
+        figures.add(f"{kind}_per_s", done.per_second)
+        figures.add(f"{kind}_cpu_us", done.cpu_us)
+        figures.add(f"{kind}_hop_ms_p50", quantile(stack.hops(sizes.chain, Durability.STREAM), 0.5) * 1e3)
+
+
+def crew_fields(figures: Figures, kind: str) -> dict[str, Any]:
+    """The fields of one kind of workers."""
+    names = ("bare_per_s", "bare_cpu_us", "reenqueue_hop_ms_p50", "per_s", "cpu_us", "hop_ms_p50")
+    fields = {name: rounded(figures.median(f"{kind}_{name}")) for name in names}
+    return {"ratio_to_bare": rounded(figures.ratio(f"{kind}_per_s", [f"{kind}_bare_per_s"])), **fields}
+
+
 def quantile(values: Sequence[float], part: float) -> float:
     """The value below which `part` of the values lie."""
     ordered = sorted(values)
@@ -151,6 +187,7 @@ def report(figures: Figures, *, rounds: int, sizes: Sizes, postgres: bool) -> di
         "ratio_to_bare_no_ack": figures.ratio("stream_per_s", ["bare_no_ack_per_s"]),
     }
     result = {name: rounded(value) for name, value in result.items()}
+    result |= {kind: crew_fields(figures, kind) for kind in CREWS}
     if postgres:
         result["postgres"] = {
             name[3:]: rounded(figures.median(name)) for name in figures.values if name.startswith("pg_")
@@ -181,6 +218,7 @@ class Bench:
             "events",
             "beside",
             *(str(prefetch) for prefetch in PREFETCHES),
+            *CREWS,
             *(["postgres"] if self.postgres else []),
         ]
         for part in parts if number % 2 == 0 else reversed(parts):
@@ -197,6 +235,9 @@ class Bench:
             case "events":
                 journal = f"sqlite:///{self.place.path}/events{number}.sqlite3"
                 events_round(self.figures, self.place, self.url, self.sizes, journal_url=journal)
+            case kind if kind in CREWS:
+                journal = f"sqlite:///{self.place.path}/{kind}{number}.sqlite3"
+                crew_round(self.figures, self.place, self.url, self.sizes, kind=kind, journal_url=journal)
             case "beside":
                 beside_round(self.figures, self.place, self.url, self.sizes)
             case prefetch:
