@@ -221,6 +221,8 @@ def _assembled(
         forked_from=run.forked_from,
         fork_kind=run.fork_kind,
         fork_step=run.fork_step,
+        paused_ms=run.paused_ms,
+        paused_by=run.paused_by,
         steps=steps,
     )
 

@@ -70,6 +70,7 @@ class RunView:
 
     `stopping`: the state it is being ended with. `inbox_ms`: since when decisions wait. `lag`: events not in SQL yet.
     `forked_from`: the run it was made from, by a retry, a redrive or a fork (`fork_kind`), which named `fork_step`.
+    `paused_ms`, `paused_by`: since when somebody wants it to be paused; `state` says whether it is.
     """
 
     id: str
@@ -91,6 +92,8 @@ class RunView:
     forked_from: str | None = None
     fork_kind: str | None = None
     fork_step: str | None = None
+    paused_ms: int | None = None
+    paused_by: str | None = None
     steps: Mapping[str, StepView] = field(default_factory=dict[str, StepView])
 
     @property
@@ -128,9 +131,19 @@ def of_run(view: RunView, serving: Serving | None = None) -> str:
         return _off_board(view)
     if view.stopping is not None:
         return f"the run is being ended as {view.stopping}: no step starts any more"
+    if view.state is RunState.PAUSED:
+        return _paused(view)
     if view.inbox_ms is not None and view.now_ms - view.inbox_ms > QUEUED_LONG_MS:
         return f"decisions wait in its inbox for {span(view.now_ms - view.inbox_ms)}: the service process makes them"
     return _at_work(view, serving)
+
+
+def _paused(view: RunView) -> str:
+    since = "" if view.paused_ms is None else f" for {span(view.now_ms - view.paused_ms)}"
+    by = f" by {view.paused_by}" if view.paused_by else ""
+    running = [step.name for step in view.steps.values() if step.state is StepState.RUNNING]
+    still = f"; {_listed(running)} still {'runs' if len(running) == 1 else 'run'}" if running else ""
+    return f"the run is paused{since}{by}{still}. Let it go on: convergio runs resume {view.id}"
 
 
 def _off_board(view: RunView) -> str:
@@ -183,6 +196,8 @@ def _waiting(view: RunView, step: StepView) -> str:
 
 
 def _ready(view: RunView, step: StepView, serving: Serving | None) -> str:
+    if view.state is RunState.PAUSED:
+        return f"is ready, and starts when its run goes on: convergio runs resume {view.id}"
     if step.held_ms is not None and step.missing:
         start = f"Start one that knows it: convergio worker -Q {step.queue} --include MODULE"
         return f"is ready: NO_WORKER, {step.missing}; asked again in {span(step.held_ms - view.now_ms)}. {start}"

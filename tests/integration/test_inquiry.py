@@ -186,3 +186,16 @@ def test_an_unknown_run_is_an_error(stage: EngineStage) -> None:
     ref = stage.submit(CHAIN)
     with pytest.raises(errors.UnknownRun):
         stage.inquiry.view(RunRef(tenant="other", run=ref.run))
+
+
+def test_a_paused_run_says_so_while_what_runs_goes_on(stage: EngineStage) -> None:
+    ref = stage.submit({**CHAIN, "other": {"task": "demo.one"}})
+    stage.claim(ref, "first")
+    stage.entrance.pause(ref, by="ann")
+    view = stage.inquiry.view(ref)
+    assert view.state is RunState.PAUSED
+    assert reason.of_run(view).startswith("the run is paused for 0.")
+    assert "by ann; first still runs. Let it go on: convergio runs resume" in reason.of_run(view)
+    assert said(stage, ref, "other").startswith("is ready, and starts when its run goes on")
+    stage.entrance.resume(ref, by="ann")
+    assert said(stage, ref, "other").startswith("is queued for 0.")

@@ -151,7 +151,8 @@ def ring_lost(world: World) -> None:
     line = {content.decode() for content in world.bells()}
     for member in list(world.board.rung.get(LIST, {})):
         _, _, step, ring = member.split("/")
-        if f"{step}/{ring}" not in line and world.word(step).text == fields.ready(ring):
+        lost = f"{step}/{ring}" not in line and not world.nodes[step].lonely
+        if lost and world.word(step).text == fields.ready(ring):
             lost = int(world.values().get(fields.unclaimed(step), 0)) + 1
             if lost >= UNCLAIMED and world.nodes[step].ends == "QUARANTINED":
                 _quarantine(world, step, fields.ready(ring))

@@ -95,6 +95,8 @@ def _kind(draw: Draw) -> dict[str, Any]:
         return {"waits": (0.05, 1, 5)[draw(3)]}
     if kind in (3, 4):
         return _signalled(draw)
+    if kind == 5 and draw(3) == 0:
+        return {"lonely": True, "timeout": 2.0, "ends": "FAILED"}
     timeout = (1.0, 4.0)[draw(2)] if draw(8) == 0 else 0
     ends = ("FAILED", "QUARANTINED", "QUARANTINED")[draw(3)] if fails else "SUCCEEDED"
     flaky = max(0, draw(4) - 2)
@@ -201,6 +203,7 @@ def check(world: World, play: Play) -> None:
     assert world.board.moves - ALLOWED - KNOWN == frozenset(), f"not in the table: {world.board.moves - ALLOWED}"
     _check_order(world, play)
     _check_waits(world)
+    _check_signals(world, play)
     _check_nothing_is_left(world)
     _count(world, play)
 
@@ -249,6 +252,19 @@ def _check_waits(world: World) -> None:
             assert over or not timed_out, f"{event.step} waited too short"
 
 
+def _check_signals(world: World, play: Play) -> None:
+    """A signal that ended one wait does not end another one that began after it."""
+    used: dict[str, tuple[str, int]] = {}
+    for index, node in enumerate(play.nodes):
+        row = world.ledger.outcomes.get(node.name)
+        if not node.signal or row is None or row.state is not StepState.SUCCEEDED:
+            continue
+        used[node.name] = node.signal, row.output["nr"]
+        before = [used.get(step) for step in _above(play.nodes[:index], [step for step, _ in node.needs])]
+        if node.join[0] == "all":
+            assert used[node.name] not in before, f"the signal of {node.name} was used before"
+
+
 def _count(world: World, play: Play) -> None:
     """What happened, for who wants to know."""
     ledger, met = world.ledger, world.met
@@ -260,6 +276,8 @@ def _count(world: World, play: Play) -> None:
         met[f"a run survives {state}"] += node.lenient and ledger.state is RunState.SUCCEEDED
         met[f"join {node.join[0]}: {'skipped' if state is StepState.SKIPPED else 'started'}"] += row is not None
         timed_out = row is not None and (row.error or {}).get("code") == "STEP_TIMEOUT"
+        if timed_out and not node.signal and world.board.epoch.number == 1:
+            assert node.name not in world.ran - world.returned, f"{node.name} was taken in time"
         met["a wait times out" if node.signal else "a queue timeout"] += timed_out
         met["a wait takes its time"] += node.waits > 0 and state is StepState.SUCCEEDED
 

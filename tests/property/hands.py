@@ -24,6 +24,8 @@ def deliver(world: World) -> None:
     line = world.bells()
     if line:
         bell = line.pop(world.draw(len(line)) if world.faults else -1).decode()
+        if world.nodes[bell.split("/")[0]].lonely:
+            return
         if world.fault("a doorbell comes twice", 4):
             world.old_bells.append(bell)
         if not world.fault("a doorbell gets lost", 8):
@@ -111,8 +113,10 @@ def _run(world: World, body: Body) -> None:
             world.board.record(held, key=f"k{world.draw(2)}", value="1")
             return
         if world.fault("a step is given back", 12):
+            world.returned.add(held.step)
             world.ring(held.step, fields.running(held.fence), kind="step.given_back", lease=held.fence)
         elif world.fault("a step is declined", 16):
+            world.returned.add(held.step)
             world.board.decline(held, delay_ms=2_000, data="{}")
         elif world.fault("a step is deferred", 12):
             world.board.park(held, on="HOOK", kind="step.deferred", detail="later", **wait)

@@ -81,6 +81,8 @@ class Node:
     lenient: bool = False
     """its failure does not end the run"""
     ok: bool = True
+    lonely: bool = False
+    """no worker listens to its queue"""
 
     @property
     def result(self) -> dict[str, Any] | None:
@@ -94,7 +96,7 @@ class Node:
     @property
     def open_end(self) -> bool:
         """Whether a race decides how it ends: it may time out, and it may succeed before."""
-        return self.timeout > 0 and self.signal != NOBODY
+        return self.timeout > 0 and self.signal != NOBODY and not self.lonely
 
     @property
     def least(self) -> int:

@@ -78,6 +78,8 @@ class World:
     wishes: list[str] = field(default_factory=list[str])
     """what people asked for, as it was put in the inbox"""
     ran: set[str] = field(default_factory=set[str])
+    returned: set[str] = field(default_factory=set[str])
+    """steps that a worker took and gave back before it ran them"""
     was_paused: bool = False
     """whether SQL knew the run as paused when the board was made"""
     lives: int = LIVES

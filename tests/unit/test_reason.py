@@ -159,6 +159,18 @@ def test_a_run_made_from_another_says_so_and_how_much_it_reuses() -> None:
     assert reason.of_origin(view()) == ""
 
 
+def test_a_paused_run_says_by_whom_what_still_runs_and_how_it_goes_on() -> None:
+    made = view(RUNNING_LOAD, state=RunState.PAUSED, paused_ms=NOW - 42_000, paused_by="ann")
+    resume = "Let it go on: convergio runs resume r1"
+    assert reason.of_run(made) == f"the run is paused for 42 s by ann; load still runs. {resume}"
+    assert reason.of_run(view(state=RunState.PAUSED)) == f"the run is paused. {resume}"
+
+
+def test_a_ready_step_of_a_paused_run_says_that_it_starts_when_the_run_goes_on() -> None:
+    said = reason.of_step(view(READY, state=RunState.PAUSED), READY, {})
+    assert said == "is ready, and starts when its run goes on: convergio runs resume r1"
+
+
 READY = step(state=StepState.READY, since_ms=NOW - 42_000, ahead=3)
 
 

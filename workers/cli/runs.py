@@ -218,18 +218,18 @@ def cancel(session: Session, run: str, reason: str) -> int:
 @click.option("--approve", "decision", flag_value="approve", help="Approve.")
 @click.option("--reject", "decision", flag_value="reject", help="Reject.")
 @click.option("--reason", default="", help="Why; kept with the decision.")
-@click.option("--data", default="", help="More for the decision: a JSON object.")
+@click.option("--data", default="", help="What the signal says: a JSON object.")
 @with_session
 def signal(session: Session, run: str, name: str, decision: str | None, reason: str, data: str) -> int:
-    """Give an approval step the decision it waits for. NAME is the step."""
+    """Give an approval its decision, or a waiting step its signal. NAME is the approval's step, or the signal."""
     from convergio.workers.cli.given import an_object
 
     facts = an_object(data, what="--data") if data else {}
-    if decision is None and "decision" not in facts:
-        raise click.UsageError("say --approve or --reject")
+    if decision is None and not data:
+        raise click.UsageError("say --approve or --reject, or --data with what the signal says")
     facts |= {"decision": decision} if decision else {}
     facts |= {"reason": reason} if reason else {}
     ref = session.ref(run)
     session.entrance.signal(ref, name=name, data=facts, by=session.submitter)
-    click.echo(f"run {ref.run}: {name} is told: {facts['decision']}")
+    click.echo(f"run {ref.run}: {name} is told{': ' + str(facts['decision']) if 'decision' in facts else ''}")
     return exits.OK
