@@ -92,10 +92,10 @@ def _check_ended(run: RunRow) -> None:
 
 
 def _check_worth(run: RunRow, plan: Plan, found: Reuse) -> None:
-    """A run whose every step ended well failed for its result: with the same definition it would fail again."""
+    """A run with nothing left to do failed for its result: with the same definition it would fail again."""
     if run.state is RunState.FAILED and len(found.kept) == plan.size:
         hint = f"mend the definition's output: convergio runs fork {run.run_id} --workflow FILE"
-        raise errors.NothingToRetry(f"every step of run {run.run_id} ended well; its output failed", hint=hint)
+        raise errors.NothingToRetry(f"every step of run {run.run_id} is done; its output failed", hint=hint)
 
 
 def _check_edited(fork: Fork, old: Workflow, new: Workflow) -> None:

@@ -58,12 +58,21 @@ def of(
     resumed: dict[str, None] = {}
     stale = input_changed and anew is None
     for name, step in new.workflow.steps.items():  # in the order of the graph: what it needs was looked at before
-        same = name in old.workflow.steps and _meaning(old.workflow.steps[name]) == _meaning(step)
+        was = old.workflow.steps.get(name)
         stands = all(ground in kept for ground in _ground(new, step))
-        if name == anew or not same or not stands or (stale and _reads_input(new.workflow.document["steps"][name])):
+        if name == anew or not stands or was is None or _meaning(was) != _meaning(step):
             continue
-        (kept if ends.get(name) in DONE else resumed)[name] = None
+        if stale and _reads_input(new.workflow.document["steps"][name]):
+            continue
+        (kept if _done(was, step, ends.get(name)) else resumed)[name] = None
     return Reuse(kept=tuple(kept), resumed=tuple(resumed))
+
+
+def _done(was: Step, step: Step, state: StepState | None) -> bool:
+    """Whether nothing of the step is left to do. A failure that its run was to survive has had its consequences: what
+    followed was done without its result, and would be done, and paid for, once more."""
+    survived = all(one.on_failure is OnFailure.CONTINUE for one in (was, step))
+    return state in DONE or (state is StepState.FAILED and survived)
 
 
 def _meaning(step: Step) -> str:

@@ -130,8 +130,8 @@ def test_no_doorbell_is_lost_when_a_worker_stops_under_a_stream_of_them(pool: st
 
 
 def test_a_doorbell_that_no_child_has_started_is_put_back(crew: Crew) -> None:
-    """The children are frozen with it in their pipes, and never wake."""
-    worker = crew.started("w1", pool="prefork", concurrency=2)
+    """The children are frozen with it in their pipes, and never wake. Two of them may have a canary."""
+    worker = crew.started("w1", queues="steps", pool="prefork", concurrency=4)
     children = crew.children("w1")
     no_more_canaries(crew)
     for child in children:

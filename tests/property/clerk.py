@@ -14,6 +14,7 @@ from convergio.graphflow.journal.rows import SignalRow
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import canonical
 from convergio.graphflow.waiting import QUEUE, VERDICTS
+from tests.property.known import KNOWN, NEVER_RUNG, TIMER_LOST
 from tests.property.model_board import ModelBoard, ModelRun
 from tests.property.reference import NOBODY
 from tests.property.world import LIST, REF, World
@@ -94,7 +95,7 @@ def cancel(world: World) -> None:
 def control(world: World) -> None:
     """Somebody pauses the run, or lets it go on."""
     if world.pauses and world.draw(2) == 0:
-        _wish(world, pause=world.draw(2) == 0)
+        _wish(world, pause=world.draw(3) > 0)
 
 
 def resume(world: World) -> None:
@@ -213,6 +214,18 @@ def _quarantine(world: World, step: str, was: str) -> None:
     world.post(json.dumps({"t": "quarantine", "step": step, "was": was, "reason": "too often"}))
 
 
+def heal(world: World) -> None:
+    """What the engine does not do yet: see `known`."""
+    line = world.board.rung.get(LIST, {})
+    for step, node in world.nodes.items():
+        word = world.word(step)
+        waits = word.state is StepState.READY and world.values()["@state"] == RunState.RUNNING
+        if NEVER_RUNG in KNOWN and waits and f"{REF}/{step}/{word.rest}" not in line:
+            world.ring(step, word.text, kind="step.rung")
+        if TIMER_LOST in KNOWN and waits and node.lonely:
+            world.board.timers.setdefault(f"{REF}/{step}/{QUEUE}", 0)
+
+
 # --- journaler --------------------------------------------------------------------------------------------------------
 
 
@@ -268,3 +281,4 @@ def _rebuild(world: World) -> None:
         board.inboxes[str(REF)] = board.now_ms
     for event in made.events:
         board.tell(REF, event.kind, event.step, event.data, "ann")
+        board.journal[-1]["a"] = str(event.at_ms or board.now_ms)

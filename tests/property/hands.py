@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from convergio.graphflow import decide, draft, shortcut
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
-from convergio.graphflow.decision import START, Decision, Event, Unloaded, View
+from convergio.graphflow.decision import START, Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
@@ -270,6 +272,8 @@ def _read(world: World, view: View, missing: Unloaded) -> None:
 def _commit(world: World, drainer: Drainer, decision: Decision) -> None:
     world.drainers.remove(drainer)
     left = world.board.commit(drainer.locked, submitter="ann", batch=batch_of(decision))
+    if left is not None:
+        _count(world, drainer.locked.entries[: decision.consumed], decision)
     world.met["a decision is overtaken"] += left is None
     world.met["a decision is split"] += bool(decision.consumed < len(drainer.locked.entries) or decision.posts)
     if left is None or (left == [] and world.fault("an answer to a drainer gets lost", 10)):
@@ -277,6 +281,15 @@ def _commit(world: World, drainer: Drainer, decision: Decision) -> None:
             world.drain(world.board.post(REF, entry="", token=drainer.locked.token))
     elif left:
         world.drain(replace(drainer.locked, entries=left, values={}))
+
+
+def _count(world: World, entries: Sequence[Entry], decision: Decision) -> None:
+    """What a decision that counts was about."""
+    ended = Counter(event.data for event in decision.events if event.kind == "signal.applied")
+    world.met["a signal ends several waits"] += any(count > 1 for count in ended.values())
+    timers = sum(entry["t"] == "timer" for entry in entries)
+    done = sum(event.kind in ("step.succeeded", "step.failed") for event in decision.events)
+    world.met["a timer comes too late"] += timers > done
 
 
 def batch_of(decision: Decision) -> scripts.Batch:

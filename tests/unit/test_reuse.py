@@ -58,6 +58,14 @@ def test_steps_that_run_again_on_unchanged_ground_keep_what_they_recorded_and_la
     assert made.resumed == ("price",)
 
 
+def test_a_failure_that_its_run_was_to_survive_stands_and_so_does_what_was_done_without_its_result() -> None:
+    tolerant = plan(rates={"on_failure": "continue"})
+    assert kept(ended(rates="FAILED", pay="FAILED"), tolerant) == {"load", "rates", "price", "note"}
+    assert kept(ended(rates="QUARANTINED", pay="FAILED"), tolerant) == {"load"}, "that was the machines' fault"
+    assert kept(ended(rates="FAILED"), tolerant, plan()) == {"load"}, "it is not to be survived any more"
+    assert kept(ended(rates="FAILED"), plan(), tolerant) == {"load"}, "it was not survived then"
+
+
 # --- from a step ------------------------------------------------------------------------------------------------------
 
 
