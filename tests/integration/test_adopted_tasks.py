@@ -321,7 +321,10 @@ def process(role: str, settings: Settings, *arguments: str) -> Generator[subproc
 
 
 @pytest.mark.slow
-def test_a_step_waits_for_a_worker_that_includes_its_module(valkey: str, sqlite_url: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("pool", ["threads", "prefork"])
+def test_a_step_waits_for_a_worker_that_includes_its_module(
+    valkey: str, sqlite_url: str, tmp_path: Path, pool: str
+) -> None:
     """First there is only one that does not; when one that does takes its place, nobody has to do anything else."""
     settings = settings_for(valkey, sqlite_url, tmp_path)
     migrated(settings.journal_url)
@@ -345,7 +348,8 @@ def test_a_step_waits_for_a_worker_that_includes_its_module(valkey: str, sqlite_
         wait_until(lambda: "NO_WORKER" in why(), timeout=30)
         assert f"no function is registered as '{named(shop.asks_again)}'" in why()
         older.kill()
-        stack.enter_context(process("worker", settings, "--no-service", "--include", "tests.integration.shop"))
+        with_it = ["--no-service", "--pool", pool, "-c", "2", "--include", "tests.integration.shop"]
+        stack.enter_context(process("worker", settings, *with_it))
         wait_until(lambda: history.run(ref.tenant, ref.run).terminal, timeout=60)
         assert history.run(ref.tenant, ref.run).output == 1
 

@@ -113,6 +113,8 @@ def test_a_submission_that_is_delivered_twice_is_one_run(stage: Stage) -> None:
     assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
     enter(stage, "submit", "single", task_id=task_id)
     assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
+    assert [row.run_id for row in stage.history.runs("default")] == [task_id]
+    assert len(stage.events(ref_to(task_id), "run.started")) == 1
 
 
 @pytest.mark.parametrize(("workflow", "state"), [("single", "SUCCESS"), ("failing", "FAILURE")])

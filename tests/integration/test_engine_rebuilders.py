@@ -91,16 +91,19 @@ def test_of_two_that_miss_the_same_board_sql_elects_one(both: Stage) -> None:
     with ExitStack() as stack:
         rival = another_service(both.settings, stack)
         elect, boards = both.service.rebuilder.boards.raise_epoch, type(both.service.rebuilder.boards)
+        elected: list[int | None] = []
 
         def beaten(self: Any, *args: Any) -> Any:
             """Between its look and its election, the other makes the board; the lease elects nobody."""
             with mock.patch.object(boards, "raise_epoch", side_effect=elect):
                 both.wipe()
                 assert rival.rebuilder.ensure()
-            return elect(*args)
+            elected.append(elect(*args))
+            return elected[-1]
 
         with mock.patch.object(boards, "raise_epoch", beaten):
             assert not both.service.rebuilder.ensure()
+    assert elected == [None], "SQL compares: the epoch is another one by now"
     assert both.keys.number == epoch_in_sql(both) == 2
     both.play(ref)
     assert both.row(ref).state is RunState.SUCCEEDED

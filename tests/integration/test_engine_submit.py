@@ -9,6 +9,8 @@ from unittest import mock
 import pytest
 
 from convergio.graphflow.board import scripts
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.engine import submission
 from convergio.graphflow.engine.starter import Starter
 from convergio.graphflow.engine.submission import Entrance, board_time
 from convergio.graphflow.journal.doors import Doors
@@ -90,16 +92,32 @@ def test_a_submitter_that_comes_too_late_starts_nothing(stage: Stage) -> None:
 
 def test_the_not_after_time_is_taken_before_the_commit(stage: Stage) -> None:
     """Taken after it, a slow commit would give the submitter time in which the sweeper starts the run, too."""
-    accept, before = Doors.accept, 0
+    accept, start = Doors.accept, Starter.start
+    before, taken = 0, 0
+    told: list[int | None] = []
 
     def slow(self: Doors, run: object) -> object:
-        nonlocal before
+        nonlocal before, taken
         before = board_time(stage.service.link)
-        return accept(self, run)  # type: ignore[arg-type]
+        accepted = accept(self, run)  # type: ignore[arg-type]
+        taken = 60_000
+        return accepted
 
-    with mock.patch.object(Doors, "accept", slow):
+    def clock(link: Link) -> int:
+        return board_time(link) + taken
+
+    def starting(self: Starter, run: object, plan: object, *, not_after_ms: int | None) -> bool:
+        told.append(not_after_ms)
+        return start(self, run, plan, not_after_ms=not_after_ms)  # type: ignore[arg-type]
+
+    with (
+        mock.patch.object(submission, "board_time", clock),
+        mock.patch.object(Doors, "accept", slow),
+        mock.patch.object(Starter, "start", starting),
+    ):
         ref = stage.submit(chain())
     assert stage.row(ref).not_after_ms <= before + 10_000
+    assert told == [stage.row(ref).not_after_ms], "START gets what SQL has"
 
 
 def test_a_run_that_the_sweeper_started_is_not_started_again(stage: Stage) -> None:

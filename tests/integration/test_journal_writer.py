@@ -67,6 +67,7 @@ def test_an_outcome_is_kept_with_all_it_says(journal: Database, stream: samples.
         "epoch": 1,
         "seq": 2,
         "stream_seq": 4,
+        "reused_from": None,
     }
 
 

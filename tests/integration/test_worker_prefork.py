@@ -7,7 +7,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import celery
 import pytest
 from kombu import pools
 
+from convergio.graphflow.journal import database
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from tests.integration.engine_rig import QUIET, single
 from tests.integration.worker_crew import Crew, crew_on
@@ -115,7 +117,7 @@ def test_a_child_stays_until_what_it_owes_is_in_sql(crew: Crew) -> None:
     wait_until(lambda: crew.word(owed).blocked_on is BlockedOn.JOURNAL, timeout=10)
     parent.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
-        parent.wait(timeout=3)
+        parent.wait(timeout=6)
     crew.processes["service"].send_signal(signal.SIGCONT)
     assert parent.wait(timeout=15) == 0
     wait_until(lambda: crew.ended(owed), timeout=10)
@@ -123,14 +125,40 @@ def test_a_child_stays_until_what_it_owes_is_in_sql(crew: Crew) -> None:
 
 def test_any_celery_client_gets_a_runs_result_from_children(crew: Crew) -> None:
     crew.started("w1", **PREFORK)
+    with foreign(crew) as app:
+        answers = [submitted(app) for _ in range(4)]
+        assert [answer.get(timeout=30) for answer in answers] == ["soon"] * 4
+
+
+def test_a_public_entry_whose_child_dies_is_answered_all_the_same(crew: Crew) -> None:
+    """The child is killed while it waits for the journal, which somebody else has locked."""
+    crew.started("w1", pool="prefork", concurrency=1, queues="convergio,steps")
+    store = database.connect(crew.settings.journal_url)
+    with foreign(crew) as app:
+        with store.write():
+            answer = submitted(app)
+            inspect = app.control.inspect(timeout=1, destination=["w1@convergio"])
+            wait_until(lambda: (inspect.active() or {}).get("w1@convergio"), timeout=20)
+            os.kill(crew.children("w1")[0], signal.SIGKILL)
+            wait_until(lambda: "is gone" in crew.log("w1") or "WorkerLostError" in crew.log("w1"), timeout=10)
+        assert answer.get(timeout=30) == "soon"
+    store.close()
+
+
+@contextmanager
+def foreign(crew: Crew) -> Generator[celery.Celery]:
+    """A Celery client that imports nothing of ours."""
     url = crew.settings.redis_url
     app = celery.Celery("foreign", broker=url, backend=url, set_as_current=False)
-    answers = [app.send_task("convergio.submit", kwargs={"workflow": "quick"}, queue="convergio") for _ in range(4)]
-    assert [answer.get(timeout=30) for answer in answers] == ["soon"] * 4
+    yield app
     gc.collect()  # a result opens a connection once more when it is collected
     cast("Any", app.backend).result_consumer.stop()
     pools.reset()
     cast("Any", app.backend).client.connection_pool.disconnect()
+
+
+def submitted(app: celery.Celery) -> Any:
+    return app.send_task("convergio.submit", kwargs={"workflow": "quick"}, queue="convergio")
 
 
 def test_a_terminate_signal_to_the_whole_group_ends_no_body(crew: Crew) -> None:

@@ -27,7 +27,8 @@ MOVES: Final[Sequence[Move]] = [
     *[hands.deliver] * 4,
     *[hands.work] * 4,
     *[clerk.journal] * 2,
-    *[clerk.pass_time, clerk.sweep, clerk.ring_lost, clerk.decision, clerk.signal, clerk.apply_rows],
+    *[clerk.ring_lost] * 2,
+    *[clerk.pass_time, clerk.sweep, clerk.decision, clerk.signal, clerk.apply_rows],
     *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.control, clerk.wipe],
 ]
 SETTLING: Final[Sequence[Move]] = [
@@ -88,7 +89,7 @@ def _join(needs: int, draw: Draw) -> tuple[str, int]:
 
 def _kind(draw: Draw) -> dict[str, Any]:
     """What a step does. Who waits for the signal `nobody` sends times out; who waits for another one may."""
-    kind, fails = draw(14), draw(12) == 0
+    kind, fails = draw(14), draw(9) == 0
     if kind < 3:
         return {"approval": True, "ok": draw(4) > 0, "ends": "FAILED" if fails else "SUCCEEDED"}
     if kind == 3:
@@ -214,7 +215,8 @@ def check(world: World, play: Play) -> None:
 def _may_run(play: Play) -> set[str]:
     """The steps that run in one of the ways in which all races may end: a wiped board may have seen another one."""
     racing = [(node.name, {node.ends, "FAILED"}) for node in play.judge if node.open_end]
-    ways = [dict(zip((name for name, _ in racing), ends)) for ends in product(*(ends for _, ends in racing))]
+    names = [name for name, _ in racing]
+    ways = [dict(zip(names, ends, strict=True)) for ends in product(*(ends for _, ends in racing))]
     states = (reference.expected(play.judge, play.n, way).states for way in ways)
     return {step for found in states for step, state in found.items() if state in RUNS}
 

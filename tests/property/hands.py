@@ -63,7 +63,7 @@ def _check_may_run(world: World, step: str) -> None:
         if (node.durable or node.approval) and state is StepState.SUCCEEDED:
             assert edge.step in world.ledger.outcomes, f"{step} runs before SQL has {edge.step}"
     assert resolved >= join.least, f"{step} runs, and only {resolved} of its needs are resolved"
-    assert not (join.waits or join.signal), f"{step} only waits, and a worker has it"
+    assert (join.waits, join.signal) == (0, ""), f"{step} only waits, and a worker has it"
     world.met["a join runs before all its needs are resolved"] += resolved < len(join.needs)
     world.ran.add(step)
 
@@ -230,7 +230,7 @@ def _wait_for_signal(world: World, body: Body) -> None:
     )
     if signalled:
         world.met["a signal had come early"] += 1
-        if not world.fault("a worker dies before it drains", 2):
+        if not world.fault("a worker dies before it drains", 1):
             world.post("")
 
 

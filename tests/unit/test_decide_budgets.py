@@ -127,7 +127,22 @@ def test_a_split_decision_goes_on_exactly_where_it_stopped() -> None:
     assert made.consumed == 0
     cursor = int(run.values["c:a"])
     assert 0 < cursor < 40
-    assert [ring.step for ring in made.rings] == [edge.target for edge in run.plan.successors["a"][:cursor]]
+    targets = [edge.target for edge in run.plan.successors["a"]]
+    assert [ring.step for ring in made.rings] == targets[:cursor]
+    assert [ring.step for ring in run.settle(arrived("a")).rings] == targets[cursor:]
+    assert run.values["c:a"] == "x"
+
+
+def test_a_split_decision_counts_each_edge_once() -> None:
+    """A join that is raised once more than it has edges taken starts too early."""
+    joins: Steps = {f"j{number}": {"needs": ["a", "b", "c"]} for number in range(30)}
+    run = Run(plan_of(a={}, b={}, c={}, **joins), budget=10).started()
+    for count, step in enumerate("abc", start=1):
+        run.succeed(step)
+        assert run.apply(arrived(step)).consumed == 0
+        run.settle(arrived(step))
+        assert {(run.values[f"j:{join}"], run.values[f"k:{join}"]) for join in joins} == {(str(count), str(count))}
+    assert sorted(ring.step for ring in run.rings if ring.step in joins) == sorted(joins)
 
 
 def test_an_entry_of_a_kind_nobody_knows_is_told_and_consumed() -> None:

@@ -59,15 +59,51 @@ def test_a_cancel_ends_the_run_by_name_and_reason() -> None:
     assert (error["code"], error["message"]) == ("RUN_CANCELLED", "cancelled by ann: enough")
 
 
-@pytest.mark.parametrize(
-    "late", [{"t": "cancel", "by": "ann"}, START, arrived("a"), {"t": "end", "state": "FAILED", "error": {}}]
-)
-def test_after_its_end_nothing_changes_a_run(late: Entry) -> None:
-    run = Run(plan_of(a={}, b={"needs": ["a"]})).started()
-    run.settle({"t": "cancel", "by": "ann", "reason": ""})
-    before = dict(run.values)
-    run.settle(late)
+LATE: list[Entry] = [
+    *[START, arrived("a"), arrived("b"), {"t": "cancel", "by": "ann"}, {"t": "end", "state": "FAILED", "error": {}}],
+    *[signal("paid", {"amount": 3}), {"t": "rung", "after": ""}],
+    *[{"t": "timer", "step": step, "on": on, "was": ""} for step, on in (("w", "SIGNAL"), ("a", "QUEUE"))],
+    {"t": "quarantine", "step": "b", "was": "", "reason": "too often"},
+]
+"""With `was` as the step has it: these entries were not overtaken by anything but the run's end."""
+
+
+def ended(how: str) -> Run:
+    """A run whose steps a and w have ended, or were withdrawn with it; b was not reached, or ran."""
+    waits = {"wait": {"signal": "paid", "timeout": "1h"}}
+    run = Run(plan_of(a={"timeout": {"queue": "30s"}}, b={"needs": ["a"]}, w=waits)).started()
+    match how:
+        case "CANCELLED":
+            run.settle({"t": "cancel", "by": "ann", "reason": ""})
+        case "FAILED":
+            run.fail("a", "boom")
+            run.settle(arrived("a"))
+        case _:
+            run.settle(signal("paid", {"amount": 1}, id="0"))
+            run.arrive("a")
+            run.arrive("b")
+    assert run.state == how
+    return run
+
+
+@pytest.mark.parametrize("how", ["CANCELLED", "FAILED", "SUCCEEDED"])
+@pytest.mark.parametrize("late", LATE, ids=lambda entry: f"{entry['t']}-{entry.get('step', '')}")
+def test_after_its_end_nothing_changes_a_run(late: Entry, how: str) -> None:
+    run = ended(how)
+    before, rings = dict(run.values), len(run.rings)
+    made = run.settle({**late, "was": run.values.get(f"s:{late['step']}", "")} if "was" in late else late)
     assert run.values == before
+    assert len(run.rings) == rings
+    assert [event.kind for event in made.events if event.kind != "signal.applied"] == []
+
+
+@pytest.mark.parametrize("how", ["CANCELLED", "FAILED", "SUCCEEDED"])
+def test_a_wish_that_comes_after_the_end_is_noted_and_changes_nothing_else(how: str) -> None:
+    run = ended(how)
+    before = dict(run.values)
+    made = run.settle({"t": "pause", "cv": 1, "by": "ann"}, {"t": "resume", "cv": 2, "by": "ann"})
+    assert run.values == {**before, "@cv": "2"}
+    assert (made.rings, made.events) == ([], [])
 
 
 def test_a_withdrawn_step_is_no_failure_of_its_run() -> None:
