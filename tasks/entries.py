@@ -146,6 +146,18 @@ def _register_control(app: Celery) -> None:
         with said_whole():
             return self.worker.entrance.cancel(RunRef(tenant=tenant, run=run), by=caller, reason=reason).state.value
 
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.pause")
+    def pause(self: Entry, run: str, tenant: str = ids.DEFAULT_TENANT, by: str = "") -> str:
+        with said_whole():
+            ref = RunRef(tenant=tenant, run=run)
+            return self.worker.entrance.pause(ref, by=by or origin_of(self)).state.value
+
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.resume")
+    def resume(self: Entry, run: str, tenant: str = ids.DEFAULT_TENANT, by: str = "") -> str:
+        with said_whole():
+            ref = RunRef(tenant=tenant, run=run)
+            return self.worker.entrance.resume(ref, by=by or origin_of(self)).state.value
+
 
 def origin_of(task: Entry) -> str:
     """Who sent the message, where it names nobody."""

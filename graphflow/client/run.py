@@ -24,6 +24,8 @@ RETRY: Final = "convergio.retry"
 FORK: Final = "convergio.fork"
 SIGNAL: Final = "convergio.signal"
 CANCEL: Final = "convergio.cancel"
+PAUSE: Final = "convergio.pause"
+RESUME: Final = "convergio.resume"
 
 END: Final = object()
 
@@ -158,6 +160,14 @@ class Run:
         """Asks for the run's end. Raises UnknownRun, NoWorker, BoardUnavailable."""
         self._ask(CANCEL, {"reason": reason})
 
+    def pause(self) -> None:
+        """No further step is started; what runs goes on to its end. Raises UnknownRun, NoWorker, BoardUnavailable."""
+        self._ask(PAUSE, {})
+
+    def resume(self) -> None:
+        """A paused run goes on where it is. Raises UnknownRun, NoWorker, BoardUnavailable."""
+        self._ask(RESUME, {})
+
     def retry(self, *, key: str | None = None) -> Run:
         """A new run that does what failed or was cancelled in this one once more, and reuses all that succeeded.
 
@@ -201,6 +211,14 @@ class Run:
     async def acancel(self, reason: str = "") -> None:
         """`cancel` for asyncio."""
         await in_thread(self.cancel, reason)
+
+    async def apause(self) -> None:
+        """`pause` for asyncio."""
+        await in_thread(self.pause)
+
+    async def aresume(self) -> None:
+        """`resume` for asyncio."""
+        await in_thread(self.resume)
 
     async def aretry(self, *, key: str | None = None) -> Run:
         """`retry` for asyncio."""

@@ -218,3 +218,12 @@ def test_from_env_finds_the_stack_of_the_directory(town: Place, monkeypatch: pyt
         run = client.start("market_entry", BRIEF)
         assert run.state() in (RunState.RUNNING, RunState.ACCEPTED)
         run.cancel()
+
+
+def test_a_paused_run_goes_on_when_it_is_told_to(client: Client) -> None:
+    run = client.start("market_entry", BRIEF)
+    run.pause()
+    wait_until(lambda: run.state() is RunState.PAUSED, timeout=20)
+    run.resume()
+    approved(run)
+    assert run.state() is RunState.SUCCEEDED

@@ -152,8 +152,8 @@ def ring_lost(world: World) -> None:
     line = {content.decode() for content in world.bells()}
     for member in list(world.board.rung.get(LIST, {})):
         _, _, step, ring = member.split("/")
-        lost = f"{step}/{ring}" not in line and not world.nodes[step].lonely
-        if lost and world.word(step).text == fields.ready(ring):
+        gone = f"{step}/{ring}" not in line and not world.nodes[step].lonely
+        if gone and world.word(step).text == fields.ready(ring):
             lost = int(world.values().get(fields.unclaimed(step), 0)) + 1
             if lost >= UNCLAIMED and world.nodes[step].ends == "QUARANTINED":
                 _quarantine(world, step, fields.ready(ring))
@@ -273,6 +273,9 @@ def wipe(world: World) -> None:
 def _rebuild(world: World) -> None:
     board = world.board
     made = restore(world.ledger.facts(), world.plan, epoch=board.epoch.number, now_ms=board.now_ms)
+    due = {f"{e.step}/{e.data['on']}": e.data["due_ms"] for e in world.ledger.events if e.type == "step.waiting"}
+    open_waits = {name: at for name, at in due.items() if name.split("/")[0] not in world.ledger.outcomes}
+    assert open_waits == {name: made.timers.get(name) for name in open_waits}, "a wait begins anew"
     run = ModelRun(values={**made.values, "@seq": "0"}, inbox=[json.dumps(entry) for entry in made.inbox])
     board.runs[REF] = run
     board.held.update({f"{REF}/{step}": board.now_ms + scripts.LEASE_MS for step in made.held})

@@ -164,6 +164,7 @@ def explore(play: Play, draw: Draw, *, moves: int) -> World:
 def settle(world: World) -> None:
     """Everybody does what is left, time passes, and so on until the run has ended."""
     world.faults = False
+    _settle_wishes(world)
     for _ in range(100):
         if _settled(world):
             return
@@ -176,6 +177,19 @@ def settle(world: World) -> None:
         for body in list(world.bodies):
             hands.work_on(world, body)
     raise AssertionError(f"the run does not end: {world.board.run(REF)}")
+
+
+def _settle_wishes(world: World) -> None:
+    """What people asked for comes true, while no worker does anything: the run is paused, or goes on, or has ended."""
+    for _ in range(10):
+        if world.over or not (world.ledger.unsettled or world.ledger.state is RunState.ACCEPTED):
+            return
+        for move in (clerk.journal, clerk.sweep, clerk.apply_rows):
+            move(world)
+        while world.drainers:
+            hands.think(world)
+        world.board.now_ms += 6_100
+    raise AssertionError("a wish is not granted")
 
 
 def _settled(world: World) -> bool:
