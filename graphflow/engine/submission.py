@@ -51,6 +51,10 @@ class Submission:
             raise errors.InvalidInput(
                 f"'{self.run_id}' cannot be a run id", hint="use letters, digits, - and _, at most 64"
             )
+        if self.tenant in ids.RESERVED_TENANTS:
+            raise errors.InvalidInput(
+                f"'{self.tenant}' cannot be a tenant", hint="choose another name: this one is ours"
+            )
         if not ids.TENANT.fullmatch(self.tenant):
             raise errors.InvalidInput(f"'{self.tenant}' cannot be a tenant", hint="use a-z, 0-9, - and _, at most 32")
         text = (encode if blobs is None else blobs.text_of)(self.input, what="the input")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
 
-from convergio.graphflow.flow import document
+from convergio.graphflow.flow import document, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import OutcomeRow
 from convergio.graphflow.model.states import STEP_TRANSITIONS, RunState, StepState
@@ -245,7 +245,9 @@ def _race(node: Node, row: OutcomeRow | None) -> str:
 
 def _without_number(result: Any) -> Any:
     """Which of the signals of one name it was does not matter to what follows."""
-    return {name: value for name, value in result.items() if name != "nr"} if isinstance(result, dict) else result
+    if not values.is_map(result):
+        return result
+    return {name: value for name, value in result.items() if name != "nr"}
 
 
 def _check_order(world: World, play: Play) -> None:
