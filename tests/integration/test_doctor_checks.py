@@ -142,7 +142,7 @@ def test_a_replica_fails(valkey_server: ValkeyFactory, sqlite_url: str, tmp_path
 def test_a_node_of_a_cluster_fails(valkey_server: ValkeyFactory, sqlite_url: str, tmp_path: Path) -> None:
     node = valkey_server(aof=False)
     node.stop()
-    node.options = ("--cluster-enabled", "yes")
+    node.options = ("--cluster-enabled", "yes", "--cluster-port", str(servers.free_port()))
     node.start()
     with opened(node.url, sqlite_url, tmp_path) as session:
         check = server(session)["redis"]

@@ -220,7 +220,7 @@ def heal(world: World) -> None:
     for step, node in world.nodes.items():
         word = world.word(step)
         waits = word.state is StepState.READY and world.values()["@state"] == RunState.RUNNING
-        if NEVER_RUNG in KNOWN and waits and f"{REF}/{step}/{word.rest}" not in line:
+        if NEVER_RUNG in KNOWN and step in world.stopped and waits and f"{REF}/{step}/{word.rest}" not in line:
             world.ring(step, word.text, kind="step.rung")
         if TIMER_LOST in KNOWN and waits and node.lonely:
             world.board.timers.setdefault(f"{REF}/{step}/{QUEUE}", 0)

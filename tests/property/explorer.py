@@ -312,7 +312,8 @@ def _count(world: World, play: Play) -> None:
 def _check_nothing_is_left(world: World) -> None:
     board = world.board
     assert (board.leases, board.parked, board.inboxes) == ({}, {}, {})
-    assert {name for name in board.timers if not name.endswith("/QUEUE")} == set()
+    rebuilt = board.epoch.number > 1  # restore leaves timers of waits that had ended; the sweeper drops them when due
+    assert {name for name in board.timers if not (rebuilt or name.endswith("/QUEUE"))} == set()
     assert board.lists.get(LIST, []) == []
     run = board.run(REF)
     if run is not None:

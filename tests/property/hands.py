@@ -30,7 +30,7 @@ def deliver(world: World) -> None:
             return
         if world.fault("a doorbell comes twice", 4):
             world.old_bells.append(bell)
-        if not world.fault("a doorbell gets lost", 8):
+        if not world.fault("a doorbell gets lost", 5):
             _claim(world, bell)
 
 
@@ -50,6 +50,7 @@ def _claim(world: World, bell: str) -> None:
         world.bodies.append(Body(held, nonce))
     else:
         world.met[f"a doorbell is refused: {held.why}"] += 1
+        world.stopped |= {step} if held.why == "STOPPED" else set()
 
 
 def _check_may_run(world: World, step: str) -> None:

@@ -80,6 +80,8 @@ class World:
     ran: set[str] = field(default_factory=set[str])
     returned: set[str] = field(default_factory=set[str])
     """steps that a worker took and gave back before it ran them"""
+    stopped: set[str] = field(default_factory=set[str])
+    """steps that a worker was refused, because the run is paused"""
     was_paused: bool = False
     """whether SQL knew the run as paused when the board was made"""
     lives: int = LIVES

@@ -66,6 +66,14 @@ def test_a_small_budget_rings_them_all_as_well(budget: int) -> None:
     assert {ring.step for ring in run.settle(wish("resume", 2)).rings} == set(steps)
 
 
+def test_ringing_that_was_left_for_later_stops_when_the_run_is_paused_again(run: Run) -> None:
+    run.settle(wish("pause", 1))
+    before = dict(run.values)
+    made = run.settle({"t": "rung", "after": ""})
+    assert run.values == before
+    assert (made.rings, made.events) == ([], [])
+
+
 @pytest.mark.parametrize(
     ("wishes", "ends"),
     [

@@ -63,6 +63,15 @@ def test_a_join_that_has_started_is_not_rung_again_by_those_who_come_later() -> 
     assert run.rings_of("join") == ["1.1"]
 
 
+def test_what_a_join_did_not_wait_for_reads_as_null_until_sql_has_it() -> None:
+    """The outcome of b is on the board, and parked: nothing follows from it yet."""
+    later = {"needs": ["a", "b"], "join": "any", "when": "b == null"}
+    run = Run(plan_of(a={}, b={"durability": "step"}, c=later)).started()
+    run.values |= {"s:b": "BLOCKED|JOURNAL|5|SUCCEEDED|1.1.n", "o:b": '{"ok":true}'}
+    run.arrive("a")
+    assert run.state_of("c") == "READY"
+
+
 @pytest.mark.parametrize("kind", list(JoinKind))
 def test_when_all_edges_are_resolved_every_join_policy_has_a_verdict(kind: JoinKind) -> None:
     for count in range(4):

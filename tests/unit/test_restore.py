@@ -134,6 +134,15 @@ def test_signals_of_open_steps_are_given_again_and_those_of_ended_ones_are_not()
     assert story.outcome("sign").restored().inbox == []
 
 
+@pytest.mark.parametrize(("how", "given"), [("applied", []), ("kept", ["paid"])])
+def test_a_signal_that_ended_a_wait_is_not_given_to_the_next_one(how: str, given: list[str]) -> None:
+    waits = {"wait": {"signal": "paid"}}
+    story = Story(plan_of(first=waits, second={**waits, "needs": ["first"]})).outcome("first", output={"n": 1})
+    row = story.ledger.signal("paid", {"n": 1}, NOW)
+    story.tell("signal.applied", "first", {"id": row.signal_id, "name": "paid", "how": how})
+    assert [entry["name"] for entry in story.restored().inbox] == given
+
+
 def test_lost_deliveries_are_counted_on_until_a_worker_answers() -> None:
     story = Story(CHAIN).tell("step.expired", "a", {"deliveries": 3})
     assert story.restored().values["d:a"] == "3"
