@@ -108,7 +108,8 @@ class _Semantics(Waiting):
         for index in range(int(done or 0), len(self.plan.roots)):
             self.foresee(self.plan.roots, index)
             self.room()
-            self.fire_or_skip(self.plan.roots[index], fresh=True)
+            if self.word(self.plan.roots[index]).state is StepState.WAITING:  # a rebuild may know how it ended
+                self.fire_or_skip(self.plan.roots[index], fresh=True)
             self.put(fields.cursor(START), str(index + 1))
         self.put(fields.cursor(START), DONE)
 
@@ -238,6 +239,7 @@ class _Semantics(Waiting):
             self.put(fields.STATE, RunState.RUNNING)
             self.tell("run.resumed", data={"by": entry.get("by", "")})
             self.queue.append({"t": "rung", "after": ""})
+            self.flush = True  # what is ready is looked at after the commit: whoever is refused until then must be rung
 
     def is_newer(self, entry: Entry) -> bool:
         """Whether the wish is younger than the last one that was granted. It is, then, the last one."""

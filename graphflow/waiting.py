@@ -11,7 +11,7 @@ from convergio.graphflow.draft import Draft
 from convergio.graphflow.flow import expressions
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
-from convergio.graphflow.model.states import BlockedOn, StepState
+from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Step, StepKind
 
 TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
@@ -27,6 +27,10 @@ VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL)
 """Timers that are entries of the inbox when they are due; the others ring their step."""
 
 
+BY_SIGNAL: Final = "signal:"
+"""Begins what stands for the worker in the outcome of a wait: the rest is the id of the signal that ended it."""
+
+
 class Waiting(Draft):
     """What time and signals mean."""
 
@@ -35,8 +39,9 @@ class Waiting(Draft):
         name = step.spec.get("signal")
         early = self.get(fields.early(name)) if name else ""
         if name and early:
-            self.put(fields.early(name), "")
-            self.signalled(step.name, json.loads(early))
+            first, _, rest = early.partition("\n")
+            self.put(fields.early(name), rest)
+            self.signalled(step.name, json.loads(first))
             return
         try:
             due = self.due(step)
@@ -61,6 +66,8 @@ class Waiting(Draft):
         """A timer is due: a wait is over, or nobody came in time."""
         step, on = entry["step"], entry["on"]
         self.room()
+        if on == QUEUE and self.is_patient(step, entry["was"]):
+            return
         if not self.ended() and self.get(fields.state(step)) == entry["was"]:
             definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
             if on == BlockedOn.TIMER:
@@ -74,6 +81,19 @@ class Waiting(Draft):
                 self.fail(step, errors.StepTimeout(said, hint=hint))
         self.made.timers.append((step, on, None))
 
+    def is_patient(self, step: str, was: str) -> bool:
+        """Whether the queue's timer of the step says nothing now. What it will say, if anything, is arranged here."""
+        patience = self.plan.workflow.steps[step].queue_timeout or 0.0
+        if self.get(fields.attempt(step)) or self.get(fields.deliveries(step)):
+            self.made.timers.append((step, QUEUE, None))  # a worker had it in time, and lost it
+            return True
+        if self.ended() or self.word(step).state is not StepState.READY:
+            return False
+        if self.get(fields.STATE) == RunState.PAUSED:  # nobody may take it
+            self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
+            return True
+        return self.get(fields.state(step)) != was  # it was rung again meanwhile: the sweeper asks again
+
     def signal(self, entry: Entry) -> None:
         """A signal ends what waits for it; one that comes early is kept, one that comes late changes nothing."""
         name = entry["name"]
@@ -83,8 +103,8 @@ class Waiting(Draft):
         blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
         coming = [step for step, word in words.items() if word.state in OPEN or word.blocked_on in TIMED]
         how = "late"
-        if self.ended():
-            pass
+        if self.ended() or self.get(fields.used(entry["id"])):
+            blocked = []
         elif blocked:
             how = "applied"
             for step in blocked:
@@ -93,15 +113,20 @@ class Waiting(Draft):
             how = "kept"
             for step in coming:  # a PARK in between must make this commit fail
                 self.put(fields.state(step), self.get(fields.state(step)))
-            if not self.get(fields.early(name)):
-                self.put(fields.early(name), json.dumps(entry, ensure_ascii=False))
+            known = [line for line in self.get(fields.early(name)).split("\n") if line]
+            if all(json.loads(line)["id"] != entry["id"] for line in known):
+                self.put(fields.early(name), "\n".join([*known, json.dumps(entry, ensure_ascii=False)]))
         for step in blocked or [name]:
             self.tell("signal.applied", step, {"id": entry["id"], "name": name, "how": how})
 
     def signalled(self, step: str, entry: Entry, since_ms: int | None = None) -> None:
         """A `wait` step gets its signal: what it said is the step's output."""
         started = self.now_ms if since_ms is None else since_ms
-        self.conclude(step, Outcome(state=StepState.SUCCEEDED, output=entry["data"], started_ms=started))
+        self.put(fields.used(entry["id"]), "x")
+        outcome = Outcome(
+            state=StepState.SUCCEEDED, output=entry["data"], started_ms=started, worker=f"{BY_SIGNAL}{entry['id']}"
+        )
+        self.conclude(step, outcome)
         if since_ms is None:
             self.tell("signal.applied", step, {"id": entry["id"], "name": entry["name"], "how": "applied"})
 
@@ -115,6 +140,7 @@ class Waiting(Draft):
             self.made.timers.append((step, BlockedOn.SIGNAL, None))
             self.signalled(step, entry, word.since_ms)
             return
+        self.put(fields.used(entry["id"]), "x")
         outcome = Outcome(state=StepState.SUCCEEDED, output=data, started_ms=word.since_ms)
         if data.get("decision") != "approve":
             error = errors.ApprovalRejected(f"rejected by {data.get('by', 'unknown')}: {data.get('reason', '')}")

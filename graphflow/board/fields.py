@@ -13,7 +13,8 @@
 | u:STEP    | rings lost unclaimed in a row          | o:STEP | output (JSON)                  |
 | r:STEP    | names of steps whose outputs it reads  | x:STEP | recorded facts, a line each    |
 | j:STEP    | incoming edges resolved                | k:STEP | of these, taken                |
-| c:STEP    | outgoing edges already followed        | g:NAME | a signal that came early (JSON)|
+| c:STEP    | outgoing edges already followed        | g:NAME | signals that came early, a JSON line each |
+| i:ID      | "x": this signal has ended a wait      |        |                                |
 
 State words: `READY|ring`, `RUNNING|fence`, `BLOCKED|on|since_ms|detail`, `SUCCEEDED|fence` and so on; a parked outcome
 is `BLOCKED|JOURNAL|since_ms|STATE|fence`.
@@ -93,8 +94,13 @@ def cursor(step: str) -> str:
 
 
 def early(signal: str) -> str:
-    """A signal that came early."""
+    """Signals of a name that came early."""
     return f"g:{signal}"
+
+
+def used(signal_id: str) -> str:
+    """Whether a signal has ended a wait."""
+    return f"i:{signal_id}"
 
 
 @dataclass(frozen=True, slots=True)

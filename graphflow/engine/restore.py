@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convergio.graphflow import decide, draft
+from convergio.graphflow import decide, draft, waiting
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
@@ -56,6 +56,7 @@ def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored
         work.event(event)
     work.records()
     work.signals()
+    work.settle()
     work.made.values = {name: value for name, value in work.view.values.items() if value != ""}
     work.made.held = [name[2:] for name, value in work.made.values.items() if value.startswith(f"{StepState.READY}|")]
     return work.made
@@ -82,6 +83,13 @@ class _Work:
             fields.INPUT: json.dumps(run.input, ensure_ascii=False),
         }
         self.view = View(values, complete=True)
+
+        self.applied |= {
+            row.worker.removeprefix(waiting.BY_SIGNAL)
+            for row in facts.outcomes
+            if row.worker is not None and row.worker.startswith(waiting.BY_SIGNAL)
+        }
+        self.view.values |= {fields.used(one): "x" for one in self.applied}
 
     def word(self, step: str) -> fields.Word:
         return fields.Word.parse(self.view.values.get(fields.state(step)))
@@ -182,6 +190,12 @@ class _Work:
             value = json.dumps(row.value, ensure_ascii=False, separators=(",", ":"))
             name = fields.records(row.step)
             self.view.values[name] = f"{self.view.values.get(name, '')}{row.key}\t{value}\n"
+
+    def settle(self) -> None:
+        """No timer for what has ended."""
+        ended = {name for name in self.plan.workflow.steps if self.word(name).state in TERMINAL_STEP}
+        timers = self.made.timers.items()
+        self.made.timers = {name: due for name, due in timers if name.split("/", 1)[0] not in ended}
 
     def signals(self) -> None:
         """All that ended no wait yet: what was applied before changes nothing, what came early is kept again."""

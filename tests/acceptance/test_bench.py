@@ -34,7 +34,10 @@ def test_the_engine_benchmark_ends_with_one_json_object_and_fails_below_its_boun
 @pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_graph_is_replayed_in_order_and_its_makespan_compared(tmp_path: Path) -> None:
-    nodes: list[dict[str, Any]] = [{"id": "a", "runtime_s": 3, "parents": []}, {"id": "b", "runtime_s": 1, "parents": ["a"]}]
+    nodes: list[dict[str, Any]] = [
+        {"id": "a", "runtime_s": 3, "parents": []},
+        {"id": "b", "runtime_s": 1, "parents": ["a"]},
+    ]
     (tmp_path / "two.json").write_text(json.dumps({"name": "two", "nodes": nodes}))
     command = [sys.executable, "-m", "convergio.benchmarks.dags", "--dir", str(tmp_path), "--rounds", "1"]
     done = subprocess.run([*command, "--mean-ms", "100", "--bound", "0.5"], capture_output=True, text=True, check=False)

@@ -14,7 +14,6 @@ from convergio.graphflow.journal.rows import SignalRow
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import canonical
 from convergio.graphflow.waiting import QUEUE, VERDICTS
-from tests.property.known import KNOWN, NEVER_RUNG, TIMER_LOST
 from tests.property.model_board import ModelBoard, ModelRun
 from tests.property.reference import NOBODY
 from tests.property.world import LIST, REF, World
@@ -212,18 +211,6 @@ def _expire(world: World, member: str) -> None:
 def _quarantine(world: World, step: str, was: str) -> None:
     world.met["a step is put in quarantine"] += 1
     world.post(json.dumps({"t": "quarantine", "step": step, "was": was, "reason": "too often"}))
-
-
-def heal(world: World) -> None:
-    """What the engine does not do yet: see `known`."""
-    line = world.board.rung.get(LIST, {})
-    for step, node in world.nodes.items():
-        word = world.word(step)
-        waits = word.state is StepState.READY and world.values()["@state"] == RunState.RUNNING
-        if NEVER_RUNG in KNOWN and step in world.stopped and waits and f"{REF}/{step}/{word.rest}" not in line:
-            world.ring(step, word.text, kind="step.rung")
-        if TIMER_LOST in KNOWN and waits and node.lonely:
-            world.board.timers.setdefault(f"{REF}/{step}/{QUEUE}", 0)
 
 
 # --- journaler --------------------------------------------------------------------------------------------------------

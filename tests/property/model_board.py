@@ -272,7 +272,8 @@ class ModelBoard:
         early = run.values.get(f"g:{look_back}") if look_back else None
         if early is None:
             return False
-        self._push(ref, early)
+        for line in early.split("\n"):
+            self._push(ref, line)
         return True
 
     def decline(self, held: Claimed, *, delay_ms: int, data: str) -> None:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from convergio.graphflow import decide
-from tests.unit.deciding import Run, arrived, plan_of
+from convergio.graphflow.waiting import QUEUE
+from tests.unit.deciding import NOW, Run, arrived, plan_of
 
 
 def wish(kind: str, version: int) -> dict[str, Any]:
@@ -51,7 +52,7 @@ def test_hundreds_of_steps_are_rung_some_at_a_time_and_each_at_least_once() -> N
     run = Run(plan_of(a={}, **steps)).started()
     run.settle(wish("pause", 1))
     run.arrive("a")
-    made = run.apply(wish("resume", 2))
+    made = run.apply(*run.apply(wish("resume", 2)).posts)
     assert 0 < len(made.rings) <= decide.AT_ONCE
     rest = run.settle(*made.posts)
     assert {ring.step for ring in [*made.rings, *rest.rings]} == set(steps)
@@ -111,3 +112,11 @@ def test_an_ended_run_is_not_paused(run: Run) -> None:
     run.settle({"t": "cancel", "by": "ann", "reason": "enough"})
     run.settle(wish("pause", 1))
     assert run.state == "CANCELLED"
+
+
+def test_a_queues_patience_does_not_run_out_while_nobody_may_take_the_step() -> None:
+    run = Run(plan_of(a={"timeout": {"queue": "30s"}})).started()
+    run.settle(wish("pause", 1))
+    made = run.settle({"t": "timer", "step": "a", "on": QUEUE, "was": run.values["s:a"]})
+    assert run.state == "PAUSED"
+    assert made.timers == [("a", QUEUE, NOW + 30_000)]

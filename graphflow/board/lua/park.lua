@@ -20,6 +20,6 @@ tell(KEYS[2], KEYS[8], KEYS[7], ARGV[2], ARGV[5], ARGV[6], ARGV[10], step, at, A
 if ARGV[7] == 'SIGNAL' then wake(KEYS[9]) end -- people read the question in SQL
 local early = ARGV[13] ~= '' and redis.call('HGET', KEYS[2], 'g:' .. ARGV[13])
 if not early then return {'OK'} end
-redis.call('RPUSH', KEYS[5], early)
+for line in string.gmatch(early, '[^\n]+') do redis.call('RPUSH', KEYS[5], line) end
 redis.call('ZADD', KEYS[6], at, ARGV[5])
 return {'SIGNALLED'}

@@ -1,14 +1,9 @@
-"""What the engine does not do right yet, each in short. `tests/property/known.py` has the same list for the explorer.
-
-Strict: who mends one has to take the mark off, and the line in `known` out.
-"""
+"""Histories that once went wrong, each in short: the explorer found them, and they are mended."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
-
-import pytest
 
 from convergio.graphflow.waiting import QUEUE
 from tests.unit.deciding import START, Run, plan_of, signal
@@ -19,7 +14,6 @@ def due(run: Run, step: str) -> dict[str, Any]:
     return {"t": "timer", "step": step, "on": QUEUE, "was": run.values[f"s:{step}"]}
 
 
-@pytest.mark.xfail(strict=True, reason="a signal has no memory of the waits that it ended")
 def test_a_signal_that_is_delivered_twice_ends_no_wait_that_began_after_it() -> None:
     """The sweeper gives a signal again when its row is 1.5 s old and SQL does not have its end yet."""
     first, second = {"wait": {"signal": "paid"}}, {"wait": {"signal": "paid"}, "needs": ["first"]}
@@ -29,7 +23,6 @@ def test_a_signal_that_is_delivered_twice_ends_no_wait_that_began_after_it() -> 
     assert run.states() == {"first": "SUCCEEDED", "second": "BLOCKED"}
 
 
-@pytest.mark.xfail(strict=True, reason="one early signal of each name is kept, and the next one is told to be")
 def test_a_second_early_signal_is_kept_for_the_second_wait() -> None:
     waits = {"wait": {"signal": "paid"}}
     run = Run(plan_of(a={}, first={**waits, "needs": ["a"]}, second={**waits, "needs": ["first"]})).started()
@@ -39,7 +32,6 @@ def test_a_second_early_signal_is_kept_for_the_second_wait() -> None:
     assert run.state == "SUCCEEDED"
 
 
-@pytest.mark.xfail(strict=True, reason="the timer is dropped, whatever it found")
 def test_an_old_entry_of_the_queues_timer_leaves_the_timer_of_a_step_that_still_waits() -> None:
     """Between the sweep and the decision the step was rung again: by a resume, or as a held one after a rebuild."""
     run = Run(plan_of(a={"timeout": {"queue": "30s"}})).started()
@@ -48,7 +40,6 @@ def test_an_old_entry_of_the_queues_timer_leaves_the_timer_of_a_step_that_still_
     assert run.settle(old).timers == []
 
 
-@pytest.mark.xfail(strict=True, reason="nothing says that it was taken before")
 def test_a_step_that_was_taken_in_time_does_not_fail_for_want_of_a_worker() -> None:
     """It runs its second attempt when the patience with its first one is over; the first worker died, or it failed."""
     run = Run(plan_of(a={"timeout": {"queue": "30s"}, "retry": 1})).started()
@@ -57,7 +48,6 @@ def test_a_step_that_was_taken_in_time_does_not_fail_for_want_of_a_worker() -> N
     assert run.state_of("a") == "READY"
 
 
-@pytest.mark.xfail(strict=True, reason="both are in one decision")
 def test_a_run_goes_on_before_it_is_looked_at_what_is_ready() -> None:
     """What is rung after that look and before the commit is refused: the run is still paused. Nobody rings it again."""
     run = Run(plan_of(a={"retry": 1})).started()
@@ -68,7 +58,6 @@ def test_a_run_goes_on_before_it_is_looked_at_what_is_ready() -> None:
     assert [ring.step for ring in run.settle(*made.posts).rings] == ["a"]
 
 
-@pytest.mark.xfail(strict=True, reason="a start does not look at its roots")
 def test_a_start_that_is_decided_again_after_a_rebuild_leaves_a_root_that_has_ended() -> None:
     """A rebuild leaves a start that ends the run to the live board, and has put the journaled outcomes there before."""
     run = Run(plan_of(a={}, b={"when": "input.x > 1"}))
