@@ -6,10 +6,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.adoption import Beginning, adopt
 from convergio.graphflow.model.ids import RunRef
-from tests.integration.board_stage import LIST, Stage, doorbell, joined, ringing, rung_next
+from tests.integration.board_stage import LIST, META, Stage, doorbell, joined, ringing, run_ref, rung_next
 
 Call = Callable[[], Any]
+
+LATER: Final = 1_900_000_000_000
+"""A time that does not come during these tests (ms)."""
 
 
 def _claim(stage: Stage) -> Call:
@@ -151,6 +155,16 @@ def _start(stage: Stage) -> Call:
     return lambda: stage.start(wanted=["@state", "@stop"])
 
 
+def _adopt(stage: Stage) -> Call:
+    epoch, nonce = stage.epoch, stage.nonces.next()
+    values = {"@state": "RUNNING", "@meta": META, "s:a": "READY|1.1", "n:a": "1"}
+    beginning = Beginning(
+        values=values, held=["a"], inbox=['{"t":"x"}'], timers={"b/TIMER": LATER}, events=[("step.skipped", "c", "{}")]
+    )
+    facts: dict[str, Any] = {"not_after_ms": None, "submitter": "ann", "digest": "digest", "plan": "{}"}
+    return lambda: adopt(stage.link, epoch, run_ref(), beginning, nonce=nonce, **facts)
+
+
 def _hatch(stage: Stage) -> Call:
     epoch = stage.epoch
     return lambda: scripts.hatch(stage.link, epoch, queue_list=LIST, canary="c1", instead_of="", content=b"cheep")
@@ -162,6 +176,7 @@ def _eat(stage: Stage) -> Call:
 
 
 CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
+    "adopt": _adopt,
     "claim": _claim,
     "beat": _beat,
     "arrive (stream)": _arrive_stream,

@@ -48,8 +48,9 @@ class Stage:
     # --- what is there ----------------------------------------------------------------------------------------------
 
     def dump(self) -> dict[str, Any]:
-        """Every key with its whole value, by name."""
-        return {name: self._value(name) for name in sorted(self.client.scan_iter(count=1000))}
+        """Every key with its whole value, by name. What is made aside is nobody's yet, and expires by itself."""
+        names = [name for name in sorted(self.client.scan_iter(count=1000)) if ":made:" not in name]
+        return {name: self._value(name) for name in names}
 
     def _value(self, name: str) -> Any:
         client = self.client

@@ -14,7 +14,7 @@ import pytest
 import redis
 
 from convergio.graphflow.board import connection, scripts
-from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.connection import NEW_WORK, Link
 from convergio.graphflow.board.keys import SCHEMA, Epoch
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces
@@ -194,7 +194,7 @@ def full(stage: Stage) -> Iterator[Callable[[], None]]:
     stage.client.config_set("maxmemory", 0)
 
 
-@pytest.mark.parametrize("name", [name for name in CALLS if name != "start"])
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in NEW_WORK])
 def test_what_runs_goes_on_when_the_server_is_full(stage: Stage, name: str, full: Callable[[], None]) -> None:
     """It is what makes room again."""
     call = CALLS[name](stage)
@@ -204,8 +204,9 @@ def test_what_runs_goes_on_when_the_server_is_full(stage: Stage, name: str, full
     assert stage.dump() != before or name == "post (look)"
 
 
-def test_a_full_server_takes_no_new_run_and_says_why(stage: Stage, full: Callable[[], None]) -> None:
-    call = CALLS["start"](stage)
+@pytest.mark.parametrize("name", sorted(NEW_WORK))
+def test_a_full_server_takes_no_new_run_and_says_why(stage: Stage, name: str, full: Callable[[], None]) -> None:
+    call = CALLS[name](stage)
     full()
     before = stage.dump()
     with pytest.raises(errors.BoardUnavailable, match="memory") as caught:
