@@ -30,7 +30,15 @@ def own(new_place: Place, sqlite_url: str) -> Iterator[Place]:
 def workers(town: Town) -> list[int]:
     """The worker processes that are supervised."""
     found = psutil.Process(town.process.pid).children()
-    return [child.pid for child in found if "--no-service" in child.cmdline()]
+    return [child.pid for child in found if "--no-service" in _command(child)]
+
+
+def _command(process: psutil.Process) -> list[str]:
+    """Its words; none if it has just died."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
 
 
 def probe(place: Place) -> int:

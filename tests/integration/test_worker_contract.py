@@ -132,7 +132,7 @@ def test_with_prefetch_a_worker_still_takes_the_whole_queue_into_its_memory(
     eager = {"worker_disable_prefetch": False}
     with running_worker(valkey, "-Q", "steps", "-P", "threads", "-c", "2", log=log, settings=eager):
         wait_until(lambda: server.llen("steps") == 0, timeout=30)
-        assert server.llen(SEEN) == 2
+        wait_until(lambda: server.llen(SEEN) == 2, timeout=30)
         server.set(GATE, "open")
 
 
