@@ -107,11 +107,11 @@ def parse(found: Sequence[Token]) -> Node:
 
 def walk(root: Node) -> Iterator[Node]:
     """Every node, the root first."""
-    todo = [root]
-    while todo:
-        node = todo.pop()
+    pending = [root]
+    while pending:
+        node = pending.pop()
         yield node
-        todo.extend(node.parts)
+        pending.extend(node.parts)
 
 
 def free_names(node: Node, bound: frozenset[str] = frozenset()) -> frozenset[str]:

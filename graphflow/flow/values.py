@@ -35,17 +35,17 @@ def survey(value: Any) -> int:
 
     ValueError in words, never with the value itself: it may be private.
     """
-    weight, todo = 0, [(value, 0)]
-    while todo:
-        item, depth = todo.pop()
+    weight, pending = 0, [(value, 0)]
+    while pending:
+        item, depth = pending.pop()
         if depth > DEEPEST:
             raise ValueError(f"a value is nested deeper than {DEEPEST} levels")
         if is_map(item):
             weight += _ENTRY * (1 + len(item))
-            todo.extend((part, depth + 1) for part in _entries(item))
+            pending.extend((part, depth + 1) for part in _entries(item))
         elif is_list(item):
             weight += _SCALAR
-            todo.extend((part, depth + 1) for part in item)
+            pending.extend((part, depth + 1) for part in item)
         else:
             weight += _scalar(item)
     return weight

@@ -131,8 +131,10 @@ def test_ports_are_not_those_of_outgoing_connections() -> None:
 def test_a_damaged_address_file_is_made_anew(directory: Path) -> None:
     valkey.Server.open(directory)
     (directory / "address.json").write_text('{"port": "x"}')
-    with running(valkey.Server.open(directory)):
-        pass
+    server = valkey.Server.open(directory)
+    with running(server):
+        write(server)
+    assert json.loads((directory / "address.json").read_text())["port"] == server.address.port
 
 
 def test_a_directory_with_an_awkward_name_works(tmp_path: Path) -> None:

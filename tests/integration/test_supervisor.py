@@ -134,6 +134,7 @@ def test_a_child_that_ran_well_for_long_is_restarted_at_once_again(
         for _ in range(3):
             killed = supervisor.kill("worker")
             back(supervisor, "worker", killed)
+            assert supervisor.pid("worker") not in (None, killed), "after its third death it would pause for a minute"
 
 
 def test_kill_returns_when_the_process_is_dead(nursery: Nursery) -> None:
