@@ -15,6 +15,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import redis
@@ -331,3 +332,30 @@ def postgres_running() -> Generator[PostgresServer]:
     finally:
         server.stop()
         shutil.rmtree(directory)
+
+
+@contextmanager
+def sentinel(primary: ValkeyServer, replica: ValkeyServer, directory: Path) -> Generator[int]:
+    """One Sentinel that watches both servers as `board`; gives its port."""
+    port, file = free_port(), directory / "sentinel.conf"
+    watch = f"sentinel monitor board 127.0.0.1 {primary.port} 1\nsentinel failover-timeout board 10000\n"
+    file.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\n{watch}")
+    with primary.client() as client:
+        client.config_set("repl-diskless-sync-delay", 0)
+    with replica.client() as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", primary.port)
+    process = subprocess.Popen([primary.binary, str(file), "--sentinel"], stdout=subprocess.DEVNULL)
+    try:
+        with redis.Redis(port=port, decode_responses=True) as watcher:
+            wait_until(lambda: _knows_a_replica(watcher), timeout=40)
+        yield port
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _knows_a_replica(sentinel: Any) -> bool:
+    try:
+        return len(sentinel.execute_command("SENTINEL", "REPLICAS", "board")) == 1
+    except redis.ConnectionError:
+        return False

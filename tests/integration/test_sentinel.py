@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +42,7 @@ def test_a_url_without_the_servers_name_says_how_to_add_it() -> None:
 
 def test_a_client_finds_the_board_through_sentinel(valkey_server: ValkeyFactory, tmp_path: Path) -> None:
     primary, replica = valkey_server(aof=False), valkey_server(aof=False)
-    with primary.client() as server, watched(primary, replica, tmp_path) as port:
+    with primary.client() as server, servers.sentinel(primary, replica, tmp_path) as port:
         server.set("here", "it is")
         url = f"sentinel://127.0.0.1:{port}/0?master_name=board"
         wire = Wire(url, prefix="convergio", patience=1, submitter="me")
@@ -62,33 +59,6 @@ def test_a_client_finds_the_board_through_sentinel(valkey_server: ValkeyFactory,
 # --- a failover -------------------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def watched(primary: servers.ValkeyServer, replica: servers.ValkeyServer, directory: Path) -> Generator[int]:
-    """One Sentinel that watches both servers; gives its port."""
-    port, file = servers.free_port(), directory / "sentinel.conf"
-    watch = f"sentinel monitor board 127.0.0.1 {primary.port} 1\nsentinel failover-timeout board 10000\n"
-    file.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\n{watch}")
-    with primary.client() as client:
-        client.config_set("repl-diskless-sync-delay", 0)
-    with replica.client() as client:
-        client.replicaof("127.0.0.1", primary.port)
-    process = subprocess.Popen([primary.binary, str(file), "--sentinel"], stdout=subprocess.DEVNULL)
-    try:
-        with redis.Redis(port=port, decode_responses=True) as sentinel:
-            wait_until(lambda: _knows_a_replica(sentinel), timeout=40)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _knows_a_replica(sentinel: Any) -> bool:
-    try:
-        return len(sentinel.execute_command("SENTINEL", "REPLICAS", "board")) == 1
-    except redis.ConnectionError:
-        return False
-
-
 def is_primary(server: Any) -> bool:
     return bool(server.info("replication")["role"] == "master")
 
@@ -97,7 +67,7 @@ def test_a_run_goes_on_on_the_server_that_sentinel_names(
     valkey_server: ValkeyFactory, sqlite_url: str, tmp_path: Path
 ) -> None:
     old, new = valkey_server(aof=False), valkey_server(aof=False)
-    with old.client() as first, new.client() as second, watched(old, new, tmp_path) as port:
+    with old.client() as first, new.client() as second, servers.sentinel(old, new, tmp_path) as port:
         url = f"sentinel://127.0.0.1:{port}/0?master_name=board"
         with stage_on(url, sqlite_url, tmp_path) as stage:
             ref = stage.submit(chain())

@@ -7,10 +7,8 @@ has learned it, and the setting or our line can go.
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -273,7 +271,7 @@ def test_without_the_setting_a_failover_still_ends_the_worker(
 
 def test_a_worker_follows_a_sentinel_to_the_new_server(valkey_server: ValkeyFactory, tmp_path: Path, log: Path) -> None:
     old, new = valkey_server(aof=False), valkey_server(aof=False)
-    with old.client() as first, new.client() as second, sentinel_of(old, new, tmp_path) as port:
+    with old.client() as first, new.client() as second, servers.sentinel(old, new, tmp_path) as port:
         url = f"sentinel://127.0.0.1:{port}"
         app = make_app(url, master_name="board")
         with running_worker(url, "-Q", "steps", *POOLS["threads"], log=log, master_name="board") as worker:
@@ -285,33 +283,6 @@ def test_a_worker_follows_a_sentinel_to_the_new_server(valkey_server: ValkeyFact
             ring(second, app, 1, start=2)
             wait_until(is_answered(second, 2), timeout=30)
             assert worker.poll() is None
-
-
-@contextmanager
-def sentinel_of(primary: servers.ValkeyServer, replica: servers.ValkeyServer, directory: Path) -> Generator[int]:
-    """One Sentinel that watches both servers; gives its port."""
-    port, file = servers.free_port(), directory / "sentinel.conf"
-    watch = f"sentinel monitor board 127.0.0.1 {primary.port} 1\nsentinel failover-timeout board 10000\n"
-    file.write_text(f"port {port}\nbind 127.0.0.1\ndir {directory}\n{watch}")
-    with primary.client() as client:
-        client.config_set("repl-diskless-sync-delay", 0)
-    with replica.client() as client:
-        tell(client, "REPLICAOF", "127.0.0.1", primary.port)
-    process = subprocess.Popen([primary.binary, str(file), "--sentinel"], stdout=subprocess.DEVNULL)
-    try:
-        with redis.Redis(port=port, decode_responses=True) as sentinel:
-            wait_until(lambda: _knows_a_replica(sentinel), timeout=40)
-        yield port
-    finally:
-        process.kill()
-        process.wait()
-
-
-def _knows_a_replica(sentinel: Server) -> bool:
-    try:
-        return len(tell(sentinel, "SENTINEL", "REPLICAS", "board")) == 1
-    except redis.ConnectionError:
-        return False
 
 
 def role_of(server: Server) -> str:
