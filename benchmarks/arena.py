@@ -17,7 +17,7 @@ from typing import Final, Literal, cast
 
 import redis
 
-from convergio.benchmarks import doomed, effects, postgres
+from convergio.benchmarks import doomed, effects, postgres, rig
 from convergio.benchmarks.doomed import Orders
 from convergio.benchmarks.effects import Effects
 from convergio.benchmarks.evidence import Journal
@@ -33,8 +33,11 @@ Database = Literal["sqlite", "postgres"]
 
 VALKEY: Final = "valkey"
 SERVICES: Final = ("service1", "service2")
-POOLS: Final = (("worker1", "threads", 4), ("worker2", "threads", 4), ("worker3", "solo", 1))
-"""Workers: name, Celery pool, threads."""
+PREFORK: Final = "worker3"
+"""The worker whose children run the bodies."""
+
+POOLS: Final = (("worker1", "threads", 4), ("worker2", "solo", 1), (PREFORK, "prefork", 2))
+"""Workers: name, Celery pool, threads or children."""
 
 WORKERS: Final = tuple(name for name, _, _ in POOLS)
 DRAIN_S: Final = 5.0
@@ -74,10 +77,15 @@ class Arena:
                     return name
         return SERVICES[0]
 
+    def pids(self, name: str) -> list[int]:
+        """The child's process id, and those of its own children."""
+        parent = self.pid(name)
+        return [parent, *rig.children(parent)]
+
     @contextmanager
     def frozen(self, names: Sequence[str]) -> Generator[None]:
         """Stops these processes' clocks for a while (SIGSTOP ... SIGCONT); one that dies meanwhile is let be."""
-        pids = [self.pid(name) for name in names]
+        pids = [pid for name in names for pid in self.pids(name)]
         for pid in pids:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGSTOP)
@@ -90,7 +98,8 @@ class Arena:
 
     def busy(self) -> dict[str, int]:
         """How many bodies each worker runs at this moment, by their own account."""
-        pids = {self.supervisor.pid(name): name for name in WORKERS}
+        parents = {name: pid for name in WORKERS if (pid := self.supervisor.pid(name)) is not None}
+        pids = {pid: name for name, parent in parents.items() for pid in (parent, *rig.children(parent))}
         names = [pids[one.pid] for one in self.effects.running() if one.pid in pids]
         return {name: names.count(name) for name in WORKERS}
 

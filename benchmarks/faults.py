@@ -6,7 +6,7 @@ nothing to hit raises RuntimeError: a round that was not disturbed proves nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -50,12 +50,12 @@ def hit(
     moment: tuple[float, int],
     *,
     wiped: bool = False,
-    pid: int | None = None,
+    pids: Iterable[int | None] = (),
     over_ms: int | None = None,
     **counts: int,
 ) -> Hit:
-    """A hit that struck at `moment`."""
-    processes = frozenset([] if pid is None else [pid])
+    """A hit that struck at `moment`; `pids`: the processes whose bodies it touched."""
+    processes = frozenset(pid for pid in pids if pid is not None)
     fault = Disturbance(at=moment[0], at_ms=moment[1], wiped=wiped, processes=processes, over_ms=over_ms)
     return Hit(said=said, disturbance=fault, **counts)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from typing import Final, cast
 
 from convergio.benchmarks import doomed
-from convergio.benchmarks.arena import now
+from convergio.benchmarks.arena import PREFORK, now
 from convergio.benchmarks.effects import Execution
 from convergio.benchmarks.faults import INTERVAL, PATIENCE, Field, Hit, hit
 from convergio.benchmarks.rig import wait_for
@@ -29,15 +31,28 @@ def worker_killed(field: Field) -> Hit:
     name = _busy_worker(field)
     moment = now()
     pid = field.arena.supervisor.kill(name)
-    return hit(f"{name} killed", moment, pid=pid, kills=1)
+    return hit(f"{name} killed", moment, pids=[pid], kills=1)
+
+
+def child_killed(field: Field) -> Hit:
+    """`kill -9` of a prefork worker's child that runs a step: its parent goes on."""
+
+    def found() -> list[int]:
+        children = field.arena.pids(PREFORK)[1:]
+        return [one.pid for one in field.arena.effects.running() if one.pid in children]
+
+    pid = field.random.choice(wait_for(found, what="a child that runs a step", timeout=PATIENCE, interval=INTERVAL))
+    moment = now()
+    os.kill(pid, signal.SIGKILL)
+    return hit(f"a child of {PREFORK} killed", moment, pids=[pid], kills=1)
 
 
 def worker_stopped(field: Field) -> Hit:
     """SIGTERM to a worker that runs steps; it is started again."""
     name = _busy_worker(field)
-    moment, pid = now(), field.arena.pid(name)
+    moment, pids = now(), field.arena.pids(name)
     field.arena.supervisor.restart(name)
-    return hit(f"{name} stopped", moment, pid=pid)
+    return hit(f"{name} stopped", moment, pids=pids)
 
 
 def worker_frozen(field: Field) -> Hit:
@@ -52,9 +67,9 @@ def worker_frozen(field: Field) -> Hit:
 
 def _freeze(field: Field, name: str) -> Hit | None:
     """None: its last body ended before it could be frozen."""
-    moment, pid = now(), field.arena.pid(name)
+    moment, pids = now(), field.arena.pids(name)
     with field.arena.frozen([name]):
-        stale = [one for one in field.arena.effects.running() if one.pid == pid]
+        stale = [one for one in field.arena.effects.running() if one.pid in pids]
         if not stale:
             return None
         again = wait_for(
@@ -62,7 +77,7 @@ def _freeze(field: Field, name: str) -> Hit | None:
         )
     nonces = {one.nonce for one in again}
     wait_for(lambda: _fenced(field, nonces), what="the old owner to be refused", timeout=PATIENCE, interval=INTERVAL)
-    return hit(f"{name} frozen with {len(stale)} steps", moment, pid=pid)
+    return hit(f"{name} frozen with {len(stale)} steps", moment, pids=pids)
 
 
 def _taken_over(field: Field, stale: list[Execution]) -> list[Execution]:
@@ -86,7 +101,7 @@ def service_killed(field: Field) -> Hit:
     name = field.arena.leader()
     moment = now()
     pid = field.arena.supervisor.kill(name)
-    return hit(f"{name} killed", moment, pid=pid, kills=1)
+    return hit(f"{name} killed", moment, pids=[pid], kills=1)
 
 
 def service_killed_in_phase(field: Field) -> Hit:
@@ -94,7 +109,7 @@ def service_killed_in_phase(field: Field) -> Hit:
     phase = doomed.PHASES[field.turn % len(doomed.PHASES)]
     field.arena.orders.give(doomed.KILL, phase)
     deed = carried_out(field)
-    return hit(f"service killed before {phase}", (deed.at, deed.ms), pid=deed.pid, kills=1)
+    return hit(f"service killed before {phase}", (deed.at, deed.ms), pids=[deed.pid], kills=1)
 
 
 def carried_out(field: Field) -> doomed.Deed:

@@ -34,6 +34,7 @@ KINDS: Final[Mapping[str, Inject]] = MappingProxyType(
             outages.journal_away,
             outages.scripts_flushed,
             kills.worker_stopped,
+            kills.child_killed,
         )
     }
 )

@@ -97,7 +97,7 @@ def processes(place: Folder, argvs: Sequence[Sequence[str]], env: Mapping[str, s
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """User and system CPU time of these processes and their children that still run."""
-    return sum(_cpu(pid) for pid in {*pids, *(child for pid in pids for child in _children(pid))})
+    return sum(_cpu(pid) for pid in {*pids, *(child for pid in pids for child in children(pid))})
 
 
 def _cpu(pid: int) -> float:
@@ -108,7 +108,8 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """The processes that this one has started, as long as both run."""
     try:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:

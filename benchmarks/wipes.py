@@ -52,4 +52,4 @@ def service_killed_in_rebuild(field: Field) -> Hit:
     _flush(field, "wiped")
     deed = carried_out(field)
     said = f"wiped, and the service killed in the rebuild ({phase})"
-    return hit(said, (deed.at, deed.ms), wiped=True, pid=deed.pid, kills=1, flushes=1)
+    return hit(said, (deed.at, deed.ms), wiped=True, pids=[deed.pid], kills=1, flushes=1)

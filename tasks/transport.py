@@ -1,7 +1,8 @@
-"""How doorbells travel: kombu's Redis transport with two facts changed, and the Celery settings that go with it.
+"""How doorbells travel: kombu's Redis transport with three facts changed, and the Celery settings that go with it.
 
 1. Acknowledging a message that asked for no receipt is nothing (kombu sends ZREM and HDEL for it, and keeps its tag).
 2. Every sixteenth pop looks at the lists of low priority first, so that new runs are not starved by long ones.
+3. What a task was handed over while it was delivered is delivered behind it, without another pop (`handover`).
 
 Everything else is kombu's. `tests/integration/test_transport_contract.py` holds each fact against the installed kombu,
 and says so when kombu itself has learned one. Producers and clients need none of this.
@@ -17,9 +18,11 @@ from urllib.parse import urlsplit
 import kombu
 from celery.app import amqp
 from kombu.transport import redis as stock
+from kombu.utils.json import loads
 
 from convergio.graphflow.engine import bell
 from convergio.graphflow.model import errors
+from convergio.tasks import handover
 
 ENTRY_QUEUE: Final = "convergio"
 """The public entries' queue: acknowledged late, redelivered when a worker dies."""
@@ -34,7 +37,12 @@ if TYPE_CHECKING:
     class _StockChannel(stock.Channel):
         """The private names of kombu's that this module builds on."""
 
+        active_queues: set[str]
+        _queue_cycle: Any
+
         def _brpop_start(self, timeout: float | None = None) -> None: ...
+        def _brpop_read(self, **options: Any) -> bool: ...
+        def _q_for_pri(self, queue: str, pri: int) -> str: ...
 
 else:
     _StockChannel = stock.Channel
@@ -65,22 +73,60 @@ class _FromTheEnd(list[int]):
 
 
 class Channel(_StockChannel):
-    """kombu's channel, fair to low priorities."""
+    """kombu's channel, fair to low priorities, and with a short way from one doorbell to the next."""
 
     QoS = QoS
     _pops = 0
+    _silent: frozenset[str] | set[str] = frozenset()
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._names: dict[tuple[str, int], str] = {}
+        super().__init__(*args, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        self._pops += 1
-        if self._pops % REVERSE_EVERY:
-            super()._brpop_start(timeout)
-            return
         steps = self.priority_steps
-        self.priority_steps = _FromTheEnd(steps)
+        self.priority_steps = self._next_steps()
         try:
             super()._brpop_start(timeout)
         finally:
             self.priority_steps = steps
+
+    def _brpop_read(self, **options: Any) -> bool:
+        with handover.delivering(self) as delivery:
+            popped = super()._brpop_read(**options)
+            delivery.run()
+        return popped
+
+    def basic_consume(self, queue: str, no_ack: bool, *args: Any, **options: Any) -> Any:
+        """Notes which queues are of doorbells: those that ask for no receipt."""
+        self._silent = {*self._silent, queue} if no_ack else self._silent - {queue}
+        return super().basic_consume(queue, no_ack, *args, **options)
+
+    def doorbell_lists(self) -> list[str]:
+        """The lists that a pop would look at now, in its order, without those whose messages are acknowledged."""
+        queues = [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if queue in self._silent]
+        return [self._list_name(queue, step) for step in self._next_steps() for queue in queues]
+
+    def rival_lists(self) -> list[str]:
+        """Every list of the queues whose messages are acknowledged."""
+        queues = [queue for queue in self.active_queues if queue not in self._silent]
+        return [self._list_name(queue, step) for step in self.priority_steps for queue in queues]
+
+    def hand_on(self, queue_list: str, message: str) -> None:
+        """Delivers a message as if it had been popped from the list."""
+        queue = queue_list.removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
+        self._queue_cycle.rotate(queue)
+        self.connection._deliver(loads(message), queue)
+
+    def _list_name(self, queue: str, step: int) -> str:
+        name = self._names.get((queue, step))
+        if name is None:
+            name = self._names[queue, step] = self.global_keyprefix + self._q_for_pri(queue, step)
+        return name
+
+    def _next_steps(self) -> list[int]:
+        self._pops += 1
+        return self.priority_steps if self._pops % REVERSE_EVERY else _FromTheEnd(self.priority_steps)
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):

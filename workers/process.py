@@ -18,6 +18,7 @@ from convergio.graphflow.engine.submission import Entrance
 from convergio.graphflow.model import errors
 from convergio.tasks import entries, hooks, step
 from convergio.tasks.agents.step import Agents
+from convergio.tasks.handover import Handover
 from convergio.workers import boot
 from convergio.workers.beats import Beats
 from convergio.workers.callers import Callers
@@ -130,7 +131,16 @@ class WorkerProcess:
         self.entrance = boot.entrance(self.settings, core)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
         blobs = self.entrance.blobs
-        self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker=self.name, blobs=blobs)
+        self.steps = Steps(
+            core.link,
+            core.plans,
+            core.ringer,
+            core.drain,
+            core.nonces,
+            worker=self.name,
+            blobs=blobs,
+            handover=Handover(lambda: not self.draining),
+        )
         self.loop = Loop()
         self.beats = Beats(self.steps.claims, after=self._show_body if self.settings.pool == SOLO else None)
         self.beats.start()

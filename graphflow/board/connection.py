@@ -10,6 +10,7 @@ import hashlib
 import threading
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Final, Protocol, cast
@@ -41,13 +42,31 @@ NEW_WORK: Final = frozenset({"adopt", "start"})
 """Scripts that a server without memory refuses. All others go on there: what runs must be able to end."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One script with its keys and its arguments, the epoch's token left out."""
+
+    name: str
+    keys: Sequence[str]
+    args: Sequence[Any]
+
+
 @cache
-def script(name: str) -> tuple[str, str]:
-    """The text of a script with its prelude, and its SHA-1 for EVALSHA."""
-    folder = resources.files("convergio.graphflow.board") / "lua"
+def script(name: str, then: str = "") -> tuple[str, str]:
+    """The text of a script, and its SHA-1 for EVALSHA. `then`: a second one that follows in the same move."""
     flags = "" if name in NEW_WORK else "#!lua flags=allow-oom\n"
-    text = flags + (folder / "prelude.lua").read_text() + (folder / f"{name}.lua").read_text()
+    text = flags + _source("shared/prelude") + _source("shared/grant")
+    if then:
+        parts = {"first": name, "second": then}
+        text += "".join(f"local function {part}(KEYS, ARGV)\n{_source(one)}end\n" for part, one in parts.items())
+        text += _source("shared/both")
+    else:
+        text += _source(name)
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _source(name: str) -> str:
+    return (resources.files("convergio.graphflow.board") / "lua" / f"{name}.lua").read_text()
 
 
 def pool(url: str, *, socket_timeout: float = SOCKET_TIMEOUT, **options: Any) -> redis.ConnectionPool:
@@ -173,11 +192,21 @@ class Link:
 
     def call(self, name: str, epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         """One script. Its answer; raises BoardRebuilding or BoardUnavailable. All scripts may be asked twice."""
+        return self._call(script(name), epoch, keys, args)
+
+    def call_both(self, epoch: Epoch, first: Call, second: Call) -> tuple[list[Any], list[Any]]:
+        """Two scripts in one move. Their answers; that of the second is empty if the first could not do its work."""
+        keys = [*first.keys, *second.keys]
+        args = [len(first.keys), len(first.args), *first.args, *second.args]
+        answer = self._call(script(first.name, second.name), epoch, keys, args)
+        return answer[0], answer[1] if len(answer) > 1 else []
+
+    def _call(self, text: tuple[str, str], epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         try:
-            answer = self._once(name, epoch, keys, args)
+            answer = self._once(text, epoch, keys, args)
         except redis.ConnectionError:
             self._drop_idle()
-            answer = self._again(name, epoch, keys, args)
+            answer = self._again(text, epoch, keys, args)
         except UNREACHABLE as error:
             raise unavailable(error) from error
         if answer[0] == "REBUILD":
@@ -185,14 +214,14 @@ class Link:
             raise errors.BoardRebuilding()
         return answer
 
-    def _again(self, name: str, epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
+    def _again(self, text: tuple[str, str], epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         try:
-            return self._once(name, epoch, keys, args)
+            return self._once(text, epoch, keys, args)
         except UNREACHABLE as error:
             raise unavailable(error) from error
 
-    def _once(self, name: str, epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
-        text, sha = script(name)
+    def _once(self, source: tuple[str, str], epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
+        text, sha = source
         connection = self._take()
         try:
             if connection.board_server != epoch.server:

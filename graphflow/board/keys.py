@@ -69,6 +69,11 @@ class Keys:
     def rebuilding(self) -> str:
         return f"{self.prefix}:rebuilding"
 
+    @property
+    def live(self) -> str:
+        """What every key of this epoch begins with."""
+        return self._of("")
+
     def leader(self, role: str) -> str:
         return f"{self.prefix}:leader:{role}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,6 +37,32 @@ class Refused:
 
     why: str
     state: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A message that was popped: the list it was in, its text, and, if it is a doorbell, how the claim went."""
+
+    queue_list: str
+    message: str
+    ref: RunRef | None = None
+    step: str = ""
+    ring: str = ""
+    claim: Claimed | Refused | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Next:
+    """What a worker wants while it tells how a step ended: the next doorbell of these lists, its step claimed.
+
+    Nothing, while one of the `rivals` has a message. `taken` is called with the doorbell, if there is one.
+    """
+
+    lists: Sequence[str]
+    rivals: Sequence[str] = ()
+    nonce: str
+    worker: str
+    taken: Callable[[Taken], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
-from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.connection import Call, Link
 from convergio.graphflow.board.keys import Epoch, Keys
 from convergio.graphflow.board.messages import (
     Batch,
@@ -19,14 +20,28 @@ from convergio.graphflow.board.messages import (
     Doorbell,
     Following,
     Locked,
+    Next,
     Parked,
     Refused,
     Ringing,
+    Taken,
 )
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
-__all__ = ["Batch", "Beat", "Claimed", "Doorbell", "Following", "Locked", "Parked", "Refused", "Ringing"]
+__all__ = [
+    "Batch",
+    "Beat",
+    "Claimed",
+    "Doorbell",
+    "Following",
+    "Locked",
+    "Next",
+    "Parked",
+    "Refused",
+    "Ringing",
+    "Taken",
+]
 
 LEASE_MS: Final = 6_000
 LOCK_MS: Final = 2_000
@@ -39,7 +54,11 @@ def claim(
     epoch = link.epoch()
     keys = link.keys(epoch)
     names = [keys.epoch, keys.run(ref), keys.leases, keys.rung(queue_list), keys.feed(ref)]
-    answer = link.call("claim", epoch, names, [epoch.number, step, ring, nonce, lease_ms, f"{ref}/{step}", worker])
+    args = [epoch.number, step, ring, nonce, lease_ms, str(ref), worker]
+    return _granted(link.call("claim", epoch, names, args), epoch, ref, step)
+
+
+def _granted(answer: Sequence[Any], epoch: Epoch, ref: RunRef, step: str) -> Claimed | Refused:
     if answer[0] != "OK":
         return Refused(why=answer[0], state=answer[1] if len(answer) > 1 else "")
     _, fence, at, attempt, deliveries, meta, given, records, references, *outputs = answer
@@ -51,11 +70,18 @@ def claim(
         at_ms=int(at),
         attempt=int(attempt),
         deliveries=int(deliveries),
-        meta=json.loads(meta),
+        meta=_meta(meta),
         input=json.loads(given),
         records=parse_records(records),
         outputs={name: json.loads(text or "null") for name, text in zip(references.split(), outputs, strict=True)},
     )
+
+
+@lru_cache(maxsize=1024)
+def _meta(text: str) -> Mapping[str, Any]:
+    """What is the same for all steps of a run is read once. Nobody writes to it."""
+    facts: Mapping[str, Any] = json.loads(text)
+    return facts
 
 
 def parse_records(text: str) -> dict[str, Any]:
@@ -85,8 +111,9 @@ def arrive(
     durable: bool,
     token: str,
     wanted: Sequence[str],
+    then: Next | None = None,
 ) -> Locked | Parked | None:
-    """ARRIVE: record the outcome.
+    """ARRIVE: record the outcome, and, if asked to, TAKE `then` the next doorbell in the same move.
 
     None: somebody else drains the inbox. Raises StaleFence if the claim is not the owner.
     """
@@ -95,7 +122,7 @@ def arrive(
     names = [keys.epoch, keys.run(ref), keys.leases, keys.inbox(ref), keys.inboxes, keys.journal, keys.feed(ref)]
     args = [epoch.number, held.step, held.fence, str(ref), held.submitter, state, output, outcome]
     args += ["step" if durable else "stream", token, LOCK_MS, *wanted]
-    answer = link.call("arrive", epoch, [*names, keys.parked, keys.nudge], args)
+    answer = _told(link, epoch, Call("arrive", [*names, keys.parked, keys.nudge], args), then)
     if answer[0] == "PARKED":
         return Parked(sequence=int(answer[1]))
     _refuse(answer, held)
@@ -111,8 +138,11 @@ def complete(
     following: Sequence[Following],
     token: str,
     wanted: Sequence[str],
+    then: Next | None = None,
 ) -> Locked | None:
     """COMPLETE: record a success and, if nothing contends, its consequences with it.
+
+    If asked to, TAKE `then` the next doorbell in the same move.
 
     None: nothing is left to do here. Locked: it came to what ARRIVE does, and the inbox is ours to drain. Raises
     StaleFence if the claim is not the owner.
@@ -129,9 +159,32 @@ def complete(
         bell = one.bell
         rings = ("", "", "") if bell is None else (order[bell.queue_list], bell.ring, bell.content)
         args += [one.step, one.edges, " ".join(one.references), *rings]
-    answer = link.call("complete", epoch, names, [*args, *wanted])
+    answer = _told(link, epoch, Call("complete", names, [*args, *wanted]), then)
     _refuse(answer, held)
     return _locked(answer, epoch, ref, token, wanted)
+
+
+def _told(link: Link, epoch: Epoch, call: Call, then: Next | None) -> list[Any]:
+    """What a script answers; `then` has the next doorbell, if it asks for one and there is one."""
+    if then is None:
+        return link.call(call.name, epoch, call.keys, call.args)
+    keys = link.keys(epoch)
+    args = [epoch.number, keys.live, then.nonce, LEASE_MS, then.worker, len(then.rivals)]
+    take = Call("take", [keys.epoch, keys.leases, *then.rivals, *then.lists], args)
+    answer, taken = link.call_both(epoch, call, take)
+    if taken and taken[0] == "TAKEN":
+        then.taken(_taken(taken, epoch))
+    return answer
+
+
+def _taken(answer: Sequence[Any], epoch: Epoch) -> Taken:
+    queue_list, message, *doorbell = answer[1:]
+    if not doorbell:
+        return Taken(queue_list=queue_list, message=message)
+    tenant, run, step, ring, claim = doorbell
+    ref = RunRef(tenant=tenant, run=run)
+    granted = _granted(claim, epoch, ref, step)
+    return Taken(queue_list=queue_list, message=message, ref=ref, step=step, ring=ring, claim=granted)
 
 
 def _numbered(lists: Iterable[str]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from typing import Any, Final, Protocol
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.workflow import canonical
+from convergio.graphflow.model.workflow import Workflow, canonical
 
 KEPT: Final = 256
 
@@ -32,6 +32,14 @@ class Plans:
         self._plans[digest] = plan
         while len(self._plans) > KEPT:
             self._plans.popitem(last=False)
+
+    def of(self, workflow: Workflow) -> Plan:
+        """The plan of a valid workflow that this process has at hand."""
+        plan = self._plans.get(workflow.digest)
+        if plan is None:
+            plan = Plan.of(workflow)
+            self.add(workflow.digest, plan)
+        return plan
 
     def get(self, digest: str) -> Plan:
         """The plan; raises BoardRebuilding if the board does not have it."""

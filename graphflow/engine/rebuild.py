@@ -193,7 +193,7 @@ class Rebuilder:
         with self.link.client.pipeline(transaction=False) as pipe:
             for part in _chunks(list(made.values.items())):
                 pipe.hset(keys.run(ref), mapping=dict(part))
-            pipe.set(keys.plan(facts.run.digest), canonical(plan.workflow.document))
+            pipe.set(keys.plan(facts.run.digest), plan.workflow.text)
             pipe.zadd(keys.runs, {str(ref): facts.run.started_ms or now_ms})
             for member, due in made.timers.items():
                 pipe.zadd(keys.timers, {f"{ref}/{member}": due})

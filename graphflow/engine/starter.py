@@ -34,7 +34,6 @@ from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import RunFacts, RunRow
 from convergio.graphflow.model.ids import Nonces
 from convergio.graphflow.model.states import RunState
-from convergio.graphflow.model.workflow import canonical
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +75,7 @@ class Starter:
             not_after_ms=not_after_ms,
             submitter=run.submitter,
             digest=run.digest,
-            plan=canonical(plan.workflow.document),
+            plan=plan.workflow.text,
             meta=json.dumps(meta, ensure_ascii=False),
             given=json.dumps(run.input, ensure_ascii=False),
             size=len(plan.workflow.steps),
@@ -115,7 +114,7 @@ class Starter:
             not_after_ms=not_after_ms,
             submitter=run.submitter,
             digest=run.digest,
-            plan=canonical(plan.workflow.document),
+            plan=plan.workflow.text,
             nonce=self.nonces.next(),
         )
         if adopted and beginning.inbox:

@@ -16,6 +16,7 @@ from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.claims import AWAY, Claim, Claims
 from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.handover import Grant, Grants, Handover, Nobody
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.flow import inputs
@@ -58,8 +59,10 @@ class Steps:
         *,
         worker: str,
         blobs: Blobs | None = None,
+        handover: Handover | None = None,
     ) -> None:
-        """`blobs`: where values go that are too large to travel; without it they are refused."""
+        """`blobs`: where values go that are too large to travel; without it they are refused.
+        `handover`: who takes the next doorbell when a step has ended; without it the broker alone brings them."""
         self.link = link
         self.blobs = blobs
         self.plans = plans
@@ -68,32 +71,53 @@ class Steps:
         self.nonces = nonces
         self.worker = worker
         self.claims = Claims(link, expire=self._expire)
+        self.grants = Grants(handover or Nobody(), worker=worker, unused=self._return)
 
     # --- taking a step --------------------------------------------------------------------------------------------
 
     def claim(self, ref: RunRef, *, step: str, ring: str, queue_list: str) -> Claim | None:
         """CLAIM. None: the doorbell was a duplicate, or the run is over; nothing was touched."""
+        grant = self.grants.pop(ref, step, ring) or self._grant(ref, step, ring, queue_list)
+        if isinstance(grant.answer, scripts.Refused):
+            logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, grant.answer.why, grant.answer.state)
+            return None
+        claim = self._own(grant.answer, grant)
+        self.claims.add(claim)
+        return claim
+
+    def _grant(self, ref: RunRef, step: str, ring: str, queue_list: str) -> Grant:
         nonce = self.nonces.next()
         sure_until = time.monotonic() + scripts.LEASE_MS / 1000
         take = partial(scripts.claim, self.link, ref, step=step, ring=ring, nonce=nonce, queue_list=queue_list)
         try:
-            held = take(worker=self.worker)
+            answer = take(worker=self.worker)
         except errors.BoardRebuilding:
-            held = take(worker=self.worker)  # by now the new epoch is known: its first doorbell here must not get lost
-        if isinstance(held, scripts.Refused):
-            logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, held.why, held.state)
-            return None
+            answer = take(worker=self.worker)  # by now the new epoch is known: its first doorbell must not get lost
+        return Grant(answer=answer, nonce=nonce, sure_until=sure_until)
+
+    def _own(self, held: scripts.Claimed, grant: Grant) -> Claim:
         spent = [rows for key, rows in held.records.items() if key.startswith(SPENT)]
         if self.blobs is not None and held.records:
-            held = replace(held, records=Opened(self.blobs, ref.tenant, held.records))
-        claim = Claim(held=held, nonce=nonce, plan=self.plans.get(held.meta["digest"]), sure_until=sure_until)
+            held = replace(held, records=Opened(self.blobs, held.ref.tenant, held.records))
+        plan = self.plans.get(held.meta["digest"])
+        claim = Claim(held=held, nonce=grant.nonce, plan=plan, sure_until=grant.sure_until)
         for rows in spent:
             claim.owe(rows)
         timeout = self.step(claim).timeout
         if timeout is not None:
             claim.deadline = time.monotonic() + timeout
-        self.claims.add(claim)
         return claim
+
+    def _return(self, grant: Grant) -> None:
+        """A claim that came with a doorbell whose task never ran: it was revoked, or the worker stops."""
+        if isinstance(grant.answer, scripts.Refused):
+            return
+        try:
+            claim = self._own(grant.answer, grant)
+            self.claims.add(claim)
+            self.give_back(claim)
+        except (errors.StaleFence, *AWAY) as error:
+            logger.info("a claim that no task asked for: %s", error)
 
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
@@ -248,15 +272,17 @@ class Steps:
         followers = shortcut.followers(claim.plan, step.name) if outcome.state is StepState.SUCCEEDED else None
 
         def deliver(held: scripts.Claimed) -> int | None:
-            token = self.nonces.next()
+            token, then = self.nonces.next(), self.grants.ask(self.nonces.next())
             answer: scripts.Locked | scripts.Parked | None
             if followers is not None:
                 following = [self._following(held, claim.plan, follower) for follower in followers]
-                answer = scripts.complete(self.link, held, **told, following=following, token=token, wanted=names)
+                answer = scripts.complete(
+                    self.link, held, **told, following=following, token=token, wanted=names, then=then
+                )
             else:
                 state = outcome.state
                 answer = scripts.arrive(
-                    self.link, held, **told, state=state, durable=durable, token=token, wanted=names
+                    self.link, held, **told, state=state, durable=durable, token=token, wanted=names, then=then
                 )
             if isinstance(answer, scripts.Parked):
                 return answer.sequence

@@ -147,7 +147,7 @@ class Entrance:
         )
         accepted = self.doors.accept(run) if origin is None else self.doors.fork(run, origin)
         if accepted.created:
-            self._start(accepted.run, Plan.of(submission.workflow), not_after)
+            self._start(accepted.run, self.starter.plans.of(submission.workflow), not_after)
         return accepted
 
     def _start(self, run: RunRow, plan: Plan, not_after: int) -> None:

@@ -3,33 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache, partial
+from typing import Any, Final
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 
 from convergio.graphflow.journal.database import Database
+
+CHUNK: Final = 256
+"""Rows of one INSERT on SQLite, at most: it takes 32,766 parameters."""
 
 
 class BulkInsert:
     """INSERT ... ON CONFLICT DO NOTHING RETURNING the primary key, for tables of texts and numbers only.
 
     On PostgreSQL the rows travel as one array for each column: psycopg takes 60 µs for each row of a long VALUES list,
-    only to find its placeholders.
+    only to find its placeholders. On SQLite they go to the driver as they are: SQLAlchemy's way with parameters takes
+    longer than the database.
     """
 
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._columns = table.c.keys()
-        self._arrays = not database.is_sqlite
-        insert = _from_arrays(table) if self._arrays else database.insert_once(table)
-        self._statement = insert.returning(*table.primary_key.columns)
+        self._arrays = None if database.is_sqlite else _from_arrays(table).returning(*table.primary_key.columns)
+        self._values = cache(partial(_of_values, table))
 
     def __call__(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
         """Inserts the rows, each with a value for every column. Returns the keys of those that are new."""
         if not rows:
             return []
-        values = _transposed(rows, self._columns) if self._arrays else rows
-        return [tuple(row) for row in connection.execute(self._statement, values)]
+        if self._arrays is not None:
+            return [tuple(row) for row in connection.execute(self._arrays, _transposed(rows, self._columns))]
+        return self._insert_values(connection, rows)
+
+    def _insert_values(self, connection: sa.Connection, rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+        new: list[tuple[Any, ...]] = []
+        for start in range(0, len(rows), CHUNK):
+            chunk = rows[start : start + CHUNK]
+            values = tuple(row[column] for row in chunk for column in self._columns)
+            new += [tuple(row) for row in connection.exec_driver_sql(self._values(len(chunk)), values)]
+        return new
+
+
+def _of_values(table: sa.Table, rows: int) -> str:
+    """The statement in SQLite's words, with `rows` times a placeholder for each column."""
+    name = sqlite.dialect().identifier_preparer.quote
+    columns = ", ".join(name(column.name) for column in table.c)
+    values = ", ".join([f"({', '.join('?' * len(table.c))})"] * rows)
+    keys = ", ".join(name(column.name) for column in table.primary_key.columns)
+    return f"INSERT INTO {name(table.name)} ({columns}) VALUES {values} ON CONFLICT DO NOTHING RETURNING {keys}"
 
 
 def _from_arrays(table: sa.Table) -> sa.Insert:

@@ -13,7 +13,6 @@ from convergio.graphflow.journal.history import find_definition, find_run, unkno
 from convergio.graphflow.journal.rows import Accepted, Basis, NewRun, NewSignal, Origin, RunRow, SignalRow
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
-from convergio.graphflow.model.workflow import canonical
 
 _runs: Final = tables.runs.c
 _signals: Final = tables.signals.c
@@ -151,7 +150,7 @@ def _definition_columns(run: NewRun) -> dict[str, Any]:
         "digest": workflow.digest,
         "name": workflow.name,
         "version": workflow.version,
-        "document": payload.plain(canonical(workflow.document), what="the definition"),
+        "document": payload.plain(workflow.text, what="the definition"),
         "created_ms": run.created_ms,
     }
 

@@ -52,6 +52,20 @@ def _complete_join(stage: Stage) -> Call:
     return lambda: stage.complete(held, FOLLOWING, token=token)
 
 
+def _arrive_then_take(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    stage.rung()
+    then, _ = stage.next()
+    return lambda: stage.arrive(held, token=token, then=then)
+
+
+def _complete_then_take(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    stage.rung()
+    then, _ = stage.next()
+    return lambda: stage.complete(held, FOLLOWING, token=token, then=then)
+
+
 def _post(stage: Stage) -> Call:
     ref, token = stage.begun(), stage.nonces.next()
     return lambda: scripts.post(stage.link, ref, entry='{"t":"x"}', token=token)
@@ -183,6 +197,8 @@ CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
     "arrive (step)": _arrive_step,
     "complete": _complete,
     "complete (fires a join)": _complete_join,
+    "arrive (then take)": _arrive_then_take,
+    "complete (then take)": _complete_then_take,
     "post": _post,
     "post (look)": _look,
     "commit": _commit,
@@ -200,3 +216,9 @@ CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
     "eat": _eat,
 }
 """By script: prepares a board on which the call has something to do, and returns the call."""
+
+
+def scripts_of(name: str) -> tuple[str, str]:
+    """The script of a call, and the one that follows it in the same move, or ''."""
+    first, _, more = name.partition(" ")
+    return first, more[len("(then ") : -1] if more.startswith("(then ") else ""

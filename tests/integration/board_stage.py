@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,9 @@ from convergio.graphflow.model.ids import Nonces, RunRef
 
 LIST: Final = "queue"
 """The queue list that doorbells of these tests go to."""
+
+NEXT: Final = "next"
+"""The queue list from which the next doorbell is taken in these tests."""
 
 META: Final = '{"workflow":"demo","digest":"digest","submitter":"ann"}'
 TIMES: Final = re.compile(r"\b1[6-9]\d{11}\b")
@@ -163,6 +167,22 @@ class Stage:
         assert isinstance(held, scripts.Claimed)
         return held
 
+    def rung(self, name: str = "r2", *, step: str = "a", queue_list: str = NEXT) -> RunRef:
+        """Another run, whose step is READY: its doorbell waits in a list, as a message that a worker can read."""
+        ref, ring = self.begun(name), f"{self.epoch.number}.1"
+        bell = doorbell(step, ring, queue_list=queue_list, ref=ref)
+        writes = [(fields.state(step), "", fields.ready(ring)), (fields.rings(step), "", "1")]
+        self.decided(ref, writes=writes, bells=[bell], events=[("step.ready", step, "", "", "{}")])
+        return ref
+
+    def next(self, *lists: str, nonce: str = "") -> tuple[scripts.Next, list[scripts.Taken]]:
+        """What a worker wants besides, and what it will have been given."""
+        taken: list[scripts.Taken] = []
+        wanted = scripts.Next(
+            lists=lists or (NEXT,), nonce=nonce or self.nonces.next(), worker="w1", taken=taken.append
+        )
+        return wanted, taken
+
     def rung_again(self, held: scripts.Claimed) -> str:
         """The claim's step is taken out of its hands and rung again; the new ring."""
         ring = f"{held.epoch.number}.2"
@@ -170,7 +190,13 @@ class Stage:
         return ring
 
     def arrive(
-        self, held: scripts.Claimed, *, state: str = "SUCCEEDED", durable: bool = False, token: str = ""
+        self,
+        held: scripts.Claimed,
+        *,
+        state: str = "SUCCEEDED",
+        durable: bool = False,
+        token: str = "",
+        then: scripts.Next | None = None,
     ) -> scripts.Locked | scripts.Parked | None:
         """ARRIVE as a worker does it."""
         return scripts.arrive(
@@ -182,10 +208,16 @@ class Stage:
             durable=durable,
             token=token or self.nonces.next(),
             wanted=[fields.state(held.step), "@open", "absent"],
+            then=then,
         )
 
     def complete(
-        self, held: scripts.Claimed, following: Sequence[scripts.Following] = (), *, token: str = ""
+        self,
+        held: scripts.Claimed,
+        following: Sequence[scripts.Following] = (),
+        *,
+        token: str = "",
+        then: scripts.Next | None = None,
     ) -> scripts.Locked | None:
         """COMPLETE as a worker does it."""
         return scripts.complete(
@@ -196,6 +228,7 @@ class Stage:
             following=following,
             token=token or self.nonces.next(),
             wanted=[fields.state(held.step), "@open", "absent"],
+            then=then,
         )
 
     def park(
@@ -229,8 +262,19 @@ def run_ref(name: str = "r1") -> RunRef:
     return RunRef(tenant="default", run=name)
 
 
-def doorbell(step: str, ring: str, side: str = "L") -> scripts.Doorbell:
-    return scripts.Doorbell(queue_list=LIST, side=side, content=f"ding-{step}-{ring}".encode(), step=step, ring=ring)
+def doorbell(
+    step: str, ring: str, side: str = "L", *, queue_list: str = LIST, ref: RunRef | None = None
+) -> scripts.Doorbell:
+    """For the run `ref` it is a message; without one it is a text that only looks different from others."""
+    text = f"ding-{step}-{ring}" if ref is None else message(f"{ref.run}.{step}.{ring}", tenant=ref.tenant)
+    return scripts.Doorbell(queue_list=queue_list, side=side, content=text.encode(), step=step, ring=ring)
+
+
+def message(task_id: str, *, compact: bool = True, **headers: str) -> str:
+    """A Celery message as kombu writes it; without spaces it is as the bell does."""
+    known = {"lang": "py", "task": "convergio.step", "id": task_id, "shadow": "demo/step", "root_id": "r0"}
+    whole: dict[str, Any] = {"body": "W10=", "headers": known | headers, "properties": {"correlation_id": task_id}}
+    return json.dumps(whole, separators=(",", ":") if compact else None)
 
 
 def rung_next(step: str, *references: str) -> scripts.Following:

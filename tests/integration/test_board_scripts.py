@@ -3,6 +3,7 @@ it touches only the keys it was given, and nothing it writes ever expires."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import threading
@@ -18,12 +19,15 @@ from convergio.graphflow.board.connection import NEW_WORK, Link
 from convergio.graphflow.board.keys import SCHEMA, Epoch
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces
-from tests.integration.board_calls import CALLS
-from tests.integration.board_stage import Stage, stage_on, timeless
+from tests.integration.board_calls import CALLS, FOLLOWING, scripts_of
+from tests.integration.board_stage import NEXT, Stage, message, run_ref, stage_on, timeless
 from tests.integration.lost_answers import lose_next_answer
 from tests.waiting import wait_until
 
-SCRIPTS = sorted(path.name[:-4] for path in (resources.files("convergio.graphflow.board") / "lua").iterdir())
+FOLDER = resources.files("convergio.graphflow.board") / "lua"
+SCRIPTS = sorted(path.name[:-4] for path in FOLDER.iterdir() if path.name.endswith(".lua"))
+PIECES = sorted(path.name[:-4] for path in (FOLDER / "shared").iterdir())
+"""What scripts are made with; none of them is a script of its own."""
 every_call = pytest.mark.parametrize("name", CALLS)
 
 
@@ -34,8 +38,9 @@ def stage(board_url: str) -> Iterator[Stage]:
 
 
 def test_every_script_is_called_by_these_tests() -> None:
-    called = {name.split(" ", 1)[0] for name in CALLS}
-    assert called | {"begin", "prelude", "publish"} == set(SCRIPTS)
+    called = {script for name in CALLS for script in scripts_of(name)} - {""}
+    assert called | {"begin", "publish"} == set(SCRIPTS)
+    assert PIECES == ["both", "grant", "prelude"]
 
 
 def test_nothing_that_any_script_writes_has_a_ttl(stage: Stage) -> None:
@@ -132,21 +137,198 @@ def nameless(stage: Stage) -> Any:
     return json.loads(re.sub(r'"@commit": "[0-9a-f]+"', '"@commit": "NAME"', text.replace(stage.nonces.boot, "BOOT")))
 
 
+# --- the next doorbell, with the answer to how a step ended -----------------------------------------------------------
+
+
+@pytest.fixture(params=["arrive", "arrive (step)", "complete"])
+def ends(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """The ways to tell how a step ended: called with the stage, the claim, and what is wanted besides."""
+
+    def tell(stage: Stage, held: scripts.Claimed, then: scripts.Next) -> Any:
+        if request.param == "complete":
+            return stage.complete(held, FOLLOWING, then=then)
+        return stage.arrive(held, durable=request.param == "arrive (step)", then=then)
+
+    return tell
+
+
+def test_the_next_doorbell_is_popped_and_its_step_claimed_as_claim_would(
+    stage: Stage, ends: Callable[..., Any]
+) -> None:
+    held, ref = stage.running(stage.begun()), stage.rung()
+    assert stage.client.lrange(NEXT, 0, -1) == [text := message("r2.a.1.1", tenant="default")]
+    then, taken = stage.next(nonce="n-1")
+    ends(stage, held, then)
+    (one,) = taken
+    assert (one.queue_list, one.message, one.ref, one.step, one.ring) == (NEXT, text, ref, "a", "1.1")
+    assert isinstance(one.claim, scripts.Claimed)
+    by_claim = stage.claim(ref, "a", "1.1", nonce="n-1")
+    assert dataclasses.replace(one.claim, at_ms=0) == dataclasses.replace(by_claim, at_ms=0)
+    assert one.claim.fence == "1.1.n-1"
+    assert stage.word(ref, "a") == "RUNNING|1.1.n-1"
+    assert set(stage.leases()) == {f"{ref}/a/1.1.n-1"}
+    keys = stage.link.keys(stage.epoch)
+    assert not stage.client.exists(NEXT, keys.rung(NEXT))
+    assert [entry["type"] for _, entry in stage.feed(ref)].count("step.running") == 1
+
+
+def test_who_may_not_tell_how_a_step_ended_takes_nothing(stage: Stage, ends: Callable[..., Any]) -> None:
+    ref = stage.begun()
+    fenced = stage.running(ref)
+    stage.rung_again(fenced)
+    stage.rung()
+    then, taken = stage.next()
+    before = stage.dump()
+    gone = dataclasses.replace(fenced, ref=run_ref("gone"))
+    for held in (fenced, gone):
+        with pytest.raises(errors.StaleFence):
+            ends(stage, held, then)
+    assert stage.dump() == before
+    assert not taken
+
+
+def test_where_no_doorbell_waits_nothing_is_taken(stage: Stage, ends: Callable[..., Any]) -> None:
+    held = stage.running(stage.begun())
+    stage.rung(queue_list="elsewhere")
+    then, taken = stage.next(NEXT, "other")
+    ends(stage, held, then)
+    assert not taken
+    assert stage.client.llen("elsewhere") == 1
+    assert stage.word(held.ref, "a") not in ("", f"RUNNING|{held.fence}"), "how the step ended is told all the same"
+
+
+def test_while_a_message_waits_that_has_to_be_popped_nothing_is_taken(stage: Stage, ends: Callable[..., Any]) -> None:
+    held = stage.running(stage.begun())
+    stage.rung()
+    then, taken = stage.next()
+    stage.client.lpush("entries", "submit")
+    ends(stage, held, dataclasses.replace(then, rivals=["others", "entries"]))
+    assert not taken
+    then, taken = stage.next()
+    stage.client.delete("entries")
+    stage.complete(stage.running(stage.begun("r9")), then=dataclasses.replace(then, rivals=["others", "entries"]))
+    assert len(taken) == 1
+
+
+def test_the_first_list_comes_first_and_its_oldest_doorbell(stage: Stage) -> None:
+    """LPUSH and the right end, as kombu does it; one doorbell each time."""
+    for name, queue_list in [("r2", "low"), ("r3", "high"), ("r4", "high"), ("r5", "low")]:
+        stage.rung(name, queue_list=queue_list)
+    order: list[str] = []
+    held = stage.running(stage.begun())
+    for lists in (["low", "high"], ["high", "low"], ["high", "low"], ["high", "low"]):
+        then, taken = stage.next("absent", *lists)
+        stage.complete(held, then=then)
+        (one,) = taken
+        assert one.ref is not None
+        order.append(one.ref.run)
+    assert order == ["r2", "r3", "r4", "r5"]
+
+
+PLAIN = {
+    "no JSON": "cheep",
+    "empty": "",
+    "a task of somebody else": message("4f9e7f6c-3f1d-4c58-9e3d-0c4f3c9b7a10", compact=False),
+    "the same, written as the bell does": message("4f9e7f6c-3f1d-4c58-9e3d-0c4f3c9b7a10", tenant="default"),
+    "a canary": message("canary.steps.1f-00ff-3", tenant="default"),
+    "a canary of a list with a priority": message("canary.steps\x06\x163.1f-00ff-3", tenant="default"),
+    "an escaped id": message('r2.a"b.1.1', tenant="default"),
+    "an id that is not ASCII": message("r2.\u00e4.1.1", tenant="default"),
+    "an id of too many parts": message("r2.x.a.1.1", tenant="default"),
+    "an id without a ring": message("r2.a", tenant="default"),
+    "a ring of letters": message("r2.a.one.two", tenant="default"),
+    "no tenant": message("r2.a.1.1"),
+    "an escaped tenant": message("r2.a.1.1", tenant='de"fault'),
+    "a name that quotes a doorbell": message("x", tenant="default", shadow='"id":"r2.a.1.1"'),
+    "a doorbell that was put back": message("r2.a.1.1", compact=False, tenant="default"),
+}
+"""Messages in a list of doorbells that are none, or do not look like one: their task claims for itself, if it does."""
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_message_that_is_no_doorbell_is_handed_over_as_it_is_and_nothing_is_claimed(stage: Stage, kind: str) -> None:
+    held, ref = stage.running(stage.begun()), stage.rung(queue_list="elsewhere")
+    stage.client.lpush(NEXT, PLAIN[kind])
+    before, leases = stage.values(ref), stage.leases()
+    then, taken = stage.next()
+    stage.arrive(held, then=then)
+    assert taken == [scripts.Taken(queue_list=NEXT, message=PLAIN[kind])]
+    assert stage.values(ref) == before
+    assert stage.leases().keys() == leases.keys() - {f"{held.ref}/a/{held.fence}"}
+
+
+FORGED = {"reserved words": ("rung", "elsewhere"), "a run's feed": ("default", "r2:feed")}
+"""Tenant and run of messages that nobody of ours sends; where they lead, there is something else than a run."""
+
+
+@pytest.mark.parametrize("kind", FORGED)
+def test_no_message_harms_the_step_that_ended(stage: Stage, kind: str) -> None:
+    """Whoever may push may push anything; the step that has ended just then has nothing to do with it."""
+    held = stage.running(stage.begun())
+    stage.rung(queue_list="elsewhere")
+    tenant, run = FORGED[kind]
+    stage.client.lpush(NEXT, text := message(f"{run}.a.1.1", tenant=tenant))
+    then, taken = stage.next()
+    assert isinstance(stage.arrive(held, then=then), scripts.Locked)
+    assert [one.message for one in taken] == [text]
+    assert all(not isinstance(one.claim, scripts.Claimed) for one in taken)
+
+
+def test_a_doorbell_that_rings_for_nothing_is_taken_off_and_says_why(stage: Stage) -> None:
+    ref, held = stage.rung(), stage.running(stage.begun())
+    claimed = stage.claim(ref, "a", "1.1", nonce="n-1")
+    stage.rung("r3")
+    stage.decided(run_ref("r3"), writes=[("@stop", "", "FAILED")])
+    stage.client.lpush(NEXT, message("r4.a.1.1", tenant="default"))
+    leases = stage.leases()
+    answers: list[Any] = []
+    for _ in range(3):
+        then, taken = stage.next()
+        stage.complete(held, then=then)
+        answers.append(taken[0].claim)
+    duplicate = scripts.Refused(why="DUPLICATE", state=f"RUNNING|{claimed.fence}")
+    assert answers == [duplicate, scripts.Refused(why="STOPPED"), scripts.Refused(why="GONE")]
+    assert stage.client.llen(NEXT) == 0
+    assert stage.leases().keys() == leases.keys() - {f"{held.ref}/a/{held.fence}"}
+
+
+def test_after_a_lost_answer_every_doorbell_is_in_its_list_or_has_a_lease(
+    stage: Stage, ends: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first ask's doorbell is nobody's: it costs one lease, which nobody prolongs, and not more."""
+    held, refs = stage.running(stage.begun()), [stage.rung("r2"), stage.rung("r3"), stage.rung("r4")]
+    then, taken = stage.next()
+    with monkeypatch.context() as patch:
+        lost = lose_next_answer(patch)
+        ends(stage, held, then)
+    assert lost == ["lost"]
+    assert [one.ref for one in taken] == [refs[1]]
+    assert [stage.word(ref, "a").split("|")[0] for ref in refs] == ["RUNNING", "RUNNING", "READY"]
+    assert stage.client.llen(NEXT) == 1
+    ends_at = stage.leases()[f"{refs[0]}/a/1.1.{then.nonce}"]
+    assert ends_at <= stage.now_ms() + scripts.LEASE_MS
+    assert [stage.client.xlen(stage.link.keys(stage.epoch).feed(ref)) for ref in refs[:2]] == [3, 3]
+
+
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
 @every_call
 def test_every_key_that_a_script_touches_is_one_of_its_keys(stage: Stage, name: str) -> None:
     call = CALLS[name](stage)
-    text, sha = connection.script(name.split(" ", 1)[0])
+    text, sha = connection.script(*scripts_of(name))
     assert stage.client.script_load(text) == sha
     commands = overheard(stage, call)
 
     declared = {key for command in commands for key in keys_of(command, sha)}
-    touched = {command.split(" ")[1] for kind, command in commands if kind == "lua" and command != "TIME"}
+    touched = {key for kind, command in commands if kind == "lua" for key in touched_by(command.split(" "))}
     assert declared
     assert touched
-    assert touched <= declared
+    if scripts_of(name)[1] == "take":
+        keys, ref = stage.link.keys(stage.epoch), run_ref("r2")
+        assert touched - declared == {keys.run(ref), keys.feed(ref), keys.rung(NEXT)}, "which run, the message says"
+    else:
+        assert touched <= declared
 
 
 def overheard(stage: Stage, call: Any) -> list[tuple[str, str]]:
@@ -167,6 +349,13 @@ def overheard(stage: Stage, call: Any) -> list[tuple[str, str]]:
         listener.join(timeout=10)
         assert not listener.is_alive()
     return heard
+
+
+def touched_by(words: list[str]) -> list[str]:
+    """The keys of a command."""
+    if words[0] == "LMPOP":
+        return words[2 : 2 + int(words[1])]
+    return words[1:2]
 
 
 def keys_of(command: tuple[str, str], sha: str) -> list[str]:
@@ -218,14 +407,19 @@ def test_a_full_server_takes_no_new_run_and_says_why(stage: Stage, name: str, fu
 # --- the texts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_at_most_forty_lines_of_code(name: str) -> None:
+@pytest.mark.parametrize("name", [*SCRIPTS, *(f"shared/{piece}" for piece in PIECES)])
+def test_a_script_and_a_piece_is_at_most_forty_lines_of_code(name: str) -> None:
     text = source(name)
     code = [line for line in text.splitlines() if line.strip() and not line.strip().startswith("--")]
     assert 0 < len(code) <= 40
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "prelude"])
+@pytest.mark.parametrize("name", PIECES)
+def test_a_piece_says_where_it_is_put(name: str) -> None:
+    assert header_of(source(f"shared/{name}")).startswith(("-- Put before ", "-- Put behind "))
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_a_header_says_purpose_keys_arguments_and_answers(name: str) -> None:
     text = source(name)
     header = header_of(text)
@@ -236,10 +430,11 @@ def test_a_header_says_purpose_keys_arguments_and_answers(name: str) -> None:
     documented = {int(number) for number in re.findall(r"(?:KEYS:|,) (\d+)", keys_line(header))}
     used = {int(number) for number in re.findall(r"KEYS\[(\d+)\]", text[len(header) :])}
     assert used <= documented
-    assert documented - used <= {8, 10}, "keys that no line uses"  # complete and commit count their lists
+    listed = {3} if name == "take" else {8, 10}  # complete, commit and take count their lists
+    assert documented - used <= listed, "keys that no line uses"
 
 
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("begin", "prelude", "publish")])
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name not in ("begin", "publish")])
 def test_a_script_compares_the_epoch_before_it_does_anything(name: str) -> None:
     text = source(name)
     first = text[len(header_of(text)) :].strip().splitlines()[0]
@@ -247,7 +442,7 @@ def test_a_script_compares_the_epoch_before_it_does_anything(name: str) -> None:
 
 
 def source(name: str) -> str:
-    return (resources.files("convergio.graphflow.board") / "lua" / f"{name}.lua").read_text()
+    return (FOLDER / f"{name}.lua").read_text()
 
 
 def header_of(text: str) -> str:

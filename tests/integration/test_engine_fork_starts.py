@@ -71,7 +71,8 @@ def test_a_retry_whose_caller_died_before_the_board_is_started_by_the_sweeper(bo
 
 
 DOOMED: Final = """
-import os, signal, sys
+import faulthandler, os, signal, sys
+faulthandler.dump_traceback_later(45)  # where it stands, should it not come to its end
 from pathlib import Path
 from convergio.config import settings
 from convergio.graphflow.engine.fork import Fork

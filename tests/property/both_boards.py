@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import pytest
@@ -16,7 +17,7 @@ from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.board.scripts import Claimed, Locked
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from tests.integration.board_stage import LIST, Stage, doorbell, published, run_ref, timeless
+from tests.integration.board_stage import LIST, NEXT, Stage, doorbell, message, published, run_ref, timeless
 from tests.property.model_board import ModelBoard
 
 STEPS = ("a", "b", "c", "d")
@@ -131,35 +132,68 @@ class Both:
             lambda: self.model.beat(members, lease_ms=lease_ms),
         )
 
+    # --- the next doorbell ------------------------------------------------------------------------------------------
+
+    def push(self) -> None:
+        """What somebody else puts in a list: a doorbell once more, an old one, or no doorbell at all."""
+        ref, step = run_ref(self.pick(RUNS)), self.pick(STEPS)
+        ring = f"1.{1 + self.draw(2)}"
+        texts = ["cheep", message("canary.steps.1f-3", tenant="default"), message("4f9e-7f6c", compact=False)]
+        texts += [message(f"{ref.run}.{step}.{ring}", tenant=ref.tenant)] * 3
+        name, text = self.pick([LIST, NEXT]), self.pick(texts)
+        self.said.append(f"push {name} {text}")
+        self.stage.client.lpush(name, text)
+        self.model.lists.setdefault(name, []).insert(0, text.encode())
+
+    def telling(
+        self, what: str, real: Callable[..., Any], model: Callable[..., Any], lock_ms: int, **call: Any
+    ) -> None:
+        """How a step ended, and, if the worker wants one, the next doorbell: the same one on both."""
+        lists = self.pick([(), (LIST,), (LIST, NEXT), (NEXT, LIST)])
+        nonce, lease_ms = self.pick(NONCES), self.span()
+        taken: tuple[list[scripts.Taken], list[scripts.Taken]] = ([], [])
+        first, second = (
+            scripts.Next(lists=lists, nonce=nonce, worker="w1", taken=one.append) if lists else None for one in taken
+        )
+        answer, _ = self.ask(
+            f"{what} {call} then {lists} {nonce}",
+            lambda: timed(lock_ms, lease_ms, lambda: real(**call, then=first)),
+            lambda: model(**call, then=second, lock_ms=lock_ms, lease_ms=lease_ms),
+        )
+        assert [_plain(one) for one in taken[0]] == [_plain(one) for one in taken[1]], self.said
+        if answer == "StaleFence" or not lists:
+            assert taken == ([], [])
+            return
+        self.met[f"take {_claimed(taken[0])}"] += 1
+        for pair in zip(*taken, strict=True):
+            self.said.append(f"taken: {pair[1]}")
+            mine, its = pair[0].claim, pair[1].claim
+            if isinstance(mine, Claimed) and isinstance(its, Claimed):
+                self.claims.append((mine, its))
+
     def arrive(self) -> None:
         held, shadow = self.owner()
         durable, state = self.draw(2) == 0, self.pick(["SUCCEEDED", "SUCCEEDED", "FAILED"])
         token, lock_ms = self.pick(TOKENS), self.lock_span()
         call: dict[str, Any] = {"state": state, "output": self.pick(["", '{"x":1}']), "outcome": '{"o":1}'}
         call |= {"durable": durable, "token": token, "wanted": [f"s:{held.step}", "@open"]}
-        self.ask(
-            f"arrive {held.ref} {held.step} {call}",
-            lambda: timed_lock(lock_ms, lambda: scripts.arrive(self.stage.link, held, **call)),
-            lambda: self.model.arrive(shadow, lock_ms=lock_ms, **call),
-        )
+        real, model = partial(scripts.arrive, self.stage.link, held), partial(self.model.arrive, shadow)
+        self.telling(f"arrive {held.ref} {held.step}", real, model, lock_ms, **call)
 
     def complete(self) -> None:
         held, shadow = self.owner()
         others = [step for step in STEPS if step != held.step]
-        following = [self.following(others[self.draw(3)])] if self.draw(3) else []
-        following += [self.following(others[2])] if following and following[0].step != others[2] else []
+        following = [self.following(held.ref, others[self.draw(3)])] if self.draw(3) else []
+        following += [self.following(held.ref, others[2])] if following and following[0].step != others[2] else []
         token, lock_ms = self.pick(TOKENS), self.lock_span()
         call: dict[str, Any] = {"output": self.pick(["", '{"x":1}']), "outcome": '{"o":1}', "following": following}
         call |= {"token": token, "wanted": [f"s:{held.step}", "@open"]}
-        self.ask(
-            f"complete {held.ref} {held.step} {call}",
-            lambda: timed_lock(lock_ms, lambda: scripts.complete(self.stage.link, held, **call)),
-            lambda: self.model.complete(shadow, lock_ms=lock_ms, **call),
-        )
+        real, model = partial(scripts.complete, self.stage.link, held), partial(self.model.complete, shadow)
+        self.telling(f"complete {held.ref} {held.step}", real, model, lock_ms, **call)
 
-    def following(self, step: str) -> scripts.Following:
+    def following(self, ref: RunRef, step: str) -> scripts.Following:
         """A step with one edge, which becomes ready, or with several."""
-        bell = doorbell(step, "1.1") if self.draw(2) else None
+        bell = doorbell(step, "1.1", ref=ref, queue_list=self.pick([LIST, NEXT])) if self.draw(2) else None
         references = self.pick([(), ("a", "b")])
         return scripts.Following(step=step, edges=1 if bell else 2 + self.draw(2), references=references, bell=bell)
 
@@ -196,7 +230,7 @@ class Both:
         held, _ = self.owner()
         words = [f"RUNNING|{held.fence}", "READY|1.1", "READY|1.2", self.stage.word(held.ref, held.step) or "READY|"]
         count, over = 2 + self.draw(2), self.draw(2) == 0
-        bell = doorbell(held.step, f"1.{count}", side=self.pick("LR"))
+        bell = doorbell(held.step, f"1.{count}", side=self.pick("LR"), ref=held.ref)
         ringing = scripts.Ringing(
             was=self.pick(words),
             bell=bell,
@@ -243,7 +277,7 @@ class Both:
         bells = []
         if not values.get(f"s:{step}"):
             writes += [(f"s:{step}", "READY|9.9" if self.draw(8) == 0 else "", "READY|1.1"), (f"r:{step}", "", "a b")]
-            bells = [doorbell(step, "1.1", side=self.pick("LR"))]
+            bells = [doorbell(step, "1.1", side=self.pick("LR"), ref=locked.ref)]
         if self.draw(2) == 0:
             writes += [(f"g:{step}", values.get(f"g:{step}", ""), self.pick(['{"t":"signal"}', ""]))]
         if self.draw(10) == 0:
@@ -310,7 +344,7 @@ class Both:
 
 
 VERBS: list[Callable[[Both], None]] = [
-    *[Both.start, Both.beat, Both.record, Both.decline, Both.ring, Both.reassert, Both.release, Both.forget],
+    *[Both.start, Both.beat, Both.record, Both.decline, Both.ring, Both.reassert, Both.release, Both.forget, Both.push],
     *[Both.post, Both.arrive, Both.park] * 2,
     *[Both.complete] * 3,
     *[Both.claim, Both.commit] * 3,
@@ -319,8 +353,14 @@ VERBS: list[Callable[[Both], None]] = [
 
 def timed_lock(lock_ms: int, call: Callable[[], Any]) -> Any:
     """The call with another length of lock leases."""
+    return timed(lock_ms, scripts.LEASE_MS, call)
+
+
+def timed(lock_ms: int, lease_ms: int, call: Callable[[], Any]) -> Any:
+    """The call with other lengths of leases, of a lock and of a claim that is made besides."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scripts, "LOCK_MS", lock_ms)
+        patch.setattr(scripts, "LEASE_MS", lease_ms)
         return call()
 
 
@@ -348,8 +388,14 @@ def _kind(answer: Any) -> str:
     return answer if isinstance(answer, str) else type(answer).__name__
 
 
+def _claimed(taken: Sequence[scripts.Taken]) -> str:
+    if not taken:
+        return "NONE"
+    return "plain" if taken[0].claim is None else _kind(taken[0].claim)
+
+
 def _plain(answer: Any) -> Any:
-    if isinstance(answer, Claimed | Locked | scripts.Beat | scripts.Refused):
+    if isinstance(answer, Claimed | Locked | scripts.Beat | scripts.Refused | scripts.Taken):
         return {name: _plain(getattr(answer, name)) for name in answer.__slots__ if name != "at_ms"}
     return timeless(answer) if isinstance(answer, str | dict) else answer
 

@@ -14,7 +14,7 @@ from typing import Any
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.fields import Word
 from convergio.graphflow.board.keys import Epoch
-from convergio.graphflow.board.scripts import Batch, Claimed, Locked, Parked, Refused, Ringing
+from convergio.graphflow.board.scripts import Batch, Claimed, Locked, Next, Parked, Refused, Ringing, Taken
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import StepState
@@ -189,9 +189,21 @@ class ModelBoard:
 
     def arrive(
         self, held: Claimed, *, state: str, output: str, outcome: str, durable: bool, token: str,
-        lock_ms: int = scripts.LOCK_MS, wanted: Sequence[str] = (),
+        lock_ms: int = scripts.LOCK_MS, wanted: Sequence[str] = (), then: Next | None = None,
+        lease_ms: int = scripts.LEASE_MS,
     ) -> Locked | Parked | None:  # fmt: skip
-        """ARRIVE."""
+        """ARRIVE, then TAKE."""
+        answer = self._arrive(
+            held, state=state, output=output, outcome=outcome, durable=durable, token=token, lock_ms=lock_ms,
+            wanted=wanted,
+        )  # fmt: skip
+        self._then(then, lease_ms)
+        return answer
+
+    def _arrive(
+        self, held: Claimed, *, state: str, output: str, outcome: str, durable: bool, token: str, lock_ms: int,
+        wanted: Sequence[str],
+    ) -> Locked | Parked | None:  # fmt: skip
         run, step, ref, member = self._owned(held), held.step, held.ref, f"{held.ref}/{held.step}"
         was, done = run.values[f"s:{step}"], f"{state}|{held.fence}"
         if was == f"RUNNING|{held.fence}":
@@ -213,9 +225,20 @@ class ModelBoard:
 
     def complete(
         self, held: Claimed, *, output: str, outcome: str, following: Sequence[scripts.Following], token: str,
-        lock_ms: int = scripts.LOCK_MS, wanted: Sequence[str] = (),
+        lock_ms: int = scripts.LOCK_MS, wanted: Sequence[str] = (), then: Next | None = None,
+        lease_ms: int = scripts.LEASE_MS,
     ) -> Locked | None:  # fmt: skip
-        """COMPLETE."""
+        """COMPLETE, then TAKE."""
+        answer = self._complete(
+            held, output=output, outcome=outcome, following=following, token=token, lock_ms=lock_ms, wanted=wanted
+        )
+        self._then(then, lease_ms)
+        return answer
+
+    def _complete(
+        self, held: Claimed, *, output: str, outcome: str, following: Sequence[scripts.Following], token: str,
+        lock_ms: int, wanted: Sequence[str],
+    ) -> Locked | None:  # fmt: skip
         run, step, ref, member = self._owned(held), held.step, held.ref, f"{held.ref}/{held.step}"
         values, was, done = run.values, run.values[f"s:{step}"], f"SUCCEEDED|{held.fence}"
         if was == done:
@@ -235,6 +258,26 @@ class ModelBoard:
         for one in following:
             self._move(ref, run, one)
         return None
+
+    def _then(self, then: Next | None, lease_ms: int) -> None:
+        taken = None if then is None else self.take(then.lists, nonce=then.nonce, worker=then.worker, lease_ms=lease_ms)
+        if then is not None and taken is not None:
+            then.taken(taken)
+
+    def take(self, lists: Sequence[str], *, nonce: str, worker: str, lease_ms: int = scripts.LEASE_MS) -> Taken | None:
+        """TAKE. A script of its own only here; on the real board it follows another one."""
+        for name in lists:
+            if self.lists.get(name):
+                text = self.lists[name].pop().decode()
+                break
+        else:
+            return None
+        rung = doorbell_of(text)
+        if rung is None:
+            return Taken(queue_list=name, message=text)
+        ref, step, ring = rung
+        claim = self.claim(ref, step=step, ring=ring, nonce=nonce, queue_list=name, worker=worker, lease_ms=lease_ms)
+        return Taken(queue_list=name, message=text, ref=ref, step=step, ring=ring, claim=claim)
 
     def _move(self, ref: RunRef, run: ModelRun, one: scripts.Following) -> None:
         values = run.values
@@ -401,6 +444,16 @@ class ModelBoard:
         self.runs.pop(ref, None)
         self.done.pop(str(ref), None)
         self.inboxes.pop(str(ref), None)
+
+
+def doorbell_of(text: str) -> tuple[RunRef, str, str] | None:
+    """Run, step and ring of a message that is a doorbell."""
+    try:
+        headers = json.loads(text)["headers"]
+        run, step, number, count = headers["id"].split(".")
+        return RunRef(tenant=headers["tenant"], run=run), step, f"{int(number)}.{int(count)}"
+    except (ValueError, KeyError):
+        return None
 
 
 def _idle(run: ModelRun) -> bool:

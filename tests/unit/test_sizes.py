@@ -38,7 +38,7 @@ def test_no_module_is_long() -> None:
 
 
 def test_a_lua_script_is_small() -> None:
-    lengths = {path.name: code_lines(path) for path in sorted((ROOT / "graphflow" / "board" / "lua").glob("*.lua"))}
+    lengths = {path.name: code_lines(path) for path in sorted((ROOT / "graphflow" / "board" / "lua").rglob("*.lua"))}
     assert lengths
     assert {name: length for name, length in lengths.items() if length > LUA_LINES} == {}
 

@@ -109,8 +109,8 @@ def test_a_diagram_has_a_line_for_every_transition(table: Any, every: Any, termi
 
 
 def test_every_state_word_in_the_scripts_is_one_of_the_table() -> None:
-    folder = resources.files("convergio.graphflow.board") / "lua"
-    text = "\n".join(path.read_text() for path in folder.iterdir())
+    folder = Path(str(resources.files("convergio.graphflow.board"))) / "lua"
+    text = "\n".join(path.read_text() for path in folder.rglob("*.lua"))
     words = set(re.findall(r"'\^?([A-Z]+)\|", text))
     assert words >= {"READY", "RUNNING", "BLOCKED"}
     assert words <= set(StepState)

@@ -23,4 +23,4 @@ elseif string.sub(was, -#done) == done and string.sub(was, 1, 8) == 'BLOCKED|' t
 elseif was ~= done then
   return {'FENCED', was}
 end
-return lock(KEYS[2], KEYS[4], ARGV[11], tonumber(ARGV[12]), at, 13)
+return lock(KEYS[2], KEYS[4], ARGV[11], tonumber(ARGV[12]), at, ARGV, 13)

@@ -12,7 +12,7 @@ for i = 12, first - 1, 6 do
 end
 local v = redis.call('HMGET', run, unpack(names))
 if not v[1] then return {'GONE'} end
-if v[1] == done then return lock(run, KEYS[4], ARGV[9], tonumber(ARGV[10]), at, first) end
+if v[1] == done then return lock(run, KEYS[4], ARGV[9], tonumber(ARGV[10]), at, ARGV, first) end
 if v[1] ~= 'RUNNING|' .. ARGV[4] then return {'FENCED', v[1]} end
 redis.call('ZREM', KEYS[3], ARGV[5] .. '/' .. step .. '/' .. ARGV[4])
 tell(run, KEYS[7], KEYS[6], ARGV[2], ARGV[5], ARGV[6], 'step.succeeded', step, at, ARGV[8])
@@ -33,7 +33,7 @@ redis.call('HSET', run, unpack(free and writes or own))
 if not free then
   redis.call('RPUSH', KEYS[4], cjson.encode({t = 'arrived', step = step}))
   redis.call('ZADD', KEYS[5], at, ARGV[5])
-  return lock(run, KEYS[4], ARGV[9], tonumber(ARGV[10]), at, first)
+  return lock(run, KEYS[4], ARGV[9], tonumber(ARGV[10]), at, ARGV, first)
 end
 for _, i in ipairs(rung) do
   redis.call('LPUSH', KEYS[6 + 2 * ARGV[i + 3]], ARGV[i + 5])

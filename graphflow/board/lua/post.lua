@@ -12,6 +12,6 @@ if ARGV[3] ~= '' then
   redis.call('RPUSH', KEYS[3], ARGV[3])
   redis.call('ZADD', KEYS[4], at, ARGV[2])
 end
-local answer = lock(KEYS[2], KEYS[3], ARGV[4], tonumber(ARGV[5]), at, 6)
+local answer = lock(KEYS[2], KEYS[3], ARGV[4], tonumber(ARGV[5]), at, ARGV, 6)
 if answer[1] == 'EMPTY' then redis.call('ZREM', KEYS[4], ARGV[2]) end
 return answer

@@ -25,8 +25,8 @@ local function park(parked, nudge, id, member)
   wake(nudge)
   return sequence(id)
 end
--- Take the run's lock if it is free, and read what its inbox holds. The lock is a lease: its holder may die.
-local function lock(run, inbox, token, ms, at, first)
+-- Take the run's lock if it is free, and read what its inbox holds, and the fields named by `args` from `first` on. The lock is a lease: its holder may die.
+local function lock(run, inbox, token, ms, at, args, first)
   local held = redis.call('HGET', run, '@lock')
   if held then
     local owner, expiry = string.match(held, '^(.*)|(%d+)$')
@@ -36,8 +36,8 @@ local function lock(run, inbox, token, ms, at, first)
   if #entries == 0 then return {'EMPTY'} end
   redis.call('HSET', run, '@lock', token .. '|' .. number(at + ms))
   local values = {}
-  for i = first, #ARGV, 200 do
-    for _, v in ipairs(redis.call('HMGET', run, unpack(ARGV, i, math.min(i + 199, #ARGV)))) do
+  for i = first, #args, 200 do
+    for _, v in ipairs(redis.call('HMGET', run, unpack(args, i, math.min(i + 199, #args)))) do
       values[#values + 1] = v or ''
     end
   end
