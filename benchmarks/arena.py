@@ -44,8 +44,8 @@ DRAIN_S: Final = 5.0
 """Seconds a worker that is stopped has for the steps it runs."""
 
 QUEUES: Final = ("steps", "control")
-PRIORITIES: Final = ("", "\x06\x163")
-"""What kombu adds to a queue's name for its two lists."""
+PRIORITIES: Final = ("", "\x06\x163", "\x06\x166", "\x06\x169")
+"""What kombu adds to a queue's name for its lists."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,10 +1,10 @@
 """The public Celery entries: what any Celery client in any language may send. They ride their own queue, with late
 acks.
 
-`convergio.submit(workflow, input, key=None, tenant=..., submitter=...)`: the run's id is the task's id, and its result
-is the run's. `convergio.retry(run, key=None)` and `convergio.fork(run, step=None, input=..., definition=None)` do the
-same for a new run that reuses what another one did. `convergio.signal(run, name, data)` and `convergio.cancel(run,
-reason)` end at once.
+`convergio.submit(workflow, input, key=None, tenant=..., submitter=..., priority=None)`: the run's id is the task's id,
+and its result is the run's. `convergio.retry(run, key=None)` and `convergio.fork(run, step=None, input=...,
+definition=None)` do the same for a new run that reuses what another one did. `convergio.signal(run, name, data)` and
+`convergio.cancel(run, reason)` end at once.
 """
 
 from __future__ import annotations
@@ -77,6 +77,7 @@ def _register_submit(app: Celery) -> None:
         key: str | None = None,
         tenant: str = ids.DEFAULT_TENANT,
         submitter: str = "",
+        priority: str | None = None,
     ) -> Any:
         with said_whole():
             row = self.worker.entrance.submit(
@@ -87,6 +88,7 @@ def _register_submit(app: Celery) -> None:
                     tenant=tenant,
                     submitter=submitter or origin_of(self),
                     key=key,
+                    priority=priority,
                 )
             )
         return followed(self, row)

@@ -1,7 +1,8 @@
 """How doorbells travel: kombu's Redis transport with three facts changed, and the Celery settings that go with it.
 
 1. Acknowledging a message that asked for no receipt is nothing (kombu sends ZREM and HDEL for it, and keeps its tag).
-2. Every sixteenth pop looks at the lists of low priority first, so that new runs are not starved by long ones.
+2. Every sixteenth pop looks at lists of low priority first, each of them in turn: so that new runs are not starved by
+   long ones, and what is urgent starves nothing.
 3. What a task was handed over while it was delivered is delivered behind it, without another pop (`handover`).
 
 Everything else is kombu's. `tests/integration/test_transport_contract.py` holds each fact against the installed kombu,
@@ -11,7 +12,7 @@ and says so when kombu itself has learned one. Producers and clients need none o
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
@@ -28,7 +29,7 @@ ENTRY_QUEUE: Final = "convergio"
 """The public entries' queue: acknowledged late, redelivered when a worker dies."""
 
 REVERSE_EVERY: Final = 16
-"""Every how many pops the lists are looked at from the lowest priority up."""
+"""Every how many pops the lists are looked at from a low priority up: from each but the first in turn."""
 
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "sentinel")
 
@@ -65,11 +66,19 @@ class QoS(stock.QoS):
             super().reject(delivery_tag, requeue=requeue)
 
 
-class _FromTheEnd(list[int]):
-    """Priority steps that are walked backwards; indexing, which kombu bisects by, stays as it was."""
+class _Upwards(list[int]):
+    """Priority steps that are walked backwards and around, from one of them on; indexing, which kombu bisects by, stays
+    as it was."""
+
+    def __init__(self, steps: Sequence[int], turn: int) -> None:
+        """`turn`: each begins one step higher than the last, and never with the first."""
+        super().__init__(steps)
+        upwards = list(reversed(steps))
+        start = turn % max(1, len(steps) - 1)
+        self._walk = upwards[start:] + upwards[:start]
 
     def __iter__(self) -> Iterator[int]:
-        return self.__reversed__()
+        return iter(self._walk)
 
 
 class Channel(_StockChannel):
@@ -126,7 +135,9 @@ class Channel(_StockChannel):
 
     def _next_steps(self) -> list[int]:
         self._pops += 1
-        return self.priority_steps if self._pops % REVERSE_EVERY else _FromTheEnd(self.priority_steps)
+        if self._pops % REVERSE_EVERY:
+            return self.priority_steps
+        return _Upwards(self.priority_steps, self._pops // REVERSE_EVERY - 1)
 
 
 class SentinelChannel(Channel, stock.SentinelChannel):

@@ -52,21 +52,38 @@ class Client:
             prefix=os.environ.get("CONVERGIO_KEY_PREFIX") or "convergio",
         )
 
-    def start(self, workflow: str, input: Any = None, *, key: str | None = None, run_id: str | None = None) -> Run:
+    def start(
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        run_id: str | None = None,
+        priority: str | None = None,
+    ) -> Run:
         """Starts a run of the workflow. Returns once it is accepted: then it cannot be lost.
 
-        The same `key` with the same input gives the same run; so does the same `run_id`. Raises UnknownWorkflow,
-        InvalidInput, KeyConflict, NoWorker (the submission stays in the queue; repeat the call with the `run_id`
-        that the error names), JournalUnavailable, BoardUnavailable.
+        `priority`: low, medium, high or critical; None is the workflow's. The same `key` with the same input gives the
+        same run; so does the same `run_id`. Raises UnknownWorkflow, InvalidInput, KeyConflict, NoWorker (the
+        submission stays in the queue; repeat the call with the `run_id` that the error names), JournalUnavailable,
+        BoardUnavailable.
         """
         given = {"workflow": workflow, "input": input}
+        if priority is not None:
+            given["priority"] = priority
         return begun(self._wire, self._tenant, SUBMIT, given, key=key, task_id=run_id or ids.new_run_id())
 
     async def astart(
-        self, workflow: str, input: Any = None, *, key: str | None = None, run_id: str | None = None
+        self,
+        workflow: str,
+        input: Any = None,
+        *,
+        key: str | None = None,
+        run_id: str | None = None,
+        priority: str | None = None,
     ) -> Run:
         """`start` for asyncio."""
-        return await in_thread(self.start, workflow, input, key=key, run_id=run_id)
+        return await in_thread(self.start, workflow, input, key=key, run_id=run_id, priority=priority)
 
     def run(self, run_id: str) -> Run:
         """A run that was started elsewhere or before. Asks nobody."""

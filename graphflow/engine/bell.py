@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Protocol
+from types import MappingProxyType
+from typing import Any, Final, Protocol, Self
 
 from convergio.graphflow.model.ids import RunRef
-from convergio.graphflow.model.workflow import Step, StepKind
+from convergio.graphflow.model.workflow import DEFAULT_PRIORITY, Step, StepKind
 
-CONTINUATION: Final = 0
-"""kombu's priority list for steps of runs that have begun: consumed first."""
+LISTS: Final = (0, 3, 6, 9)
+"""kombu's priority lists of a queue, in the order in which they are consumed."""
 
-FRESH: Final = 3
-"""kombu's priority list for the first steps of new runs."""
+LADDER: Final = MappingProxyType({"critical": (0, 0), "high": (0, 3), "medium": (3, 6), "low": (6, 9)})
+"""By priority: the list for steps of runs that have begun, and the one for first steps of new runs."""
+
+CONTINUATION, FRESH = LADDER[DEFAULT_PRIORITY]
+"""The pair of who asks for no priority."""
 
 QUEUES: Final = ("steps", "turns", "tools", "control")
 """The doorbell queues."""
@@ -47,9 +52,14 @@ class Bell(Protocol):
         ...
 
 
-def route_of(step: Step, *, fresh: bool) -> Route:
-    """The route of a step's doorbells."""
-    return Route(queue=step.queue, task=TASK_OF[step.kind], priority=FRESH if fresh else CONTINUATION)
+def pair_of(step: Step, priority: str) -> tuple[int, int]:
+    """The lists of a step's doorbells: its own priority counts, else that of its run."""
+    return LADDER[step.priority or priority]
+
+
+def route_of(step: Step, *, priority: str, fresh: bool) -> Route:
+    """The route of a step's doorbells in a run of this priority."""
+    return Route(queue=step.queue, task=TASK_OF[step.kind], priority=pair_of(step, priority)[fresh])
 
 
 def canary_route(queue: str, priority: int) -> Route:
@@ -59,8 +69,14 @@ def canary_route(queue: str, priority: int) -> Route:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """For whom doorbells are rung: which run, of which workflow, submitted by whom."""
+    """For whom doorbells are rung: which run, of which workflow, submitted by whom, how urgent."""
 
     ref: RunRef
     workflow: str
     submitter: str
+    priority: str
+
+    @classmethod
+    def of(cls, ref: RunRef, meta: Mapping[str, Any]) -> Self:
+        """By the run's @meta."""
+        return cls(ref=ref, workflow=meta["workflow"], submitter=meta["submitter"], priority=meta["priority"])

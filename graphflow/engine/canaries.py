@@ -14,7 +14,7 @@ from typing import Final, cast
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch, Keys
-from convergio.graphflow.engine.bell import CONTINUATION, FRESH, QUEUES, Bell, canary_route
+from convergio.graphflow.engine.bell import CONTINUATION, FRESH, LISTS, QUEUES, Bell, canary_route
 from convergio.graphflow.engine.submission import board_time, wake
 from convergio.graphflow.engine.sweeper import BATCH, Sweeper
 from convergio.graphflow.model.ids import DEFAULT_TENANT, Nonces, RunRef
@@ -44,6 +44,11 @@ class Canary:
     pushed_ms: int = 0
     eaten_ms: int | None = None
 
+    @property
+    def probes(self) -> bool:
+        """Whether it is pushed though nothing is rung: on the lists of most steps, to see that somebody is there."""
+        return self.priority in (CONTINUATION, FRESH)
+
     def wait_ms(self, now_ms: int) -> int:
         """How long it took from push to consumption, or how long it has waited."""
         return (self.eaten_ms or now_ms) - self.pushed_ms if self.id else 0
@@ -65,7 +70,7 @@ class Canaries:
         """
         try:
             epoch, now_ms = self.link.epoch(), board_time(self.link)
-            seen = [self.look(epoch, queue, priority) for queue in QUEUES for priority in (CONTINUATION, FRESH)]
+            seen = [self.look(epoch, queue, priority) for queue in QUEUES for priority in LISTS]
             for canary in seen:
                 self._watch(epoch, canary, now_ms)
         except UNREACHABLE as error:
@@ -93,7 +98,7 @@ class Canaries:
             self._ring_lost(epoch, keys, canary)
         rung = self.link.client.zcard(keys.rung(canary.queue_list))
         if not canary.id or canary.eaten_ms is not None:
-            if rung or now_ms - canary.pushed_ms > 10 * EVERY_MS:
+            if rung or (canary.probes and now_ms - canary.pushed_ms > 10 * EVERY_MS):
                 self._hatch(epoch, canary)
         elif now_ms - canary.pushed_ms > PROOF_MS and not self.link.client.llen(canary.queue_list):
             self._hatch(epoch, canary)  # the list is empty and nobody reported it: this canary got lost itself

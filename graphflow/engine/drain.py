@@ -35,7 +35,7 @@ class Drain:
         `meta` is the run's @meta, if the caller has it; `blank`: it was just made.
         """
         meta = meta or self.meta(locked)
-        caller = Caller(ref=locked.ref, workflow=meta["workflow"], submitter=meta["submitter"])
+        caller = Caller.of(locked.ref, meta)
         plan = self.plans.get(meta["digest"])
         turn: scripts.Locked | None = locked
         view = View(dict(locked.values), blank=blank)

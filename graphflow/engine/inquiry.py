@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
-from convergio.graphflow.engine.bell import CONTINUATION, FRESH, Route, canary_route
+from convergio.graphflow.engine.bell import LADDER, LISTS, Route, canary_route
 from convergio.graphflow.engine.reason import RunView, StepView, span
 from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.flow import document
@@ -73,7 +73,7 @@ class Inquiry:
                 board = "rebuilding"
             except errors.BoardUnavailable:
                 board = "away"
-        steps = {name: self._from_journal(step) for name, step in workflow.steps.items()}
+        steps = {name: self._from_journal(step, run) for name, step in workflow.steps.items()}
         self._add_history(ref, steps)
         if live is not None:
             steps = {name: self._from_board(ref, step, live) for name, step in steps.items()}
@@ -86,7 +86,7 @@ class Inquiry:
 
     # --- the journal ----------------------------------------------------------------------------------------------
 
-    def _from_journal(self, step: Step) -> StepView:
+    def _from_journal(self, step: Step, run: RunRow) -> StepView:
         return StepView(
             name=step.name,
             kind=step.kind,
@@ -95,6 +95,7 @@ class Inquiry:
             state=StepState.WAITING,
             needs=tuple(edge.step for edge in step.needs),
             attempts=step.retry.max + 1,
+            priority=step.priority or run.priority,
         )
 
     def _add_history(self, ref: RunRef, steps: dict[str, StepView]) -> None:
@@ -189,7 +190,8 @@ class Inquiry:
         held = client.zscore(keys.held, member)
         if held is not None:
             return replace(step, held_ms=int(held))
-        lists = [self.list_of(canary_route(step.queue, priority)) for priority in (CONTINUATION, FRESH)]
+        last = max(LADDER[step.priority])
+        lists = [self.list_of(canary_route(step.queue, number)) for number in LISTS if number <= last]
         scores = [client.zscore(keys.rung(name), f"{member}/{word.rest}") for name in lists]
         rung = next((int(score) for score in scores if score is not None), None)
         ahead = sum(int(client.llen(name)) for name in lists)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import StepKind, Workflow
+from convergio.graphflow.model.workflow import DEFAULT_PRIORITY, StepKind, Workflow
 
 Serving = Mapping[str, Collection[str]]
 """Workers by the queue they serve."""
@@ -34,8 +34,8 @@ class StepView:
 
     `since_ms`: when it came into this state; `due_ms`: when its retry, or its hook's time, is due; `held_ms`: until
     when it is held, after a rebuild or because a worker declined it; `parked`: the outcome that waits for SQL; `ahead`:
-    messages in its queue; `awaits`: what goes on elsewhere that its body waits for; `missing`: what a worker lacked.
-    `reused_from`: the run in which it ended, if this one only has its outcome.
+    messages in its queue, up to those of its `priority`; `awaits`: what goes on elsewhere that its body waits for;
+    `missing`: what a worker lacked. `reused_from`: the run in which it ended, if this one only has its outcome.
     """
 
     name: str
@@ -62,6 +62,7 @@ class StepView:
     finished_ms: int | None = None
     tokens: int = 0
     reused_from: str | None = None
+    priority: str = DEFAULT_PRIORITY
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,7 +211,8 @@ def _ready(view: RunView, step: StepView, serving: Serving | None) -> str:
         return f"is ready{waited}: NO_WORKER, no worker serves queue '{step.queue}'. {start}"
     ahead = "" if step.ahead is None else f" with {step.ahead} messages"
     who = "" if serving is None else f", served by {_listed(sorted(serving[step.queue]))}"
-    return f"is queued{waited} in '{step.queue}'{ahead}{who}"
+    urgency = "" if step.priority == DEFAULT_PRIORITY else f" at priority {step.priority}"
+    return f"is queued{waited} in '{step.queue}'{urgency}{ahead}{who}"
 
 
 def _running(view: RunView, step: StepView) -> str:

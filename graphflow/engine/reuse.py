@@ -24,6 +24,7 @@ _HOW: Final[dict[str, Any]] = {
     "on_failure": OnFailure.FAIL,
     "durability": Durability.STREAM,
     "queue": "",
+    "priority": None,
     "expected": None,
 }
 """Fields of a step that say how it is run, and not what comes of it when it succeeds."""

@@ -22,7 +22,7 @@ class Ringer:
 
     def doorbell(self, caller: Caller, step: Step, *, ring: str, fresh: bool, side: str = "L") -> scripts.Doorbell:
         """The message for one ring. Side L is the producing end of the list, R the consuming end."""
-        route = route_of(step, fresh=fresh)
+        route = route_of(step, priority=caller.priority, fresh=fresh)
         content = self.bell.render(
             route,
             tenant=caller.ref.tenant,

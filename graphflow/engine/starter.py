@@ -125,7 +125,7 @@ class Starter:
 
     def _ring(self, run: RunRow, plan: Plan, epoch: Epoch, made: Restored) -> None:
         """Rings what is READY. They are due among the held ones: if we fail here, the sweeper rings them."""
-        caller = Caller(ref=ref_of(run), workflow=run.workflow, submitter=run.submitter)
+        caller = Caller.of(ref_of(run), meta_of(run))
         try:
             for name in made.held:
                 was, step = made.values[fields.state(name)], plan.workflow.steps[name]

@@ -358,7 +358,7 @@ def _classes(error: errors.ConvergioError) -> list[str]:
 
 
 def _caller(held: scripts.Claimed) -> Caller:
-    return Caller(ref=held.ref, workflow=held.meta["workflow"], submitter=held.submitter)
+    return Caller.of(held.ref, held.meta)
 
 
 def _bounded(error: errors.ConvergioError) -> dict[str, Any]:

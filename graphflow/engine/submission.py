@@ -23,7 +23,7 @@ from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import encode
 from convergio.graphflow.model.states import RunState
-from convergio.graphflow.model.workflow import StepKind, Workflow
+from convergio.graphflow.model.workflow import PRIORITIES, StepKind, Workflow
 
 if TYPE_CHECKING:
     from convergio.graphflow.engine.starter import Starter
@@ -36,7 +36,7 @@ START_WITHIN_MS: Final = 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Submission:
-    """What somebody wants to run. `key`: the same key means the same run."""
+    """What somebody wants to run. `key`: the same key means the same run. `priority`: None is the workflow's."""
 
     workflow: Workflow
     input: Any
@@ -44,6 +44,7 @@ class Submission:
     tenant: str = ids.DEFAULT_TENANT
     submitter: str = "anonymous"
     key: str | None = None
+    priority: str | None = None
 
     def check(self, blobs: Blobs | None = None) -> str:
         """The input as JSON. Raises InvalidInput, InvalidPayload or PayloadTooLarge."""
@@ -57,6 +58,8 @@ class Submission:
             )
         if not ids.TENANT.fullmatch(self.tenant):
             raise errors.InvalidInput(f"'{self.tenant}' cannot be a tenant", hint="use a-z, 0-9, - and _, at most 32")
+        if self.priority is not None and self.priority not in PRIORITIES:
+            raise errors.InvalidInput(f"'{self.priority}' is no priority", hint=f"use one of {', '.join(PRIORITIES)}")
         text = (encode if blobs is None else blobs.text_of)(self.input, what="the input")
         inputs.check_input(self.workflow, self.input)
         return text
@@ -70,6 +73,7 @@ def meta_of(run: RunRow) -> dict[str, Any]:
         "tenant": run.tenant,
         "submitter": run.submitter,
         "created_ms": run.created_ms,
+        "priority": run.priority,
     }
 
 
@@ -124,6 +128,7 @@ class Entrance:
             tenant=fork.ref.tenant,
             submitter=fork.submitter,
             key=fork.key,
+            priority=basis.run.priority if fork.definition is None else None,
         )
         accepted = self._accept(submission, plan.origin)
         reused, steps = len(plan.origin.reused), len(plan.workflow.steps)
@@ -143,7 +148,7 @@ class Entrance:
             start_key=submission.key,
             not_after_ms=not_after,
             created_ms=now,
-            priority=submission.workflow.priority,
+            priority=submission.priority or submission.workflow.priority,
         )
         accepted = self.doors.accept(run) if origin is None else self.doors.fork(run, origin)
         if accepted.created:

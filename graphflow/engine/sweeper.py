@@ -226,7 +226,7 @@ class Sweeper:
             return None
         facts: Mapping[str, Any] = json.loads(meta)
         definition = self.plans.get(facts["digest"]).workflow.steps[step]
-        caller = Caller(ref=ref, workflow=facts["workflow"], submitter=facts["submitter"])
+        caller = Caller.of(ref, facts)
         return Found(
             caller=caller,
             step=definition,

@@ -106,6 +106,7 @@ class WorkflowBuilder:
         expected: Duration | None = None,
         durability: str | None = None,
         queue: str | None = None,
+        priority: str | None = None,
         with_: Mapping[str, Constant] | None = None,
         **arguments: Constant,
     ) -> StepRef:
@@ -115,7 +116,7 @@ class WorkflowBuilder:
         registered, defaults = self._function(name, function)
         given = {"retry": retry, "timeout": timeout, "expected": expected, "durability": durability, "queue": queue}
         fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
-        fields |= {"join": join, "on_failure": on_failure}
+        fields |= {"join": join, "on_failure": on_failure, "priority": priority}
         return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
 
     def agent(
@@ -135,12 +136,13 @@ class WorkflowBuilder:
         timeout: Timeout | None = None,
         expected: Duration | None = None,
         queue: str | None = None,
+        priority: str | None = None,
     ) -> StepRef:
         """A step in which `agent` answers `prompt` (text with {{ CEL }} pieces); `output`: the type or schema of its
         answer."""
         fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
         fields |= {"timeout": timeout, "expected": expected, "output": None if output is None else _schema(output)}
-        fields |= {"join": join, "on_failure": on_failure}
+        fields |= {"join": join, "on_failure": on_failure, "priority": priority}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
     def approval(
@@ -156,10 +158,11 @@ class WorkflowBuilder:
         join: Join = "all",
         on_failure: str = "fail",
         queue: str | None = None,
+        priority: str | None = None,
     ) -> StepRef:
         """A step in which a person decides; `description` is text with {{ CEL }} pieces."""
         fields: dict[str, Any] = {"approval": {"title": title, "description": description, "risk": risk}}
-        fields |= {"join": join, "on_failure": on_failure}
+        fields |= {"join": join, "on_failure": on_failure, "priority": priority}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
     def wait(

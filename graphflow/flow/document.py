@@ -252,7 +252,7 @@ def _policies(step: AnyStep) -> dict[str, Any]:
             kind = StepKind.WAIT
             return {"timeout": step.wait.timeout, "durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
         case ApprovalForm():
-            return {"durability": Durability(step.durability), "queue": step.queue}
+            return {"durability": Durability(step.durability), "queue": step.queue, "priority": step.priority}
         case _:
             timeout = step.timeout
             return {
@@ -262,6 +262,7 @@ def _policies(step: AnyStep) -> dict[str, Any]:
                 "expected": step.expected,
                 "durability": Durability(step.durability),
                 "queue": step.queue,
+                "priority": step.priority,
             }
 
 

@@ -24,7 +24,14 @@ from pydantic_core import PydanticCustomError
 
 from convergio.graphflow.flow import durations, expressions, syntax, values
 from convergio.graphflow.model import ids
-from convergio.graphflow.model.workflow import DEFAULT_DURABILITY, DEFAULT_QUEUE, Durability, Retry, StepKind
+from convergio.graphflow.model.workflow import (
+    DEFAULT_DURABILITY,
+    DEFAULT_PRIORITY,
+    DEFAULT_QUEUE,
+    Durability,
+    Retry,
+    StepKind,
+)
 
 LONGEST_PROMPT: Final = 20_000
 
@@ -139,6 +146,7 @@ FunctionName = Annotated[str, AfterValidator(_pattern(_DOTTED, "is not a functio
 Label = Annotated[str, AfterValidator(_pattern(_LABEL, "is not a name", "use letters, digits, '.', '_' and '-'"))]
 Pause = Annotated[float, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
 Duration = Annotated[float, BeforeValidator(_some_time), WithJsonSchema(_DURATION_SCHEMA)]
+Priority = Literal["low", "medium", "high", "critical"]
 Condition = Annotated[str, Field(max_length=syntax.LONGEST, description="CEL that gives true or false")]
 Text = Annotated[str, Field(max_length=4_000)]
 JsonSchema = Annotated[dict[str, Any], Field(description="JSON Schema, draft 2020-12")]
@@ -251,6 +259,7 @@ class TaskForm(StepForm):
         description="step: successors start only after the result is in the journal",
     )
     queue: Label = DEFAULT_QUEUE[StepKind.TASK]
+    priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
 
 
 class AgentForm(StepForm):
@@ -271,6 +280,7 @@ class AgentForm(StepForm):
     )
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.AGENT]
+    priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
 
 
 class ApprovalDetails(Form):
@@ -291,6 +301,7 @@ class ApprovalForm(StepForm):
     approval: ApprovalDetails
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.APPROVAL]
+    priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
 
 
 class WaitDetails(Form):
@@ -328,7 +339,7 @@ class HeaderForm(Form):
     version: int = Field(ge=1, le=2**31 - 1)
     title: str = Field("", max_length=200)
     description: Text = ""
-    priority: Literal["low", "medium", "high", "critical"] = "medium"
+    priority: Priority = DEFAULT_PRIORITY
     sla: Duration | None = None
     input: JsonSchema = {}
     output: Expressions | None = Field(

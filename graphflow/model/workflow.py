@@ -76,6 +76,11 @@ class Durability(StrEnum):
     STREAM = "stream"
 
 
+PRIORITIES: Final = ("low", "medium", "high", "critical")
+"""How urgent steps are: who comes first where both are ready."""
+
+DEFAULT_PRIORITY: Final = "medium"
+
 DEFAULT_QUEUE: Final = MappingProxyType(
     {StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control", StepKind.WAIT: "control"}
 )
@@ -131,7 +136,7 @@ class Step:
     """One step. `spec` is what only its kind knows (JSON): function, or agent and prompt, or the approval's title.
 
     `timeout`: seconds that one attempt may take; `queue_timeout`: seconds that its first one may wait for a worker;
-    `expected`: seconds that it usually takes.
+    `expected`: seconds that it usually takes; `priority`: how urgent it is, None as its run.
     """
 
     name: str
@@ -148,6 +153,7 @@ class Step:
     on_failure: OnFailure = OnFailure.FAIL
     durability: Durability = Durability.STREAM
     queue: str = "steps"
+    priority: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +169,7 @@ class Workflow:
     input_schema: Mapping[str, Any] = field(default_factory=_empty)
     output: Mapping[str, str] | None = None
     sla: float | None = None
-    priority: str = "medium"
+    priority: str = DEFAULT_PRIORITY
 
     @cached_property
     def text(self) -> str:

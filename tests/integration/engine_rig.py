@@ -29,7 +29,7 @@ from convergio.config.settings import Settings
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.keys import Keys
 from convergio.graphflow.engine import claims, steps, sweeper
-from convergio.graphflow.engine.bell import FRESH, QUEUES, route_of
+from convergio.graphflow.engine.bell import LISTS, QUEUES, Caller, route_of
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.submission import Submission
 from convergio.graphflow.flow.build import WorkflowBuilder
@@ -222,13 +222,15 @@ class Stage:
         taker = worker or self.worker
         facts = json.loads(self.client.hget(self.keys.run(ref), fields.META))
         plan = self.service.sweeper.plans.get(facts["digest"])
-        route = route_of(plan.workflow.steps[step], fresh=step in plan.roots and ring.endswith(".1"))
+        fresh, priority = step in plan.roots and ring.endswith(".1"), Caller.of(ref, facts).priority
+        route = route_of(plan.workflow.steps[step], priority=priority, fresh=fresh)
         queue_list = taker.process.core.ringer.bell.list_of(route)
         return taker.steps.claim(ref, step=step, ring=ring, queue_list=queue_list)
 
     def queue_lists(self) -> list[str]:
-        """All lists of doorbells, continuations first."""
-        return [*QUEUES, *(f"{queue}{PRIORITY_SEPARATOR}{FRESH}" for queue in QUEUES)]
+        """All lists of doorbells in kombu's order."""
+        lists = [f"{PRIORITY_SEPARATOR}{number}" if number else "" for number in LISTS]
+        return [f"{queue}{name}" for name in lists for queue in QUEUES]
 
     def take(self) -> Doorbell | None:
         """The next doorbell, popped as kombu pops it."""

@@ -70,6 +70,12 @@ def test_the_result_of_submit_is_the_runs(stage: Stage) -> None:
     assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
 
 
+def test_who_submits_by_celery_may_choose_a_priority(stage: Stage) -> None:
+    task_id = enter(stage, "submit", "single", {"n": 1}, priority="critical")
+    assert stage.row(ref_to(task_id)).priority == "critical"
+    assert answer_of(stage, enter(stage, "submit", "single", {"n": 1}, priority="urgent"))[0] == "FAILURE"
+
+
 def test_a_failed_run_is_a_failed_task_that_names_the_reason(stage: Stage) -> None:
     task_id = enter(stage, "submit", "failing")
     stage.answer_all()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.engine.bell import CONTINUATION, FRESH
+from convergio.graphflow.engine.bell import FRESH, LISTS
 from convergio.graphflow.engine.canaries import UNCLAIMED, Canary
 from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.model.ids import RunRef
@@ -87,7 +87,7 @@ def test_a_dropped_doorbell_is_rung_again_at_the_consuming_end(stage: Stage) -> 
     assert stage.values(ref)[fields.unclaimed("first")] == "1"
     assert stage.service.sweeper.repairs["rerung"] == 1
     bell = take_step(stage)
-    assert (bell.step, bell.args[2], bell.queue_list) == ("first", "1.2", "steps")
+    assert (bell.step, bell.args[2], bell.queue_list) == ("first", "1.2", "steps\x06\x163")
     stage.journal()
     assert stage.events(ref, "step.rung") == [{"why": "lost"}]
 
@@ -185,7 +185,7 @@ def test_claimed_and_ended_steps_are_not_rung_again(stage: Stage) -> None:
     eat(stage)
     proven(stage)
     assert [rings(stage, ref) for ref in (running, ended, cancelled)] == ["1", "1", "1"]
-    assert stage.client.zcard(stage.keys.rung("steps\x06\x163")) == 0, "what is proven needs no second look"
+    assert stage.client.zcard(stage.keys.rung("steps\x06\x166")) == 0, "what is proven needs no second look"
 
 
 # --- the canary itself ------------------------------------------------------------------------------------------------
@@ -210,7 +210,7 @@ def test_a_canary_in_a_full_queue_is_not_pushed_twice(stage: Stage) -> None:
     for _ in range(5):
         watch(stage)
         stage.age(60)
-    assert stage.client.llen("steps\x06\x163") == 2, "the step and its canary"
+    assert stage.client.llen("steps\x06\x166") == 2, "the step and its canary"
 
 
 def test_only_the_lists_own_canary_counts(stage: Stage) -> None:
@@ -238,7 +238,7 @@ def test_a_canary_tells_how_long_its_queue_takes(stage: Stage) -> None:
 def test_every_list_of_every_queue_has_its_canary(stage: Stage) -> None:
     stage.age(0)
     seen = {(canary.queue, canary.priority) for canary in stage.service.canaries.watch()}
-    assert seen == {(queue, prio) for queue in ("steps", "turns", "tools", "control") for prio in (CONTINUATION, FRESH)}
+    assert seen == {(queue, prio) for queue in ("steps", "turns", "tools", "control") for prio in LISTS}
 
 
 def test_a_new_board_begins_with_new_canaries(stage: Stage) -> None:

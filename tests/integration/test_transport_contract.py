@@ -164,6 +164,17 @@ def test_every_sixteenth_pop_takes_a_new_run_before_the_continuations(valkey: st
     assert [turn for turn, priority in enumerate(order, start=1) if priority == 3] == [16, 32, 48]
 
 
+def test_no_list_starves_while_the_first_and_the_last_are_full(valkey: str) -> None:
+    """Lists between two full ones: what is urgent and what is not must not starve what lies between."""
+    with consumer(valkey, stock=False) as ears:
+        for number in range(200):
+            for priority in (0, 3, 6, 9):
+                ears.send(DOORBELLS, number, priority=priority)
+        order: list[Any] = [message.properties["priority"] for message in ears.receive(96, DOORBELLS)]
+    turns = {priority: [turn for turn, one in enumerate(order, 1) if one == priority] for priority in (3, 6, 9)}
+    assert turns == {9: [16, 64], 6: [32, 80], 3: [48, 96]}
+
+
 def test_stock_kombu_still_starves_low_priorities(valkey: str) -> None:
     with consumer(valkey, stock=True) as ears:
         assert set(order_of(ears, pops=50)) == {0}

@@ -82,7 +82,8 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
             "description": st.just(prompt),
         }
         return {**common, "approval": draw(st.fixed_dictionaries({}, optional=details))}
-    optional: dict[str, Any] = {"retry": retries, "timeout": st.one_of(st.none(), durations)}
+    urgency = st.sampled_from([None, "low", "high"])
+    optional: dict[str, Any] = {"priority": urgency, "retry": retries, "timeout": st.one_of(st.none(), durations)}
     if kind == "agent":
         optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
         return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}

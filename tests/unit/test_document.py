@@ -144,6 +144,7 @@ def test_the_canonical_document_has_every_default() -> None:
                 "on_failure": "fail",
                 "durability": "stream",
                 "queue": "steps",
+                "priority": None,
             }
         },
     }

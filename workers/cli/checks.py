@@ -149,7 +149,7 @@ def service(session: Session) -> Iterator[Check]:
 
 def workers(session: Session) -> Iterator[Check]:
     """Who serves which queue, and for how long a doorbell waits there."""
-    from convergio.graphflow.engine.bell import CONTINUATION, FRESH, QUEUES, canary_route
+    from convergio.graphflow.engine.bell import LISTS, QUEUES, canary_route
     from convergio.graphflow.engine.submission import board_time
     from convergio.tasks.transport import ENTRY_QUEUE
     from convergio.workers import rollcall
@@ -161,7 +161,7 @@ def workers(session: Session) -> Iterator[Check]:
             yield fail(f"queue {queue}", "NO_WORKER: no worker serves it", f"convergio worker -Q {queue}")
             continue
         waits: list[int] = []
-        for priority in (CONTINUATION, FRESH) if queue in QUEUES else ():
+        for priority in LISTS if queue in QUEUES else ():
             name = session.core.ringer.bell.list_of(canary_route(queue, priority))
             canary = cast("dict[str, str]", link.client.hgetall(keys.canary(name)))
             if canary:

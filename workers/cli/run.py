@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from convergio.graphflow.model.workflow import PRIORITIES
 from convergio.workers.cli import exits
 from convergio.workers.cli.menu import Command
 from convergio.workers.cli.session import Session, as_json, with_session
@@ -23,6 +24,7 @@ FILES = (".yaml", ".yml", ".json")
 @click.option("--input", "-i", "given_input", default="{}", help="A JSON or YAML file, JSON text, or - for stdin.")
 @click.option("--brief", is_flag=True, help="The example input that ships with the workflow.")
 @click.option("--key", help="The same key means the same run: a repeated call starts nothing new.")
+@click.option("--priority", type=click.Choice(PRIORITIES), help="How urgent it is; without it the workflow's.")
 @click.option("--watch", is_flag=True, help="Follow it until it ends, and ask for approvals here.")
 @click.option("--yes", is_flag=True, help="With --watch: approve everything.")
 @click.option("--json", "json_wanted", is_flag=True, help="JSON on standard output.")
@@ -33,6 +35,7 @@ def run(
     given_input: str,
     brief: bool,
     key: str | None,
+    priority: str | None,
     watch: bool,
     yes: bool,
     json_wanted: bool,
@@ -42,7 +45,7 @@ def run(
 
     definition = definition_of(session, workflow)
     source = shipped_brief(definition) if brief else given_input
-    row = submit(session, definition, given.value(source, what="--input"), key=key)
+    row = submit(session, definition, given.value(source, what="--input"), key=key, priority=priority)
     if watch:
         return _watch(session, row, yes=yes, json_wanted=json_wanted)
     if json_wanted:
@@ -73,12 +76,19 @@ def shipped_brief(definition: Workflow) -> str:
     return str(found)
 
 
-def submit(session: Session, definition: Workflow, value: object, *, key: str | None) -> RunRow:
+def submit(
+    session: Session, definition: Workflow, value: object, *, key: str | None, priority: str | None = None
+) -> RunRow:
     """Accepts the run. Raises InvalidInput, KeyConflict, BoardUnavailable, JournalUnavailable."""
     from convergio.graphflow.engine.submission import Submission
 
     submission = Submission(
-        workflow=definition, input=value, tenant=session.settings.tenant, submitter=session.submitter, key=key
+        workflow=definition,
+        input=value,
+        tenant=session.settings.tenant,
+        submitter=session.submitter,
+        key=key,
+        priority=priority,
     )
     return session.entrance.submit(submission)
 
