@@ -19,7 +19,7 @@ from convergio.graphflow.flow.plan import OutEdge, Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
-from convergio.graphflow.model.states import TERMINAL_STEP, RunState, StepState
+from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import OnFailure, StepKind
 from convergio.graphflow.waiting import QUEUE, Waiting
 
@@ -90,6 +90,8 @@ class _Semantics(Waiting):
                 self.pause(entry)
             case "resume":
                 self.resume(entry)
+            case "shelve":
+                self.shelve(entry)
             case "rung":
                 self.ring_on(entry)
             case "cancel":
@@ -201,11 +203,15 @@ class _Semantics(Waiting):
     # --- transitions of a step ------------------------------------------------------------------------------------
 
     def fire(self, step: str, fresh: bool) -> None:
+        concurrency = self.plan.workflow.steps[step].concurrency
+        if concurrency is not None and self.word(step).state is not StepState.READY:
+            self.queue_up(step, concurrency)
+            return
         count = int(self.get(fields.rings(step)) or 0) + 1
         ring = f"{self.epoch}.{count}"
         self.put(fields.rings(step), str(count))
         self.put(fields.state(step), fields.ready(ring))
-        if self.plan.references[step] and count == 1:
+        if self.plan.references[step] and count == 1 and concurrency is None:
             self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
         if self.get(fields.STATE) == RunState.RUNNING:
             self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
@@ -254,12 +260,16 @@ class _Semantics(Waiting):
         if self.get(fields.STATE) != RunState.RUNNING or self.ended():
             return
         self.room()
-        ready = [step for step in self.live() if step > entry["after"] and self.word(step).state is StepState.READY]
+        ready = [step for step in self.live() if step > entry["after"] and self.is_ready(self.word(step))]
         for step in ready[:AT_ONCE]:
             self.fire(step, fresh=False)
         if len(ready) > AT_ONCE:
             self.queue.append({"t": "rung", "after": ready[AT_ONCE - 1]})
             self.flush = True
+
+    def is_ready(self, word: fields.Word) -> bool:
+        """Whether nothing but a worker, or its turn, is missing."""
+        return word.state is StepState.READY or word.blocked_on is BlockedOn.LIMIT
 
     # --- the run's end --------------------------------------------------------------------------------------------
 
@@ -296,6 +306,7 @@ class _Semantics(Waiting):
             self.made.leases.append((step, word.rest))
         if word.blocked_on is not None:
             self.made.timers.append((step, word.blocked_on, None))
+        self.let_go(step)
         self.put(fields.state(step), StepState.CANCELLED.value)
         self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())
 

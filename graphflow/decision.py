@@ -9,6 +9,10 @@ from typing import Any, Final
 START: Final = "@"
 """Stands where a step's name stands for what concerns the run itself."""
 
+ASK: Final = "ASK"
+LEAVE: Final = "LEAVE"
+"""Timers that are due at once: a step asks for its concurrency key, or needs it no more."""
+
 Entry = Mapping[str, Any]
 
 

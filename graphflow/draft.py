@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.decision import ASK, LEAVE, Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
-from convergio.graphflow.model.states import RunState, StepState
+from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import OnFailure, Step
 
 AHEAD: Final = 200
@@ -38,6 +38,8 @@ def kept(step: Step, outcome: Ended) -> Any:
 def of_target(plan: Plan, step: str) -> list[str]:
     """The fields that change when an incoming edge of `step` is resolved."""
     names = [fields.state(step), fields.rings(step)]
+    if plan.workflow.steps[step].concurrency is not None:
+        names.append(fields.key(step))
     return names if plan.indegree[step] < 2 else [*names, fields.resolved(step), fields.taken(step)]
 
 
@@ -107,10 +109,19 @@ class Draft:
 
     def conclude(self, step: str, outcome: Outcome) -> None:
         """A terminal state that no worker brought. It is followed like any other arrival."""
+        self.let_go(step)
         self.put(fields.state(step), outcome.state.value)
         self.keep(step, outcome)
         self.tell(f"step.{outcome.state.value.lower()}", step, outcome.as_json())
         self.queue.append({"t": "arrived", "step": step})
+
+    def let_go(self, step: str) -> None:
+        """A step that ends, or is put aside, needs its concurrency key no more."""
+        if self.plan.workflow.steps[step].concurrency is None:
+            return
+        word = self.word(step)
+        if word.state in (StepState.READY, StepState.RUNNING) or word.blocked_on is BlockedOn.LIMIT:
+            self.made.timers += [(step, ASK, None), (step, LEAVE, self.now_ms)]
 
     def keep(self, step: str, outcome: Outcome) -> None:
         """The output or the error, where successors and readers find it."""

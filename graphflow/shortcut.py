@@ -32,7 +32,7 @@ def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     """Whom the success of `step` moves, without a decision. None: that needs one."""
     edges = plan.successors[step]
     steps = plan.workflow.steps
-    if steps[step].durability is Durability.STEP or len(edges) > WIDEST:
+    if steps[step].durability is Durability.STEP or steps[step].concurrency is not None or len(edges) > WIDEST:
         return None
     if not all(edge.when is None and _simple(plan, steps[edge.target]) for edge in edges):
         return None
@@ -43,4 +43,5 @@ def _simple(plan: Plan, step: Step) -> bool:
     """Whether one edge taken does no more to the step than to count it, or to ring it."""
     if plan.indegree[step.name] > 1:
         return step.when is None and step.join.kind is JoinKind.ALL
-    return step.when is None and step.kind is not StepKind.WAIT and step.queue_timeout is None
+    rung = step.kind is not StepKind.WAIT and step.queue_timeout is None and step.concurrency is None
+    return step.when is None and rung

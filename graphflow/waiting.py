@@ -7,8 +7,8 @@ from typing import Final
 
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Entry
-from convergio.graphflow.draft import Draft
 from convergio.graphflow.flow import expressions
+from convergio.graphflow.limiting import Limited
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
@@ -31,7 +31,7 @@ BY_SIGNAL: Final = "signal:"
 """Begins what stands for the worker in the outcome of a wait: the rest is the id of the signal that ended it."""
 
 
-class Waiting(Draft):
+class Waiting(Limited):
     """What time and signals mean."""
 
     def wait(self, step: Step) -> None:

@@ -42,6 +42,10 @@ NEW_WORK: Final = frozenset({"adopt", "start"})
 """Scripts that a server without memory refuses. All others go on there: what runs must be able to end."""
 
 
+LIMITED: Final = frozenset({"arrive", "ask", "leave", "park", "reassert"})
+"""Scripts that deal with concurrency keys."""
+
+
 @dataclass(frozen=True, slots=True)
 class Call:
     """One script with its keys and its arguments, the epoch's token left out."""
@@ -56,6 +60,7 @@ def script(name: str, then: str = "") -> tuple[str, str]:
     """The text of a script, and its SHA-1 for EVALSHA. `then`: a second one that follows in the same move."""
     flags = "" if name in NEW_WORK else "#!lua flags=allow-oom\n"
     text = flags + _source("shared/prelude") + _source("shared/grant")
+    text += _source("shared/limits") if name in LIMITED else ""
     if then:
         parts = {"first": name, "second": then}
         text += "".join(f"local function {part}(KEYS, ARGV)\n{_source(one)}end\n" for part, one in parts.items())

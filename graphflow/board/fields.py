@@ -14,10 +14,10 @@
 | r:STEP    | names of steps whose outputs it reads  | x:STEP | recorded facts, a line each    |
 | j:STEP    | incoming edges resolved                | k:STEP | of these, taken                |
 | c:STEP    | outgoing edges already followed        | g:NAME | signals that came early, a JSON line each |
-| i:ID      | "x": this signal has ended a wait      |        |                                |
+| i:ID      | "x": this signal has ended a wait      | l:STEP | its concurrency key            |
 
 State words: `READY|ring`, `RUNNING|fence`, `BLOCKED|on|since_ms|detail`, `SUCCEEDED|fence` and so on; a parked outcome
-is `BLOCKED|JOURNAL|since_ms|STATE|fence`.
+is `BLOCKED|JOURNAL|since_ms|STATE|fence`; a step that waits for its concurrency key is `BLOCKED|LIMIT|since_ms|ring`.
 """
 
 from __future__ import annotations
@@ -101,6 +101,16 @@ def early(signal: str) -> str:
 def used(signal_id: str) -> str:
     """Whether a signal has ended a wait."""
     return f"i:{signal_id}"
+
+
+def key(step: str) -> str:
+    """Its concurrency key."""
+    return f"l:{step}"
+
+
+def limited(since_ms: int, ring: str) -> str:
+    """`BLOCKED|LIMIT|since_ms|ring`: the last ring of a step that waits for its concurrency key."""
+    return f"{StepState.BLOCKED}|{BlockedOn.LIMIT}|{since_ms}|{ring}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,8 @@
 | P:E:plan:DIGEST               | string | a definition as canonical JSON                                              |
 | P:E:rung:LIST                 | zset   | tenant/run/step/ring by ring time (ms), one per queue list                  |
 | P:E:canary:LIST               | hash   | id, pushed, eaten: the canary of one queue list                             |
+| P:E:holders:TENANT:KEY        | zset   | tenant/run/step that may run under a concurrency key, by its grant (ms)     |
+| P:E:waiters:TENANT:KEY        | zset   | tenant/run/step/limit that wait for one, by their turn                      |
 | P:E:TENANT:RUN                | hash   | the run: see `fields`                                                       |
 | P:E:TENANT:RUN:inbox          | list   | consequences that wait to be decided (JSON)                                 |
 | P:E:TENANT:RUN:feed           | stream | what readers follow, ids `E-seq`                                            |
@@ -128,6 +130,12 @@ class Keys:
 
     def canary(self, queue_list: str) -> str:
         return self._of(f"canary:{queue_list}")
+
+    def holders(self, tenant: str, key: str) -> str:
+        return self._of(f"holders:{tenant}:{key}")
+
+    def waiters(self, tenant: str, key: str) -> str:
+        return self._of(f"waiters:{tenant}:{key}")
 
     def run(self, ref: RunRef) -> str:
         return self._of(f"{ref.tenant}:{ref.run}")

@@ -132,6 +132,17 @@ class Following:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """A step that waits for its concurrency key: the state it must have, the one it gets, the timer that brought it."""
+
+    step: str
+    was: str
+    to: str
+    limit: int
+    timer: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Ringing:
     """A step to ring: the state it must have, its new doorbell, why, and what else changes (field -> value, "" =
     absent)."""

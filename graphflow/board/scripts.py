@@ -14,6 +14,7 @@ from typing import Any, Final
 from convergio.graphflow.board.connection import Call, Link
 from convergio.graphflow.board.keys import Epoch, Keys
 from convergio.graphflow.board.messages import (
+    Asking,
     Batch,
     Beat,
     Claimed,
@@ -30,6 +31,7 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
 __all__ = [
+    "Asking",
     "Batch",
     "Beat",
     "Claimed",
@@ -112,8 +114,10 @@ def arrive(
     token: str,
     wanted: Sequence[str],
     then: Next | None = None,
+    key: str | None = None,
 ) -> Locked | Parked | None:
-    """ARRIVE: record the outcome, and, if asked to, TAKE `then` the next doorbell in the same move.
+    """ARRIVE: record the outcome, and, if asked to, TAKE `then` the next doorbell in the same move. `key`: the step's
+    concurrency key, which it needs no more.
 
     None: somebody else drains the inbox. Raises StaleFence if the claim is not the owner.
     """
@@ -122,7 +126,8 @@ def arrive(
     names = [keys.epoch, keys.run(ref), keys.leases, keys.inbox(ref), keys.inboxes, keys.journal, keys.feed(ref)]
     args = [epoch.number, held.step, held.fence, str(ref), held.submitter, state, output, outcome]
     args += ["step" if durable else "stream", token, LOCK_MS, *wanted]
-    answer = _told(link, epoch, Call("arrive", [*names, keys.parked, keys.nudge], args), then)
+    names += [keys.parked, keys.nudge, *([keys.timers, *_limit(keys, ref, key)] if key is not None else [])]
+    answer = _told(link, epoch, Call("arrive", names, args), then)
     if answer[0] == "PARKED":
         return Parked(sequence=int(answer[1]))
     _refuse(answer, held)
@@ -285,14 +290,19 @@ def park(
     data: str,
     detail: str = "",
     look_back: str = "",
+    key: str | None = None,
 ) -> bool:
-    """PARK: let the step wait without a slot. True: the signal it waits for is in the inbox already."""
+    """PARK: let the step wait without a slot, and without its concurrency `key`.
+
+    True: the signal it waits for is in the inbox already.
+    """
     epoch, ref = held.epoch, held.ref
     keys = link.keys(epoch)
     names = [keys.epoch, keys.run(ref), keys.leases, keys.timers, keys.inbox(ref), keys.inboxes, keys.journal]
     args = [epoch.number, held.step, held.fence, str(ref), held.submitter, on, "" if delay_ms is None else delay_ms]
     args += [attempt, kind, data, detail, look_back]
-    answer = link.call("park", epoch, [*names, keys.feed(ref), keys.nudge], args)
+    names += [keys.feed(ref), keys.nudge, *_limit(keys, ref, key)]
+    answer = link.call("park", epoch, names, args)
     _refuse(answer, held)
     return bool(answer[0] == "SIGNALLED")
 
@@ -328,15 +338,48 @@ def ring(link: Link, epoch: Epoch, ref: RunRef, *, submitter: str, ringing: Ring
     return bool(link.call("ring", epoch, names, args)[0] == "OK")
 
 
-def reassert(link: Link, ref: RunRef, *, step: str, nonce: str, lease_ms: int = LEASE_MS) -> tuple[Epoch, str]:
-    """REASSERT after a rebuild; the epoch and new fence of a body that still runs. Raises StaleFence."""
+def _limit(keys: Keys, ref: RunRef, key: str | None) -> list[str]:
+    """The keys of who holds a concurrency key, and of who waits for it."""
+    return [] if key is None else [keys.holders(ref.tenant, key), keys.waiters(ref.tenant, key)]
+
+
+def reassert(
+    link: Link,
+    ref: RunRef,
+    *,
+    step: str,
+    nonce: str,
+    lease_ms: int = LEASE_MS,
+    key: str | None = None,
+    limit: int | None = None,
+) -> tuple[Epoch, str]:
+    """REASSERT after a rebuild; the epoch and new fence of a body that still runs. `key`, `limit`: its concurrency key.
+
+    Raises StaleFence.
+    """
     epoch = link.epoch()
     keys = link.keys(epoch)
-    names = [keys.epoch, keys.run(ref), keys.leases, keys.held]
-    answer = link.call("reassert", epoch, names, [step, nonce, lease_ms, f"{ref}/{step}"])
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.held, *_limit(keys, ref, key)]
+    args = [step, nonce, lease_ms, f"{ref}/{step}", "" if limit is None else limit]
+    answer = link.call("reassert", epoch, names, args)
     if answer[0] != "OK":
         raise errors.StaleFence(run=ref.run, step=step, now=answer[1] if len(answer) > 1 else "gone")
     return epoch, answer[1]
+
+
+def ask(link: Link, epoch: Epoch, ref: RunRef, *, key: str, asking: Sequence[Asking]) -> int:
+    """ASK: steps of one run wait for their concurrency key. How many of them do, or may run."""
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.run(ref), keys.timers, keys.held, *_limit(keys, ref, key)]
+    rows = ((one.step, one.was, one.to, one.timer, one.limit) for one in asking)
+    return int(link.call("ask", epoch, names, [str(ref), *_flat(rows)])[1])
+
+
+def leave(link: Link, epoch: Epoch, ref: RunRef, *, key: str, leaving: Sequence[tuple[str, int]]) -> None:
+    """LEAVE: steps of one run, each with its limit, need their concurrency key no more."""
+    keys = link.keys(epoch)
+    names = [keys.epoch, keys.timers, *_limit(keys, ref, key)]
+    link.call("leave", epoch, names, [str(ref), *_flat(leaving)])
 
 
 def record(link: Link, held: Claimed, *, key: str, value: str) -> int:

@@ -12,10 +12,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, cast
 
-from convergio.graphflow.board import scripts
-from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
@@ -178,13 +179,26 @@ class Claims:
         held = claim.held
         with claim.lock:
             try:
-                epoch, fence = scripts.reassert(self.link, held.ref, step=held.step, nonce=claim.nonce)
+                epoch, fence = self._again(claim)
             except errors.StaleFence:
                 self._lose(claim)
                 return
             claim.held = replace(held, epoch=epoch, fence=fence)
             claim.awaits = None
             claim.unsaid = set(claim.facts)
+
+    def _again(self, claim: Claim) -> tuple[Epoch, str]:
+        """REASSERT. A step with a concurrency key holds that again, too. Raises StaleFence."""
+        held, concurrency = claim.held, claim.plan.workflow.steps[claim.held.step].concurrency
+        again = partial(scripts.reassert, self.link, held.ref, step=held.step, nonce=claim.nonce)
+        if concurrency is None:
+            return again()
+        run = self.link.keys(self.link.epoch()).run(held.ref)
+        try:
+            key = cast("str | None", self.link.client.hget(run, fields.key(held.step)))
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
+        return again(key=key, limit=concurrency.limit)
 
     def _beat(self, epoch: Epoch) -> None:
         live = [claim for claim in self._snapshot() if claim.held.epoch == epoch and claim.awaits is None]

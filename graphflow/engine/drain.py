@@ -15,6 +15,7 @@ from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.decision import START, Decision, Event, Unloaded, View
 from convergio.graphflow.engine.bell import Caller
+from convergio.graphflow.engine.limits import Limits
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.flow.plan import Plan
@@ -28,6 +29,7 @@ class Drain:
         self.link = link
         self.plans = plans
         self.ringer = ringer
+        self.limits = Limits(link, plans, ringer)
 
     def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
         """Drains the run whose lock is held.
@@ -44,6 +46,8 @@ class Drain:
             left = scripts.commit(
                 self.link, turn, submitter=caller.submitter, batch=self._batch(decision, plan, caller)
             )
+            if left is not None:
+                self.limits.follow(turn.epoch, turn.ref, plan.workflow.steps, decision.timers)
             if left is None:
                 turn = scripts.post(self.link, turn.ref, entry="", token=turn.token)
             else:

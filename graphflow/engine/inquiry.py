@@ -12,7 +12,7 @@ from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.bell import LADDER, LISTS, Route, canary_route
-from convergio.graphflow.engine.reason import RunView, StepView, span
+from convergio.graphflow.engine.reason import RunView, StepView, Turn, span
 from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.flow import document
 from convergio.graphflow.journal.history import History
@@ -26,6 +26,9 @@ RECENT: Final = 2_000
 """Events of the feed that are looked at for since when, and on which worker, steps run."""
 
 CHUNK: Final = 200
+
+SHOWN: Final = 3
+"""Holders of a concurrency key that are named."""
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ class Inquiry:
             needs=tuple(edge.step for edge in step.needs),
             attempts=step.retry.max + 1,
             priority=step.priority or run.priority,
+            limit=None if step.concurrency is None else step.concurrency.limit,
         )
 
     def _add_history(self, ref: RunRef, steps: dict[str, StepView]) -> None:
@@ -175,13 +179,15 @@ class Inquiry:
         if word.state is StepState.RUNNING:
             return replace(now, started_ms=now.since_ms)
         try:
-            return self._waiting_facts(ref, now, word, live.epoch)
+            return self._waiting_facts(ref, now, word, live)
         except UNREACHABLE as error:
             raise unavailable(error) from error
 
-    def _waiting_facts(self, ref: RunRef, step: StepView, word: fields.Word, epoch: Epoch) -> StepView:
+    def _waiting_facts(self, ref: RunRef, step: StepView, word: fields.Word, live: _Live) -> StepView:
         """What the sorted sets know of a step that waits."""
-        keys, client, member = self.link.keys(epoch), self.link.client, f"{ref}/{step.name}"
+        keys, client, member = self.link.keys(live.epoch), self.link.client, f"{ref}/{step.name}"
+        if step.on is BlockedOn.LIMIT:
+            return replace(step, turn=self._turn(ref, step, live))
         if step.on not in (None, BlockedOn.JOURNAL):
             due = client.zscore(keys.timers, f"{member}/{step.on}")
             return replace(step, due_ms=None if due is None else int(due))
@@ -196,6 +202,22 @@ class Inquiry:
         rung = next((int(score) for score in scores if score is not None), None)
         ahead = sum(int(client.llen(name)) for name in lists)
         return replace(step, since_ms=rung if rung is not None else step.since_ms, ahead=ahead)
+
+    def _turn(self, ref: RunRef, step: StepView, live: _Live) -> Turn | None:
+        """Who has the step's concurrency key, and how many wait before it."""
+        keys, client = self.link.keys(live.epoch), self.link.client
+        key = cast("str | None", client.hget(keys.run(ref), fields.key(step.name)))
+        if key is None or step.limit is None:
+            return None
+        place = client.zrank(keys.waiters(ref.tenant, key), f"{ref}/{step.name}/{step.limit}")
+        holders = cast("list[str]", client.zrange(keys.holders(ref.tenant, key), 0, SHOWN - 1))
+        return Turn(
+            key=key,
+            limit=step.limit,
+            holders=tuple(member.split("/", 1)[1] for member in holders),
+            held=int(client.zcard(keys.holders(ref.tenant, key))),
+            before=cast("int | None", place),
+        )
 
 
 def _assembled(

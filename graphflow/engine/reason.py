@@ -25,7 +25,20 @@ _WAITS: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.HOOK: " by a hook",
     BlockedOn.TIMER: " until its time",
     BlockedOn.JOURNAL: " on the journal",
+    BlockedOn.LIMIT: " for its turn",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """A concurrency key that a step waits for: how many steps may have it, some of those that do (run/step), and how
+    many wait before this one; None: it does not wait in line."""
+
+    key: str
+    limit: int
+    holders: tuple[str, ...]
+    held: int
+    before: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +49,7 @@ class StepView:
     when it is held, after a rebuild or because a worker declined it; `parked`: the outcome that waits for SQL; `ahead`:
     messages in its queue, up to those of its `priority`; `awaits`: what goes on elsewhere that its body waits for;
     `missing`: what a worker lacked. `reused_from`: the run in which it ended, if this one only has its outcome.
+    `limit`: of its concurrency key.
     """
 
     name: str
@@ -63,6 +77,8 @@ class StepView:
     tokens: int = 0
     reused_from: str | None = None
     priority: str = DEFAULT_PRIORITY
+    limit: int | None = None
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -224,6 +240,12 @@ def _running(view: RunView, step: StepView) -> str:
 
 def _blocked(view: RunView, step: StepView) -> str:
     since = span(view.now_ms - (step.since_ms or view.now_ms))
+    if step.on is BlockedOn.LIMIT:
+        return _in_line(view, step, since)
+    return _waits_on(view, step, since)
+
+
+def _waits_on(view: RunView, step: StepView, since: str) -> str:
     due = "soon" if step.due_ms is None else f"in {span(step.due_ms - view.now_ms)}"
     match step.on:
         case BlockedOn.TIMER:
@@ -241,6 +263,19 @@ def _blocked(view: RunView, step: StepView) -> str:
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
             return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"
+
+
+def _in_line(view: RunView, step: StepView, since: str) -> str:
+    if view.state is RunState.PAUSED:
+        return f"waits for its turn, and asks for it when its run goes on: convergio runs resume {view.id}"
+    turn = step.turn
+    if turn is None:
+        return f"waits for its turn since {since}: LIMIT"
+    said = f"waits since {since}: LIMIT, {turn.limit} at once may have concurrency key '{turn.key}'"
+    more = f" and {turn.held - len(turn.holders)} more" if turn.held > len(turn.holders) else ""
+    who = f"{', '.join(turn.holders)}{more}" if turn.holders else "nobody"
+    place = "" if turn.before is None else f"; {turn.before} are before it"
+    return f"{said}; held by {who}{place}"
 
 
 def _deferred(step: StepView, due: str) -> str:

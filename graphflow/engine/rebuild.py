@@ -160,6 +160,7 @@ class Rebuilder:
 
     def _write_runs(self, epoch: Epoch) -> int:
         keys, count, after, held = self.link.keys(epoch), 0, "", list[str]()
+        queues: dict[str, list[tuple[int, str]]] = {}
         # Sequence 0 is taken by this entry: readers of the stream ask for what is after `high water 0`.
         client = self.link.client
         client.xadd(keys.journal, {"t": "board.rebuilt", "r": "-/-", "u": "", "s": "", "q": "0", "a": "0", "d": "{}"},
@@ -172,16 +173,30 @@ class Rebuilder:
                 break
             after = rows[-1].run_id
             for facts in self.history.facts_of([row.run_id for row in rows]):
-                held += self._write_run(facts, epoch, keys, now_ms)
+                held += self._write_run(facts, epoch, keys, now_ms, queues)
                 count += 1
             self.lease.holds()  # prolongs it: a large board takes longer to write than the lease lasts
         due = board_time(self.link) + scripts.LEASE_MS  # from now on: while the board is made nobody can assert a claim
         for part in _chunks(held):
             client.zadd(keys.held, dict.fromkeys(part, due))
+        for name, waiting in queues.items():
+            self._write_queue(name, waiting, due)
         return count
 
-    def _write_run(self, facts: RunFacts, epoch: Epoch, keys: Keys, now_ms: int) -> list[str]:
-        """Puts one run on the new board. Returns its READY steps, as members of the sorted set of held ones."""
+    def _write_queue(self, name: str, waiting: list[tuple[int, str]], due: int) -> None:
+        """Who waits for a concurrency key, or had it, in the old order; until `due` it is kept for who still runs."""
+        members = [member for _, member in sorted(waiting)]
+        for part in _chunks(list(enumerate(members, start=1))):
+            self.link.client.zadd(name, {member: turn for turn, member in part})
+        self.link.client.zadd(name, {"@": -due})
+
+    def _write_run(
+        self, facts: RunFacts, epoch: Epoch, keys: Keys, now_ms: int, queues: dict[str, list[tuple[int, str]]]
+    ) -> list[str]:
+        """Puts one run on the new board. Returns its READY steps, as members of the sorted set of held ones.
+
+        `queues`: since when who waits for which concurrency key; the run's steps are added.
+        """
         ref = ref_of(facts.run)
         try:
             plan = self._plan(facts)
@@ -203,6 +218,11 @@ class Rebuilder:
             for seq, event in enumerate(made.events, start=1):
                 pipe.xadd(keys.journal, _entry(event, facts, seq, now_ms), id=f"{epoch.number}-*")
             pipe.execute()
+        for step, since in made.limited.items():
+            concurrency = plan.workflow.steps[step].concurrency
+            assert concurrency is not None, "only such steps wait for a key"
+            queue = keys.waiters(ref.tenant, made.values[fields.key(step)])
+            queues.setdefault(queue, []).append((since, f"{ref}/{step}/{concurrency.limit}"))
         return [f"{ref}/{step}" for step in made.held]
 
     def _plan(self, facts: RunFacts) -> Plan:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from convergio.graphflow import decide, draft, waiting
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.decision import ASK, LEAVE, Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunFacts
@@ -27,6 +27,10 @@ ANSWERS = ("step.retry", "step.deferred", "step.blocked", "step.given_back")
 """Events of a worker that lived: claims lost before them do not count any more."""
 
 
+HELD = (f"{StepState.READY}|", f"{StepState.BLOCKED}|{BlockedOn.LIMIT}|")
+"""How the words of steps begin that a process may still run."""
+
+
 @dataclass(slots=True)
 class Restored:
     """What goes on the board."""
@@ -34,7 +38,10 @@ class Restored:
     values: dict[str, str] = field(default_factory=dict)
     """fields of the run's hash"""
     held: list[str] = field(default_factory=list)
-    """READY steps: rung after one lease, unless the process that runs them asserts its claim"""
+    """READY steps, and those that wait for their concurrency key: they go on after one lease, unless the process that
+    runs them asserts its claim"""
+    limited: dict[str, int] = field(default_factory=dict)
+    """since when steps wait for their concurrency key, or had it (ms)"""
     timers: dict[str, int] = field(default_factory=dict)
     """step/ON -> due (ms)"""
     inbox: list[Entry] = field(default_factory=list)
@@ -58,7 +65,7 @@ def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored
     work.signals()
     work.settle()
     work.made.values = {name: value for name, value in work.view.values.items() if value != ""}
-    work.made.held = [name[2:] for name, value in work.made.values.items() if value.startswith(f"{StepState.READY}|")]
+    work.made.held = [name[2:] for name, value in work.made.values.items() if value.startswith(HELD)]
     return work.made
 
 
@@ -119,17 +126,32 @@ class _Work:
                 self.made.inbox.extend(queue)
                 return
             self.view.values.update({name: to for name, (_, to) in decision.writes.items()})
+            self.limited(decision.writes)
             for step, on, due in decision.timers:
                 self.timer(step, on, due)
             news = [event for event in decision.events if event.journal and self.is_news(event)]
             self.made.events += [dataclasses.replace(event, at_ms=self.cause_ms) for event in news]
             queue = [*queue[decision.consumed :], *decision.posts]
 
+    def limited(self, names: Iterable[str]) -> None:
+        """Steps that wait for their concurrency key have waited since that which moved them."""
+        for name in names:
+            if self.view.values[name].startswith(HELD[1]):
+                self.wait_turn(name[2:], self.cause_ms or self.now_ms)
+
+    def wait_turn(self, step: str, since_ms: int) -> None:
+        """The step waits for its concurrency key, unless a process asserts that it runs it."""
+        self.made.limited[step] = since_ms
+        ring = f"{self.epoch}.{self.view.values.get(fields.rings(step), '0')}"
+        self.view.values[fields.state(step)] = fields.limited(since_ms, ring)
+
     def is_news(self, event: Event) -> bool:
         """Whether SQL does not know what follows from what it knows."""
         return event.step not in self.known and (event.kind, event.step) not in self.told
 
     def timer(self, step: str, on: str, due_ms: int | None) -> None:
+        if on in (ASK, LEAVE):
+            return  # it is done when the step is no longer held
         if due_ms is None:
             self.made.timers.pop(f"{step}/{on}", None)
         else:
@@ -159,7 +181,7 @@ class _Work:
             case "step.expired":
                 self.view.values[fields.deliveries(step)] = str(row.data.get("deliveries", 1))
             case "step.rung" | "step.given_back":
-                self.ready(step)
+                self.ready(step, row.at_ms)
             case _:
                 pass
 
@@ -170,7 +192,7 @@ class _Work:
             self.view.values[fields.attempt(step)] = str(data["attempt"])
         due = row.at_ms + round(float(data["seconds"]) * 1000)
         if due <= self.now_ms:
-            self.ready(step)  # it may be running: the process that runs it must find it held
+            self.ready(step, due)  # it may be running: the process that runs it must find it held
             return
         self.block(step, row.at_ms, on, "restored")
         self.made.timers[f"{step}/{on}"] = due
@@ -178,10 +200,18 @@ class _Work:
     def block(self, step: str, since_ms: int, on: BlockedOn, detail: str) -> None:
         word = fields.Word(StepState.BLOCKED, f"{on}|{since_ms}|{detail}|{JOURNALED}")
         self.view.values[fields.state(step)] = word.text
+        self.made.limited.pop(step, None)
 
-    def ready(self, step: str) -> None:
+    def ready(self, step: str, since_ms: int) -> None:
+        if self.plan.workflow.steps[step].concurrency is not None:
+            self.wait_turn(step, self.made.limited.get(step, since_ms))
+            self.drop_timers(step)
+            return
         count = self.view.values.get(fields.rings(step), "1")
         self.view.values[fields.state(step)] = fields.ready(f"{self.epoch}.{count}")
+        self.drop_timers(step)
+
+    def drop_timers(self, step: str) -> None:
         for on in (BlockedOn.RETRY, BlockedOn.HOOK):
             self.made.timers.pop(f"{step}/{on}", None)
 
@@ -194,6 +224,7 @@ class _Work:
     def settle(self) -> None:
         """No timer for what has ended."""
         ended = {name for name in self.plan.workflow.steps if self.word(name).state in TERMINAL_STEP}
+        self.made.limited = {name: since for name, since in self.made.limited.items() if name not in ended}
         timers = self.made.timers.items()
         self.made.timers = {name: due for name, due in timers if name.split("/", 1)[0] not in ended}
 

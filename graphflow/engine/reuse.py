@@ -25,12 +25,13 @@ _HOW: Final[dict[str, Any]] = {
     "durability": Durability.STREAM,
     "queue": "",
     "priority": None,
+    "concurrency": None,
     "expected": None,
 }
 """Fields of a step that say how it is run, and not what comes of it when it succeeds."""
 
-PLAIN: Final = frozenset({"agent", "output", "queue", "task"})
-"""Fields of a step that hold no expressions: names, and the schema of an answer."""
+PLAIN: Final = frozenset({"agent", "concurrency_key", "output", "queue", "task"})
+"""Fields of a step whose expressions nothing comes of, or that hold none: names, and the schema of an answer."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

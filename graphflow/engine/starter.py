@@ -18,6 +18,7 @@ from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.found import find
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.restore import Restored, restore
 from convergio.graphflow.engine.submission import (
@@ -32,8 +33,8 @@ from convergio.graphflow.engine.submission import (
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import RunFacts, RunRow
-from convergio.graphflow.model.ids import Nonces
-from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.ids import Nonces, RunRef
+from convergio.graphflow.model.states import BlockedOn, RunState
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +130,17 @@ class Starter:
         try:
             for name in made.held:
                 was, step = made.values[fields.state(name)], plan.workflow.steps[name]
+                if step.concurrency is not None:
+                    self._wait_turn(epoch, caller.ref, name)
+                    continue
                 self.drain.ringer.again(epoch, caller, step, was=was, kind="step.rung", side="L")
         except (*AWAY, *UNREACHABLE) as error:
             logger.warning("run %s: %s; its steps are rung by the next sweep", ref_of(run), error)
+
+    def _wait_turn(self, epoch: Epoch, ref: RunRef, step: str) -> None:
+        found = find(self.link, self.plans, epoch, ref, step)
+        if found is not None and found.word.blocked_on is BlockedOn.LIMIT:
+            self.drain.limits.wait_turn(epoch, found, now_ms=board_time(self.link))
 
 
 def _beginning(run: RunRow, made: Restored) -> Beginning:

@@ -12,13 +12,15 @@ from typing import Any, Final
 
 from convergio.graphflow import decide, draft, shortcut
 from convergio.graphflow.board import scripts
-from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.claims import AWAY, Claim, Claims
 from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.found import find
 from convergio.graphflow.engine.handover import Grant, Grants, Handover, Nobody
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
+from convergio.graphflow.engine.submission import wake
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs, Opened
@@ -80,6 +82,8 @@ class Steps:
         grant = self.grants.pop(ref, step, ring) or self._grant(ref, step, ring, queue_list)
         if isinstance(grant.answer, scripts.Refused):
             logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, grant.answer.why, grant.answer.state)
+            if grant.answer.why == "STOPPED":
+                self._shelve(ref, step, ring)
             return None
         claim = self._own(grant.answer, grant)
         self.claims.add(claim)
@@ -118,6 +122,24 @@ class Steps:
             self.give_back(claim)
         except (errors.StaleFence, *AWAY) as error:
             logger.info("a claim that no task asked for: %s", error)
+
+    def _shelve(self, ref: RunRef, step: str, ring: str) -> None:
+        """A step of a paused run must not keep its concurrency key from others."""
+        try:
+            found = find(self.link, self.plans, self.link.epoch(), ref, step)
+        except (*AWAY, *UNREACHABLE) as error:
+            logger.warning("doorbell %s/%s/%s: %s", ref, step, ring, error)
+            return
+        if found is not None and found.step.concurrency is not None:
+            entry = {"t": "shelve", "step": step, "was": f"{StepState.READY}|{ring}"}
+            wake(self.link, self.drain, self.nonces, ref, entry)
+
+    def _key(self, held: scripts.Claimed, step: Step) -> str | None:
+        """The step's concurrency key. Raises BoardUnavailable."""
+        try:
+            return self.drain.limits.key_of(held.epoch, held.ref, step)
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
 
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
@@ -280,10 +302,19 @@ class Steps:
                     self.link, held, **told, following=following, token=token, wanted=names, then=then
                 )
             else:
-                state = outcome.state
+                state, key = outcome.state, self._key(held, step)
                 answer = scripts.arrive(
-                    self.link, held, **told, state=state, durable=durable, token=token, wanted=names, then=then
+                    self.link,
+                    held,
+                    **told,
+                    state=state,
+                    durable=durable,
+                    token=token,
+                    wanted=names,
+                    then=then,
+                    key=key,
                 )
+                self.drain.limits.freed(held.epoch, held.ref.tenant, key)
             if isinstance(answer, scripts.Parked):
                 return answer.sequence
             if answer is not None:
@@ -332,8 +363,19 @@ class Steps:
         self, claim: Claim, on: BlockedOn, seconds: float, attempt: int, kind: str, data: str, detail: str
     ) -> bool:
         def deliver(held: scripts.Claimed) -> None:
-            delay = max(0, round(seconds * 1000))
-            scripts.park(self.link, held, on=on, delay_ms=delay, attempt=attempt, kind=kind, data=data, detail=detail)
+            delay, key = max(0, round(seconds * 1000)), self._key(held, self.step(claim))
+            scripts.park(
+                self.link,
+                held,
+                on=on,
+                delay_ms=delay,
+                attempt=attempt,
+                kind=kind,
+                data=data,
+                detail=detail,
+                key=key,
+            )
+            self.drain.limits.freed(held.epoch, held.ref.tenant, key)
 
         return self.claims.settle(claim, deliver)
 

@@ -6,20 +6,19 @@ doorbell is lost only if a canary rung after it was consumed and the step still 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any, Final, cast
 
 from convergio.graphflow import waiting
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
-from convergio.graphflow.engine.bell import Caller
+from convergio.graphflow.decision import ASK, LEAVE
 from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.found import Found, find
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.engine.starter import Starter
@@ -28,7 +27,6 @@ from convergio.graphflow.journal.history import History
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.states import BlockedOn, StepState
-from convergio.graphflow.model.workflow import Step
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +41,6 @@ DELIVERIES: Final = 5
 INBOX_AGE_MS: Final = 1_000
 ROW_AGE_MS: Final = 1_500
 """Age of a signal's row after which its wake-up counts as lost. Signals are idempotent, so too early is harmless."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """A step that a sorted set named, as the board has it now."""
-
-    caller: Caller
-    step: Step
-    word: fields.Word
-    deliveries: int
-    unclaimed: int
 
 
 class Sweeper:
@@ -172,8 +159,15 @@ class Sweeper:
     def _timer(self, epoch: Epoch, found: Found, on: str) -> bool:
         if on in waiting.VERDICTS:
             return self._verdict(found, on)
-        waits = found.word.blocked_on == BlockedOn(on)
-        if waits:
+        if on == LEAVE:
+            self.drain.limits.leave(epoch, found)
+            return True
+        waits = found.word.blocked_on == (BlockedOn.LIMIT if on == ASK else on)
+        if waits and on == BlockedOn.LIMIT:
+            self.drain.limits.ring(epoch, found)
+        elif waits and found.step.concurrency is not None:
+            self.drain.limits.wait_turn(epoch, found, now_ms=board_time(self.link), timer=on)
+        elif waits:
             was = found.word.text
             self.ringer.again(epoch, found.caller, found.step, was=was, kind="step.rung", timer=on, side="L")
         return waits
@@ -190,6 +184,9 @@ class Sweeper:
 
     def _hold(self, epoch: Epoch, found: Found, _: str) -> bool:
         waits = found.word.state is StepState.READY
+        if found.word.blocked_on is BlockedOn.LIMIT:
+            self.drain.limits.wait_turn(epoch, found, now_ms=board_time(self.link))
+            return True
         if waits:
             self._count("held")
             self.ringer.again(epoch, found.caller, found.step, was=found.word.text, kind="step.rung", side="L")
@@ -218,22 +215,7 @@ class Sweeper:
 
     def find(self, epoch: Epoch, ref: RunRef, step: str) -> Found | None:
         """The step as the board has it; None if its run left the board."""
-        names = [fields.META, fields.state(step), fields.deliveries(step), fields.unclaimed(step)]
-        meta, word, deliveries, unclaimed = cast(
-            "list[str | None]", self.link.client.hmget(self.link.keys(epoch).run(ref), names)
-        )
-        if meta is None:
-            return None
-        facts: Mapping[str, Any] = json.loads(meta)
-        definition = self.plans.get(facts["digest"]).workflow.steps[step]
-        caller = Caller.of(ref, facts)
-        return Found(
-            caller=caller,
-            step=definition,
-            word=fields.Word.parse(word),
-            deliveries=int(deliveries or 0),
-            unclaimed=int(unclaimed or 0),
-        )
+        return find(self.link, self.plans, epoch, ref, step)
 
     # --- inboxes, ended runs --------------------------------------------------------------------------------------
 

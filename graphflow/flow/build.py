@@ -27,6 +27,7 @@ Constant = bool | int | float | str | None
 Duration = str | float
 Timeout = Duration | Mapping[str, Duration]
 Join = str | Mapping[str, int]
+Concurrency = str | Mapping[str, Any]
 Schema = Mapping[str, Any] | type[Any]
 
 
@@ -107,6 +108,7 @@ class WorkflowBuilder:
         durability: str | None = None,
         queue: str | None = None,
         priority: str | None = None,
+        concurrency_key: Concurrency | None = None,
         with_: Mapping[str, Constant] | None = None,
         **arguments: Constant,
     ) -> StepRef:
@@ -116,7 +118,7 @@ class WorkflowBuilder:
         registered, defaults = self._function(name, function)
         given = {"retry": retry, "timeout": timeout, "expected": expected, "durability": durability, "queue": queue}
         fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
-        fields |= {"join": join, "on_failure": on_failure, "priority": priority}
+        fields |= {"join": join, "on_failure": on_failure, "priority": priority, "concurrency_key": concurrency_key}
         return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
 
     def agent(
@@ -137,12 +139,13 @@ class WorkflowBuilder:
         expected: Duration | None = None,
         queue: str | None = None,
         priority: str | None = None,
+        concurrency_key: Concurrency | None = None,
     ) -> StepRef:
         """A step in which `agent` answers `prompt` (text with {{ CEL }} pieces); `output`: the type or schema of its
         answer."""
         fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
         fields |= {"timeout": timeout, "expected": expected, "output": None if output is None else _schema(output)}
-        fields |= {"join": join, "on_failure": on_failure, "priority": priority}
+        fields |= {"join": join, "on_failure": on_failure, "priority": priority, "concurrency_key": concurrency_key}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
     def approval(

@@ -22,6 +22,7 @@ from convergio.graphflow.flow import form, graph, reader, refusal, schema, stora
 from convergio.graphflow.flow.form import (
     AgentForm,
     ApprovalForm,
+    ConcurrencyForm,
     HeaderForm,
     RetryForm,
     TaskForm,
@@ -35,6 +36,7 @@ from convergio.graphflow.model.errors import Problem
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
     DEFAULT_QUEUE,
+    Concurrency,
     Durability,
     Edge,
     Join,
@@ -263,6 +265,7 @@ def _policies(step: AnyStep) -> dict[str, Any]:
                 "durability": Durability(step.durability),
                 "queue": step.queue,
                 "priority": step.priority,
+                "concurrency": _concurrency(step.concurrency_key),
             }
 
 
@@ -277,6 +280,10 @@ def _spec(step: AnyStep) -> dict[str, Any]:
     if isinstance(step, WaitForm):
         return {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
     return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}
+
+
+def _concurrency(form: ConcurrencyForm | None) -> Concurrency | None:
+    return None if form is None else Concurrency(key=form.key, limit=form.limit)
 
 
 def _retry(retry: RetryForm) -> Retry:

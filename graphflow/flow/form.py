@@ -34,6 +34,7 @@ from convergio.graphflow.model.workflow import (
 )
 
 LONGEST_PROMPT: Final = 20_000
+LONGEST_KEY: Final = 500
 
 _DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -125,6 +126,10 @@ def _timeout(value: Any) -> Any:
     return {"run": _some_time(value)}
 
 
+def _limited(value: Any) -> Any:
+    return {"key": value} if isinstance(value, str) else value
+
+
 def _join(value: Any) -> Any:
     if isinstance(value, str):
         return {"policy": value, "count": 0}
@@ -203,6 +208,15 @@ class TimeoutForm(Form):
     queue: Duration | None = Field(None, description="until a worker takes it for the first time")
 
 
+class ConcurrencyForm(Form):
+    """How many steps of one key run at once, over all runs of a tenant. Plain text is a key of which one runs."""
+
+    model_config = ConfigDict(title="Concurrency key")
+
+    key: str = Field(min_length=1, max_length=LONGEST_KEY, description="text with {{ CEL }} pieces")
+    limit: Annotated[int, Field(ge=1, le=1_000)] = 1
+
+
 class JoinForm(Form):
     """When a step with several needs starts."""
 
@@ -223,6 +237,11 @@ class JoinForm(Form):
 Needs = list[Annotated[EdgeForm, BeforeValidator(_edge, json_schema_input_type=str | EdgeForm)]]
 _JOIN_INPUT: Final = Literal["all", "any"] | dict[Literal["quorum", "tolerate"], int] | JoinForm
 TimeoutField = Annotated[TimeoutForm, BeforeValidator(_timeout, json_schema_input_type=Duration | TimeoutForm | None)]
+ConcurrencyField = Annotated[
+    ConcurrencyForm | None,
+    BeforeValidator(_limited, json_schema_input_type=str | ConcurrencyForm | None),
+    Field(description="at most so many steps of this key run at once, over all runs; the others wait for their turn"),
+]
 RetryField = Annotated[RetryForm, BeforeValidator(_retry, json_schema_input_type=int | RetryForm)]
 
 
@@ -260,6 +279,7 @@ class TaskForm(StepForm):
     )
     queue: Label = DEFAULT_QUEUE[StepKind.TASK]
     priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
+    concurrency_key: ConcurrencyField = None
 
 
 class AgentForm(StepForm):
@@ -281,6 +301,7 @@ class AgentForm(StepForm):
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.AGENT]
     priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
+    concurrency_key: ConcurrencyField = None
 
 
 class ApprovalDetails(Form):

@@ -80,6 +80,8 @@ class _Validation:
             yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False)
         if step.when is not None:
             yield from self._expression(f"{path}.when", step.when, step.name, condition=True)
+        if step.concurrency is not None:
+            yield from self._template(f"{path}.concurrency_key", step.concurrency.key, step.name)
         if step.kind is StepKind.AGENT:
             yield from self._template(f"{path}.prompt", step.spec.get("prompt", ""), step.name)
             for where, said in schema.problems_of(step.spec.get("output") or {}):

@@ -17,7 +17,7 @@ RUN_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}")
 """Run ids: a Celery task id fits."""
 
 TENANT: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
-RESERVED_TENANTS: Final = frozenset({"plan", "rung", "canary"})
+RESERVED_TENANTS: Final = frozenset({"plan", "rung", "canary", "holders", "waiters"})
 """Words that stand where a tenant stands in the board's keys, which must not be one."""
 
 

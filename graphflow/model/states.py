@@ -41,6 +41,7 @@ class BlockedOn(StrEnum):
     JOURNAL = "JOURNAL"
     HOOK = "HOOK"
     TIMER = "TIMER"
+    LIMIT = "LIMIT"
 
 
 TERMINAL_RUN: Final = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
@@ -75,6 +76,7 @@ STEP_TRANSITIONS: Final = MappingProxyType(
         (StepState.WAITING, "block"): StepState.BLOCKED,
         (StepState.READY, "claim"): StepState.RUNNING,
         (StepState.READY, "ring"): StepState.READY,
+        (StepState.READY, "block"): StepState.BLOCKED,
         (StepState.READY, "fail"): StepState.FAILED,
         (StepState.READY, "cancel"): StepState.CANCELLED,
         (StepState.READY, "quarantine"): StepState.QUARANTINED,
@@ -85,6 +87,7 @@ STEP_TRANSITIONS: Final = MappingProxyType(
         (StepState.RUNNING, "cancel"): StepState.CANCELLED,
         (StepState.RUNNING, "quarantine"): StepState.QUARANTINED,
         (StepState.BLOCKED, "ring"): StepState.READY,
+        (StepState.BLOCKED, "claim"): StepState.RUNNING,
         (StepState.BLOCKED, "block"): StepState.BLOCKED,
         (StepState.BLOCKED, "succeed"): StepState.SUCCEEDED,
         (StepState.BLOCKED, "fail"): StepState.FAILED,

@@ -124,6 +124,15 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Concurrency:
+    """At most `limit` steps of one key run, or are rung, at once, over all runs of a tenant. `key`: text with {{ CEL }}
+    pieces."""
+
+    key: str
+    limit: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
     """`step` must be resolved first; with `when` (CEL) the edge is taken only if it is true."""
 
@@ -154,6 +163,7 @@ class Step:
     durability: Durability = Durability.STREAM
     queue: str = "steps"
     priority: str | None = None
+    concurrency: Concurrency | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

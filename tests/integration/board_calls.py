@@ -164,6 +164,54 @@ def _reassert(stage: Stage) -> Call:
     return lambda: scripts.reassert(stage.link, ref, step="a", nonce="old-1")
 
 
+KEY: Final = "line-one"
+"""A concurrency key."""
+
+
+def limited_step(stage: Stage, ref: RunRef, step: str = "a") -> scripts.Asking:
+    """A step that is about to ask for its concurrency key."""
+    word = fields.limited(1_700_000_000_000, "1.0")
+    stage.client.hset(stage.key(ref), fields.state(step), word)
+    return scripts.Asking(step=step, was=word, to=word, limit=1, timer="ASK")
+
+
+def _ask(stage: Stage) -> Call:
+    ref = stage.begun()
+    asking = [limited_step(stage, ref, step) for step in ("a", "b")]
+    return lambda: scripts.ask(stage.link, stage.epoch, ref, key=KEY, asking=asking)
+
+
+def _leave(stage: Stage) -> Call:
+    ref = stage.begun()
+    _asked(stage, ref)
+    return lambda: scripts.leave(stage.link, stage.epoch, ref, key=KEY, leaving=[("a", 1)])
+
+
+def _asked(stage: Stage, ref: RunRef) -> None:
+    """a has the key, b waits for it."""
+    asking = [limited_step(stage, ref, step) for step in ("a", "b")]
+    assert scripts.ask(stage.link, stage.epoch, ref, key=KEY, asking=asking) == 2
+
+
+def _arrive_limited(stage: Stage) -> Call:
+    held, token = stage.running(stage.begun()), stage.nonces.next()
+    return lambda: stage.arrive(held, token=token, key=KEY)
+
+
+def _park_limited(stage: Stage) -> Call:
+    held = stage.running(stage.begun())
+    return lambda: stage.park(held, key=KEY)
+
+
+def _reassert_limited(stage: Stage) -> Call:
+    ref = stage.begun()
+    limited_step(stage, ref)
+    keys = stage.link.keys(stage.epoch)
+    stage.client.zadd(keys.held, {f"{ref}/a": stage.now_ms() + 6_000})
+    stage.client.zadd(keys.waiters("default", KEY), {"@": -LATER, f"{ref}/a/1": 1})
+    return lambda: scripts.reassert(stage.link, ref, step="a", nonce="old-1", key=KEY, limit=1)
+
+
 def _start(stage: Stage) -> Call:
     stage.link.epoch()
     return lambda: stage.start(wanted=["@state", "@stop"])
@@ -195,6 +243,11 @@ CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
     "beat": _beat,
     "arrive (stream)": _arrive_stream,
     "arrive (step)": _arrive_step,
+    "arrive (with a concurrency key)": _arrive_limited,
+    "ask": _ask,
+    "leave": _leave,
+    "park (with a concurrency key)": _park_limited,
+    "reassert (with a concurrency key)": _reassert_limited,
     "complete": _complete,
     "complete (fires a join)": _complete_join,
     "arrive (then take)": _arrive_then_take,

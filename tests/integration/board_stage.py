@@ -197,6 +197,7 @@ class Stage:
         durable: bool = False,
         token: str = "",
         then: scripts.Next | None = None,
+        key: str | None = None,
     ) -> scripts.Locked | scripts.Parked | None:
         """ARRIVE as a worker does it."""
         return scripts.arrive(
@@ -209,6 +210,7 @@ class Stage:
             token=token or self.nonces.next(),
             wanted=[fields.state(held.step), "@open", "absent"],
             then=then,
+            key=key,
         )
 
     def complete(
@@ -232,7 +234,13 @@ class Stage:
         )
 
     def park(
-        self, held: scripts.Claimed, *, on: str = "RETRY", delay_ms: int | None = 1_000, look_back: str = ""
+        self,
+        held: scripts.Claimed,
+        *,
+        on: str = "RETRY",
+        delay_ms: int | None = 1_000,
+        look_back: str = "",
+        key: str | None = None,
     ) -> bool:
         """PARK as a worker does it."""
         return scripts.park(
@@ -245,6 +253,7 @@ class Stage:
             data='{"seconds":1}',
             detail="E",
             look_back=look_back,
+            key=key,
         )
 
     def parked(self, ref: RunRef, step: str = "a") -> int:

@@ -253,6 +253,12 @@ class Stage:
             count += 1
         return count
 
+    def answer_one(self) -> None:
+        """Answers the next doorbell."""
+        bell = self.take()
+        assert bell is not None
+        self.worker.answer(bell)
+
     # --- the service process ----------------------------------------------------------------------------------------
 
     def journal(self) -> int:
@@ -292,6 +298,9 @@ class Stage:
         names = [keys.leases, keys.timers, keys.held, keys.inboxes, keys.done, *map(keys.rung, lists)]
         names += map(keys.canary, lists)
         self.client.eval(AGE, len(names), *names, round(seconds * 1000))
+        for name in self.client.scan_iter(match=keys.waiters("*", "*")):
+            if self.client.zscore(name, "@") is not None:
+                self.client.zincrby(name, round(seconds * 1000), "@")
 
     def age_rows(self, seconds: float) -> None:
         """Runs and signals in SQL are so much older."""

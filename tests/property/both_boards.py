@@ -176,7 +176,7 @@ class Both:
         durable, state = self.draw(2) == 0, self.pick(["SUCCEEDED", "SUCCEEDED", "FAILED"])
         token, lock_ms = self.pick(TOKENS), self.lock_span()
         call: dict[str, Any] = {"state": state, "output": self.pick(["", '{"x":1}']), "outcome": '{"o":1}'}
-        call |= {"durable": durable, "token": token, "wanted": [f"s:{held.step}", "@open"]}
+        call |= {"durable": durable, "token": token, "wanted": [f"s:{held.step}", "@open"], "key": self.key()}
         real, model = partial(scripts.arrive, self.stage.link, held), partial(self.model.arrive, shadow)
         self.telling(f"arrive {held.ref} {held.step}", real, model, lock_ms, **call)
 
@@ -202,6 +202,7 @@ class Both:
         on = self.pick(["RETRY", "HOOK", "SIGNAL", "SIGNAL"])
         call: dict[str, Any] = {"on": on, "delay_ms": None if on == "SIGNAL" else self.span(), "attempt": 2}
         call |= {"kind": "step.blocked", "data": "{}", "detail": "E", "look_back": held.step if on == "SIGNAL" else ""}
+        call["key"] = self.key()
         self.ask(
             f"park {held.ref} {held.step} {call}",
             lambda: scripts.park(self.stage.link, held, **call),
@@ -238,7 +239,7 @@ class Both:
             kind="step.rung",
             lease=self.pick([held.fence, ""]),
             lease_must_be_over=over,
-            timer=self.pick(["", "", "RETRY"]),
+            timer=self.pick(["", "", "RETRY", "LIMIT"]),
             sets={f"d:{held.step}": self.pick(["1", ""])},
         )
         self.ask(
@@ -252,10 +253,52 @@ class Both:
         if self.draw(2) == 0:
             self.stage.client.zadd(self.stage.link.keys(self.model.epoch).held, {f"{ref}/{step}": LATER})
             self.model.held[f"{ref}/{step}"] = LATER
+        call: dict[str, Any] = {"step": step, "nonce": nonce, "lease_ms": lease_ms}
+        if key := self.key():
+            call |= {"key": key, "limit": 1}
+            self.close(key)
         self.ask(
-            f"reassert {ref} {step} {nonce}",
-            lambda: scripts.reassert(self.stage.link, ref, step=step, nonce=nonce, lease_ms=lease_ms),
-            lambda: self.model.reassert(ref, step=step, nonce=nonce, lease_ms=lease_ms),
+            f"reassert {ref} {call}",
+            lambda: scripts.reassert(self.stage.link, ref, **call),
+            lambda: self.model.reassert(ref, **call),
+        )
+
+    def close(self, key: str) -> None:
+        """The key is as a rebuild leaves it: nothing is granted for a while, or for one that is over."""
+        if self.draw(2):
+            return
+        at = self.pick([LATER, OVER]) + self.stage.now_ms()
+        self.stage.client.zadd(self.stage.link.keys(self.model.epoch).waiters("default", key), {"@": -at})
+        self.model.limit(key).closed_ms = self.model.now_ms + (LATER if at > self.stage.now_ms() else OVER)
+
+    def key(self) -> str | None:
+        """A concurrency key, or none."""
+        return self.pick([None, None, "k"])
+
+    def asks(self) -> None:
+        """Steps wait for their key, some of them with a state that they have not."""
+        ref, key = run_ref(self.pick(RUNS)), "k"
+        values = self.model.runs[ref].values if ref in self.model.runs else {}
+        names = [step for step in STEPS if self.draw(2) and not values.get(f"s:{step}", "").startswith("RUNNING")]
+        reals, models = [list[scripts.Asking]() for _ in range(2)]
+        for step in names:
+            limit, timer, other = 1 + self.draw(2), self.pick(["", "RETRY", "ASK"]), self.draw(6) == 0
+            to = f"BLOCKED|LIMIT|{self.model.now_ms}|1.{self.draw(2)}"
+            for found, word in ((reals, self.stage.word(ref, step)), (models, values.get(f"s:{step}"))):
+                was = "READY|8.8" if other else word or ""
+                found.append(scripts.Asking(step=step, was=was, to=to, limit=limit, timer=timer))
+        self.ask(
+            f"ask {ref} {models}",
+            lambda: scripts.ask(self.stage.link, self.model.epoch, ref, key=key, asking=reals),
+            lambda: self.model.ask(ref, key=key, asking=models),
+        )
+
+    def leaves(self) -> None:
+        ref, leaving = run_ref(self.pick(RUNS)), [(step, 1 + self.draw(2)) for step in STEPS if self.draw(3) == 0]
+        self.ask(
+            f"leave {ref} {leaving}",
+            lambda: scripts.leave(self.stage.link, self.model.epoch, ref, key="k", leaving=leaving),
+            lambda: self.model.leave(ref, key="k", leaving=leaving),
         )
 
     def commit(self) -> None:
@@ -345,6 +388,7 @@ class Both:
 
 VERBS: list[Callable[[Both], None]] = [
     *[Both.start, Both.beat, Both.record, Both.decline, Both.ring, Both.reassert, Both.release, Both.forget, Both.push],
+    *[Both.asks, Both.leaves],
     *[Both.post, Both.arrive, Both.park] * 2,
     *[Both.complete] * 3,
     *[Both.claim, Both.commit] * 3,
@@ -417,7 +461,14 @@ def real_state(stage: Stage) -> Any:
     for value in found.values():
         if isinstance(value, dict):
             value.pop("@commit", None)
+    for name in [name for name in found if name.startswith("waiters:")]:
+        found[name] = _in_line(found[name])
     return _normal(found)
+
+
+def _in_line(members: dict[str, float]) -> list[str]:
+    """Who waits, in turn; turns are told apart by nobody."""
+    return sorted(members, key=lambda member: members[member])
 
 
 def model_state(board: ModelBoard) -> Any:
@@ -428,6 +479,9 @@ def model_state(board: ModelBoard) -> Any:
         name: {member: float(score) for member, score in members.items()} for name, members in sets.items()
     }
     found |= {"journal": board.journal, "nudge": board.nudge}
+    for key, limit in board.limits.items():
+        found[f"holders:default:{key}"] = {member: float(at) for member, at in limit.holders.items()}
+        found[f"waiters:default:{key}"] = [*(["@"] if limit.closed_ms is not None else []), *limit.waiters]
     for ref, run in board.runs.items():
         place = f"{ref.tenant}:{ref.run}"
         found |= {place: run.values, f"{place}:inbox": run.inbox, f"{place}:feed": run.feed}

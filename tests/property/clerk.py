@@ -7,6 +7,7 @@ from typing import Final
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.decision import ASK, LEAVE
 from convergio.graphflow.engine.restore import restore
 from convergio.graphflow.engine.starter import START_NEEDS
 from convergio.graphflow.engine.submission import control_entry, granted_version, meta_of, signal_entry
@@ -14,8 +15,9 @@ from convergio.graphflow.journal.rows import SignalRow
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import canonical
 from convergio.graphflow.waiting import QUEUE, VERDICTS
+from tests.property import turns
 from tests.property.model_board import ModelBoard, ModelRun
-from tests.property.reference import NOBODY
+from tests.property.reference import KEY, NOBODY
 from tests.property.world import LIST, REF, World
 
 DELIVERIES: Final = 3
@@ -170,6 +172,9 @@ def pass_time(world: World) -> None:
         _expire(world, member)
     for member in [name for name, due in board.timers.items() if due <= board.now_ms]:
         _, _, step, on = member.split("/")
+        if on in (ASK, LEAVE, BlockedOn.LIMIT) or (world.nodes[step].limit and on not in VERDICTS):
+            _turn(world, member, step, on)
+            continue
         if on in VERDICTS:
             _verdict(world, member, step, on)
             continue
@@ -177,9 +182,26 @@ def pass_time(world: World) -> None:
         world.ring(step, world.word(step).text, kind="step.rung", timer=on)
     for member in [name for name, due in board.held.items() if due <= board.now_ms]:
         step = member.rsplit("/", 1)[1]
-        if world.word(step).state is StepState.READY:
+        if world.word(step).blocked_on is BlockedOn.LIMIT:
+            turns.wait_turn(world, step)
+        elif world.word(step).state is StepState.READY:
             world.ring(step, world.word(step).text, kind="step.rung")
         board.held.pop(member, None)
+
+
+def _turn(world: World, member: str, step: str, on: str) -> None:
+    """A timer of a step with a concurrency key: whoever should have done it has died, or it is a retry's."""
+    if member not in world.board.timers:
+        return  # it was done by the way
+    word = world.word(step)
+    if on == LEAVE:
+        turns.act(world, step, on)
+    elif word.blocked_on != (BlockedOn.LIMIT if on == ASK else on):
+        world.board.timers.pop(member)
+    elif on == BlockedOn.LIMIT:
+        turns.ring(world, step)
+    else:
+        turns.wait_turn(world, step, timer=on)
 
 
 def _verdict(world: World, member: str, step: str, on: str) -> None:
@@ -267,6 +289,11 @@ def _rebuild(world: World) -> None:
     board.runs[REF] = run
     board.held.update({f"{REF}/{step}": board.now_ms + scripts.LEASE_MS for step in made.held})
     board.timers.update({f"{REF}/{name}": float(due) for name, due in made.timers.items()})
+    if made.limited:
+        limit = board.limit(KEY)
+        limit.closed_ms = board.now_ms + scripts.LEASE_MS
+        ordered = sorted(made.limited, key=lambda step: made.limited[step])
+        limit.waiters = [f"{REF}/{step}/{turns.limit_of(world)}" for step in ordered]
     if run.inbox:
         board.inboxes[str(REF)] = board.now_ms
     for event in made.events:

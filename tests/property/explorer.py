@@ -8,7 +8,7 @@ is left to do, and the run must have come to what `reference` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from convergio.graphflow.flow import document, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import OutcomeRow
 from convergio.graphflow.model.states import STEP_TRANSITIONS, RunState, StepState
-from tests.property import clerk, hands, reference
+from tests.property import clerk, hands, reference, turns
 from tests.property.reference import Cond, Node
 from tests.property.world import LIST, REF, Draw, World
 
@@ -55,8 +55,9 @@ class Play:
 def make_play(draw: Draw) -> Play:
     """A random graph of up to seven steps."""
     nodes: list[Node] = []
+    limit = (0, 0, 1, 2)[draw(4)]
     for index in range(1 + draw(7)):
-        nodes.append(_node("abcdefg"[index], nodes, draw))
+        nodes.append(_limited(_node("abcdefg"[index], nodes, draw), limit, draw))
     return play_of(nodes, reference.THRESHOLD - 2 + 5 * draw(2))
 
 
@@ -64,6 +65,11 @@ def play_of(nodes: Sequence[Node], n: int) -> Play:
     """The graph of `nodes` on the input n."""
     plan = Plan.of(document.parse_document(reference.document(nodes)))
     return Play(nodes=nodes, n=n, plan=plan, judge=nodes)
+
+
+def _limited(node: Node, limit: int, draw: Draw) -> Node:
+    works = not (node.approval or node.waits or node.signal)
+    return replace(node, limit=limit) if works and limit and draw(3) else node
 
 
 def _node(name: str, nodes: Sequence[Node], draw: Draw) -> Node:
@@ -155,6 +161,7 @@ def explore(play: Play, draw: Draw, *, moves: int) -> World:
         move = world.pick(MOVES)
         world.trace.append(move.__name__)
         move(world)
+        turns.check(world)
     settle(world)
     check(world, play)
     return world
@@ -169,6 +176,7 @@ def settle(world: World) -> None:
             return
         for move in SETTLING:
             move(world)
+            turns.check(world)
         while world.drainers or world.bells():
             hands.think(world)
             hands.deliver(world)
@@ -313,6 +321,7 @@ def _check_nothing_is_left(world: World) -> None:
     rebuilt = board.epoch.number > 1  # restore leaves timers of waits that had ended; the sweeper drops them when due
     assert {name for name in board.timers if not (rebuilt or name.endswith("/QUEUE"))} == set()
     assert board.lists.get(LIST, []) == []
+    assert [(limit.holders, limit.waiters) for limit in board.limits.values()] in ([], [({}, [])])
     run = board.run(REF)
     if run is not None:
         assert run.inbox == []

@@ -16,6 +16,7 @@ from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import StepState
+from tests.property import turns
 from tests.property.world import LIST, REF, Body, Drainer, World
 
 # --- doorbells --------------------------------------------------------------------------------------------------------
@@ -51,6 +52,8 @@ def _claim(world: World, bell: str) -> None:
     else:
         world.met[f"a doorbell is refused: {held.why}"] += 1
         world.stopped |= {step} if held.why == "STOPPED" else set()
+        if held.why == "STOPPED" and world.nodes[step].limit:
+            world.post(json.dumps({"t": "shelve", "step": step, "was": fields.ready(ring)}))
 
 
 def _check_may_run(world: World, step: str) -> None:
@@ -98,7 +101,10 @@ def _owns(world: World, body: Body) -> bool:
     if body.held.epoch == world.board.epoch:
         return True
     try:
-        epoch, fence = world.board.reassert(REF, step=body.held.step, nonce=body.nonce)
+        step, key = body.held.step, turns.key_of(world, body.held.step)
+        limited: dict[str, Any] = {} if key is None else {"key": key, "limit": turns.limit_of(world)}
+        epoch, fence = world.board.reassert(REF, step=step, nonce=body.nonce, **limited)
+        world.met["a key is held again after a rebuild"] += key is not None
     except errors.StaleFence:
         world.met["a claim is not given back after a rebuild"] += 1
         return False
@@ -111,6 +117,7 @@ def _owns(world: World, body: Body) -> bool:
 def _run(world: World, body: Body) -> None:
     held, node = body.held, world.nodes[body.held.step]
     wait: dict[str, Any] = {"attempt": held.attempt, "data": '{"seconds":1}', "delay_ms": 1_000}
+    wait["key"] = turns.key_of(world, held.step)
     try:
         if world.fault("a fact is recorded", 10):
             world.board.record(held, key=f"k{world.draw(2)}", value="1")
@@ -135,6 +142,7 @@ def _run(world: World, body: Body) -> None:
             return
     except errors.StaleFence:
         _check_stale(world, body)
+    turns.serve(world)
     _leave(world, body)
 
 
@@ -176,7 +184,11 @@ def _tell(world: World, held: Claimed, outcome: Outcome) -> scripts.Locked | Par
     wanted = [] if durable else decide.wanted(world.plan, held.step)
     followers = shortcut.followers(world.plan, held.step) if outcome.state is StepState.SUCCEEDED else None
     if followers is None or world.fault("no shortcut is taken", 4):
-        return world.board.arrive(held, **told, state=outcome.state, durable=durable, wanted=wanted)
+        key = turns.key_of(world, held.step)
+        told |= {"state": outcome.state, "durable": durable, "wanted": wanted, "key": key}
+        answer = world.board.arrive(held, **told)
+        turns.serve(world)
+        return answer
     following = [following_of(world.plan, follower, f"{held.epoch.number}.1") for follower in followers]
     answer = world.board.complete(held, **told, following=following, wanted=wanted)
     world.met["a shortcut is taken" if answer is None else "a shortcut is refused"] += 1
@@ -275,6 +287,7 @@ def _commit(world: World, drainer: Drainer, decision: Decision) -> None:
     left = world.board.commit(drainer.locked, submitter="ann", batch=batch_of(decision))
     if left is not None:
         _count(world, drainer.locked.entries[: decision.consumed], decision)
+        turns.follow(world, decision.timers)
     world.met["a decision is overtaken"] += left is None
     world.met["a decision is split"] += bool(decision.consumed < len(drainer.locked.entries) or decision.posts)
     if left is None or (left == [] and world.fault("an answer to a drainer gets lost", 10)):

@@ -18,6 +18,7 @@ from convergio.graphflow.board.scripts import Batch, Claimed, Locked, Next, Park
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import StepState
+from tests.property.model_limits import ModelKey
 
 Told = tuple[str, str, dict[str, str]]
 """An entry of the journal's stream: type, step, the other fields."""
@@ -52,6 +53,7 @@ class ModelBoard:
     done: dict[str, float] = field(default_factory=dict[str, float])
     lists: dict[str, list[bytes]] = field(default_factory=dict[str, list[bytes]])
     rung: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
+    limits: dict[str, ModelKey] = field(default_factory=dict[str, ModelKey])
     moves: set[tuple[StepState, StepState]] = field(default_factory=set[tuple[StepState, StepState]])
 
     # --- small words, as in prelude.lua -------------------------------------------------------------------------------
@@ -190,24 +192,25 @@ class ModelBoard:
     def arrive(
         self, held: Claimed, *, state: str, output: str, outcome: str, durable: bool, token: str,
         lock_ms: int = scripts.LOCK_MS, wanted: Sequence[str] = (), then: Next | None = None,
-        lease_ms: int = scripts.LEASE_MS,
+        lease_ms: int = scripts.LEASE_MS, key: str | None = None,
     ) -> Locked | Parked | None:  # fmt: skip
         """ARRIVE, then TAKE."""
         answer = self._arrive(
             held, state=state, output=output, outcome=outcome, durable=durable, token=token, lock_ms=lock_ms,
-            wanted=wanted,
+            wanted=wanted, key=key,
         )  # fmt: skip
         self._then(then, lease_ms)
         return answer
 
     def _arrive(
         self, held: Claimed, *, state: str, output: str, outcome: str, durable: bool, token: str, lock_ms: int,
-        wanted: Sequence[str],
+        wanted: Sequence[str], key: str | None,
     ) -> Locked | Parked | None:  # fmt: skip
         run, step, ref, member = self._owned(held), held.step, held.ref, f"{held.ref}/{held.step}"
         was, done = run.values[f"s:{step}"], f"{state}|{held.fence}"
         if was == f"RUNNING|{held.fence}":
             self.leases.pop(f"{member}/{held.fence}", None)
+            self._free(key, member)
             sequence = self.tell(ref, f"step.{state.lower()}", step, outcome, held.submitter)
             if output:
                 run.values[f"o:{step}"] = output
@@ -294,7 +297,7 @@ class ModelBoard:
 
     def park(
         self, held: Claimed, *, on: str, delay_ms: int | None, attempt: int, kind: str, data: str, detail: str = "",
-        look_back: str = "",
+        look_back: str = "", key: str | None = None,
     ) -> bool:  # fmt: skip
         """PARK."""
         run, step, ref, member = self._owned(held), held.step, held.ref, f"{held.ref}/{held.step}"
@@ -304,6 +307,7 @@ class ModelBoard:
                 return False
             raise errors.StaleFence
         self.leases.pop(f"{member}/{held.fence}", None)
+        self._free(key, member)
         self._set(run, f"s:{step}", f"BLOCKED|{on}|{self.now_ms}|{detail}|{held.fence}")
         run.values[f"a:{step}"] = str(attempt)
         run.values.pop(f"d:{step}", None)
@@ -370,15 +374,53 @@ class ModelBoard:
         line.insert(0 if bell.side == "L" else len(line), bell.content)
         self.rung.setdefault(bell.queue_list, {})[f"{ref}/{bell.step}/{bell.ring}"] = self.now_ms
 
-    def reassert(self, ref: RunRef, *, step: str, nonce: str, lease_ms: int = scripts.LEASE_MS) -> tuple[Epoch, str]:
+    def _free(self, key: str | None, member: str) -> None:
+        if key is not None:
+            self.limit(key).free(member, self.timers, self.now_ms)
+
+    def limit(self, key: str) -> ModelKey:
+        """A concurrency key."""
+        return self.limits.setdefault(key, ModelKey())
+
+    def ask(self, ref: RunRef, *, key: str, asking: Sequence[scripts.Asking]) -> int:
+        """ASK."""
+        run, asked, limit = self.runs.get(ref), 0, self.limit(key)
+        for one in asking:
+            member = f"{ref}/{one.step}"
+            if run is None or run.values.get(f"s:{one.step}") not in (one.was, one.to):
+                continue
+            asked += 1
+            self._set(run, f"s:{one.step}", one.to)
+            self.timers.pop(f"{member}/{one.timer}", None)
+            self.held.pop(member, None)
+            limit.ask(member, one.limit, self.timers, self.now_ms)
+        limit.grant(self.timers, self.now_ms)
+        return asked
+
+    def leave(self, ref: RunRef, *, key: str, leaving: Sequence[tuple[str, int]]) -> None:
+        """LEAVE."""
+        for step, limit in leaving:
+            self.limit(key).leave(f"{ref}/{step}", limit, self.timers)
+        self.limit(key).grant(self.timers, self.now_ms)
+
+    def reassert(
+        self, ref: RunRef, *, step: str, nonce: str, lease_ms: int = scripts.LEASE_MS, key: str | None = None,
+        limit: int = 1,
+    ) -> tuple[Epoch, str]:  # fmt: skip
         """REASSERT."""
         run, member = self.runs.get(ref), f"{ref}/{step}"
         word = "" if run is None else run.values.get(f"s:{step}", "")
         if word.startswith("RUNNING|") and word.endswith(f".{nonce}"):
             return self.epoch, word[8:]
-        if run is None or not word.startswith("READY|") or self.held.pop(member, None) is None:
+        found = word.startswith("READY|" if key is None else "BLOCKED|LIMIT|")
+        if key is not None and found:
+            closed_ms = self.limit(key).closed_ms
+            found = closed_ms is not None and self.now_ms < closed_ms
+        if run is None or not found or self.held.pop(member, None) is None:
             raise errors.StaleFence
-        fence = f"{word[6:]}.{nonce}"
+        if key is not None:
+            assert self.limit(key).reassert(member, limit, self.now_ms)
+        fence = f"{word.rsplit('|', 1)[1]}.{nonce}"
         self._set(run, f"s:{step}", f"RUNNING|{fence}")
         self.leases[f"{member}/{fence}"] = self.now_ms + lease_ms
         return self.epoch, fence

@@ -21,6 +21,9 @@ BROKEN: Final = ("FAILED", "QUARANTINED")
 NOBODY: Final = "nobody"
 """The signal that never comes."""
 
+KEY: Final = "k"
+"""The concurrency key of all steps that have one."""
+
 EMPTY: Final[Mapping[str, str]] = MappingProxyType({})
 
 
@@ -81,6 +84,8 @@ class Node:
     lenient: bool = False
     """its failure does not end the run"""
     ok: bool = True
+    limit: int = 0
+    """how many steps of its concurrency key run at once; 0: it has none. Nothing comes of it but an order."""
     lonely: bool = False
     """no worker listens to its queue"""
 
@@ -189,4 +194,6 @@ def _step(node: Node) -> dict[str, Any]:
     if node.signal:
         return {**made, "wait": {"signal": node.signal, "timeout": timeout}}
     durability = "step" if node.durable else "stream"
+    if node.limit:
+        made["concurrency_key"] = {"key": KEY, "limit": node.limit}
     return {**made, "task": "play.step", "durability": durability, "retry": node.flaky, "timeout": {"queue": timeout}}

@@ -40,6 +40,8 @@ FAULTS = {
     *["a run survives FAILED", "a run survives QUARANTINED", "a signal comes twice"],
     *["a signal is applied", "a signal is kept", "a signal is late", "a signal ends several waits"],
     *["a timer is due: TIMER", "a timer is due: SIGNAL", "a timer is due: QUEUE", "a timer comes too late"],
+    *["a drainer dies before it asks for a key", "a grant is not rung", "a step waits for its turn", "a key is shared"],
+    *["a key is held again after a rebuild"],
     *["a wait takes its time", "a wait times out", "a queue timeout"],
 }
 """What a suite of histories must have seen, each more than once in five hundred of them."""

@@ -83,7 +83,13 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         }
         return {**common, "approval": draw(st.fixed_dictionaries({}, optional=details))}
     urgency = st.sampled_from([None, "low", "high"])
-    optional: dict[str, Any] = {"priority": urgency, "retry": retries, "timeout": st.one_of(st.none(), durations)}
+    keyed = st.sampled_from([None, "k", {"key": "a-{{ input.x }}"}, {"key": "k", "limit": 3}])
+    optional: dict[str, Any] = {
+        "priority": urgency,
+        "concurrency_key": keyed,
+        "retry": retries,
+        "timeout": st.one_of(st.none(), durations),
+    }
     if kind == "agent":
         optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
         return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}

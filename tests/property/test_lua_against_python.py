@@ -75,7 +75,7 @@ ANSWERS = {
     *["complete Locked", "complete None", "complete StaleFence"],
     *["take Claimed", "take DUPLICATE", "take GONE", "take STOPPED", "take plain", "take NONE"],
     *["park True", "park False", "park StaleFence", "record int", "record StaleFence"],
-    *["decline None", "decline StaleFence"],
+    *["decline None", "decline StaleFence", "ask int", "leave None"],
     *["ring True", "ring False", "reassert tuple", "reassert StaleFence"],
     *["commit list", "commit None", "release tuple", "beat Beat"],
 }

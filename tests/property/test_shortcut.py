@@ -19,7 +19,7 @@ from tests.property.explorer import Play
 from tests.property.model_board import ModelBoard
 from tests.property.world import LIST, REF, World
 
-GRAPHS = 1_500
+GRAPHS = 1_700
 
 
 def board_after(world: World) -> dict[str, Any]:
@@ -98,6 +98,7 @@ def long_ways(play: Play, step: str) -> set[str]:
             f"a join {node.join[0]}": node.join[0] != "all" and not alone,
             "a wait for a time": alone and node.waits > 0,
             "a wait for a signal": alone and node.signal != "",
+            "a concurrency key": alone and node.limit > 0,
             "patience with a queue": alone and node.timeout > 0 and node.signal == "",
         }
         found |= {reason for reason, given in reasons.items() if given}
@@ -140,4 +141,5 @@ def test_the_shortcut_leaves_the_board_as_the_long_way_does() -> None:
     enough = {"steps": 3_000, "short": 300, "refused": 300, "joins raised": 50, "steps rung": 50}
     enough |= {f"behind a join {kind}": 10 for kind in ("any", "quorum", "tolerate")}
     enough |= {f"behind {what}": 20 for what in ("a wait for a time", "a wait for a signal", "patience with a queue")}
+    enough["behind a concurrency key"] = 50
     assert {what: met[what] for what, least in enough.items() if met[what] < least} == {}

@@ -145,6 +145,7 @@ def test_the_canonical_document_has_every_default() -> None:
                 "durability": "stream",
                 "queue": "steps",
                 "priority": None,
+                "concurrency_key": None,
             }
         },
     }

@@ -1,5 +1,6 @@
 -- park: take a step out of its worker's hands and let it wait, without a slot: for a retry, a hook's time, or a signal.
--- KEYS: 1 epoch, 2 run, 3 leases, 4 timers, 5 inbox, 6 inboxes, 7 journal, 8 feed, 9 nudge
+-- KEYS: 1 epoch, 2 run, 3 leases, 4 timers, 5 inbox, 6 inboxes, 7 journal, 8 feed, 9 nudge,
+--       with a concurrency key also, 10 holders, 11 waiters
 -- ARGV: 1 token, 2 epoch number, 3 step, 4 fence, 5 tenant/run, 6 submitter, 7 on (RETRY|HOOK|SIGNAL), 8 delay ms or '',
 --       9 attempt from now on, 10 event type, 11 event data (JSON), 12 detail, 13 signal to look back for or ''
 -- Returns: OK | SIGNALLED (it is in the inbox already) | FENCED state | GONE | REBUILD
@@ -12,6 +13,7 @@ if was ~= 'RUNNING|' .. ARGV[4] then
   return {'FENCED', was}
 end
 redis.call('ZREM', KEYS[3], member .. '/' .. ARGV[4])
+if KEYS[10] then free(KEYS[10], KEYS[11], KEYS[4], member, at) end
 redis.call('HSET', KEYS[2], 's:' .. step, 'BLOCKED|' .. ARGV[7] .. '|' .. number(at) .. '|' .. ARGV[12] .. '|' .. ARGV[4],
   'a:' .. step, ARGV[9])
 redis.call('HDEL', KEYS[2], 'd:' .. step)
