@@ -1,7 +1,8 @@
 """What a step does: the Celery app and its tasks, pre-run hooks, agents and tools.
 
 Public, each loaded when it is first used: `hook` with its answers `Allow`, `Deny` and `Defer`; `Transient` and
-`Permanent`, which a step's function raises to be tried again or not.
+`Permanent`, which a step's function raises to be tried again or not; `heartbeat`, by which a long one says that it
+lives.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ assert __name__ == "convergio.tasks", "import convergio.tasks, not tasks"
 if TYPE_CHECKING:
     from convergio.graphflow.model.errors import Permanent, Transient
     from convergio.tasks.hooks import Allow, Defer, Deny, HookContext, hook
+    from convergio.tasks.liveness import heartbeat
 
-__all__ = ["Allow", "Defer", "Deny", "HookContext", "Permanent", "Transient", "hook"]
+__all__ = ["Allow", "Defer", "Deny", "HookContext", "Permanent", "Transient", "heartbeat", "hook"]
 
 _HOMES: Final = {
     "Allow": "convergio.tasks.hooks",
@@ -24,6 +26,7 @@ _HOMES: Final = {
     "HookContext": "convergio.tasks.hooks",
     "Permanent": "convergio.graphflow.model.errors",
     "Transient": "convergio.graphflow.model.errors",
+    "heartbeat": "convergio.tasks.liveness",
     "hook": "convergio.tasks.hooks",
 }
 

@@ -19,6 +19,7 @@ from convergio.tasks.agents.step import AgentRequest, Agents, Ledger
 from convergio.tasks.agents.tables import MODEL_CALLS
 from convergio.tasks.app import FlowTask, Worker
 from convergio.tasks.body import Again, Body, Later
+from convergio.tasks.liveness import heard
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +76,8 @@ def answer(task: FlowTask, body: Callable[[], None]) -> None:
     unsettled: it would be beaten for ever.
     """
     try:
-        body()
+        with heard(task.claim):
+            body()
     except errors.StaleFence:
         task.fenced()
     except errors.WorkerStopping:

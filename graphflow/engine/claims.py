@@ -41,6 +41,10 @@ class Claim:
     """time.monotonic() until which the lease lasts, whatever else happens"""
     deadline: float | None = None
     """time.monotonic() after which the attempt has timed out"""
+    idle: float | None = None
+    """seconds without a sign of life of the body after which the attempt has timed out"""
+    signed: float = math.inf
+    """time.monotonic() of the last sign of life"""
     deliver: Deliver | None = None
     """what the board still has to be told"""
     awaits: int | None = None
@@ -61,6 +65,19 @@ class Claim:
         """Adds rows that the outcome takes along."""
         for table, more in rows.items():
             self.rows.setdefault(table, []).extend(more)
+
+    def sign(self) -> None:
+        """The body lives, and gets on with its work."""
+        self.signed = time.monotonic()
+
+    def is_overdue(self, now: float) -> bool:
+        """Whether the attempt has timed out: it took too long, or nothing was heard of its body for too long."""
+        late = self.deadline is not None and now > self.deadline
+        return late or self.is_silent(now)
+
+    def is_silent(self, now: float) -> bool:
+        """Whether nothing was heard of the body for longer than its idle timeout."""
+        return self.idle is not None and now > self.signed + self.idle
 
     @property
     def member(self) -> str:
@@ -94,6 +111,7 @@ class Claims:
 
     def record(self, claim: Claim, key: str, fact: str) -> None:
         """Tells the board a fact. If the board is away, that is kept and told later. Raises StaleFence."""
+        claim.sign()
         with claim.lock:
             claim.facts[key] = fact
             claim.unsaid.add(key)
@@ -238,5 +256,5 @@ class Claims:
                     self._tell(claim)
             except errors.StaleFence as error:
                 logger.warning("%s", error)
-        elif claim.deadline is not None and time.monotonic() > claim.deadline and self.expire is not None:
+        elif claim.is_overdue(time.monotonic()) and self.expire is not None:
             self.expire(claim)

@@ -21,6 +21,7 @@ _HOW: Final[dict[str, Any]] = {
     "retry": Retry(),
     "timeout": None,
     "queue_timeout": None,
+    "idle_timeout": None,
     "on_failure": OnFailure.FAIL,
     "durability": Durability.STREAM,
     "queue": "",

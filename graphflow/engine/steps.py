@@ -107,9 +107,11 @@ class Steps:
         claim = Claim(held=held, nonce=grant.nonce, plan=plan, sure_until=grant.sure_until)
         for rows in spent:
             claim.owe(rows)
-        timeout = self.step(claim).timeout
-        if timeout is not None:
-            claim.deadline = time.monotonic() + timeout
+        definition = self.step(claim)
+        if definition.timeout is not None:
+            claim.deadline = time.monotonic() + definition.timeout
+        claim.idle = definition.idle_timeout
+        claim.sign()
         return claim
 
     def _return(self, grant: Grant) -> None:
@@ -380,10 +382,17 @@ class Steps:
         return self.claims.settle(claim, deliver)
 
     def _expire(self, claim: Claim) -> None:
-        """The attempt ran longer than its timeout: the step goes on without it; a late result is fenced."""
-        claim.deadline = None
-        timeout = self.step(claim).timeout
-        error = errors.StepTimeout(f"step '{claim.held.step}' ran longer than {timeout} s")
+        """The attempt ran longer than its timeout, or was silent for too long: the step goes on without it.
+
+        A late result is fenced.
+        """
+        step, silent = self.step(claim), claim.is_silent(time.monotonic())
+        claim.deadline = claim.idle = None
+        error = errors.StepTimeout(f"step '{step.name}' ran longer than {step.timeout} s")
+        if silent:
+            hint = "a body gives one by heartbeat(), or by recording a fact"
+            said = f"step '{step.name}' gave no sign of life for {step.idle_timeout:g} s"
+            error = errors.StepTimeout(said, hint=hint)
         try:
             self.fail(claim, error)
         except errors.StaleFence as stale:

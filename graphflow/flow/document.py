@@ -261,6 +261,7 @@ def _policies(step: AnyStep) -> dict[str, Any]:
                 "retry": _retry(step.retry),
                 "timeout": timeout.run,
                 "queue_timeout": timeout.queue,
+                "idle_timeout": timeout.idle,
                 "expected": step.expected,
                 "durability": Durability(step.durability),
                 "queue": step.queue,

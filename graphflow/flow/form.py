@@ -206,6 +206,7 @@ class TimeoutForm(Form):
 
     run: Duration | None = Field(None, description="one attempt, from its claim to its end")
     queue: Duration | None = Field(None, description="until a worker takes it for the first time")
+    idle: Duration | None = Field(None, description="without a sign of life of its body: a heartbeat, a recorded fact")
 
 
 class ConcurrencyForm(Form):
@@ -267,7 +268,7 @@ class TaskForm(StepForm):
     task: FunctionName = Field(description="the function, as module.function")
     with_: Expressions = Field({}, alias="with", description="its arguments by name; text is CEL")
     retry: RetryField = RetryForm()
-    timeout: TimeoutField = TimeoutForm(run=None, queue=None)
+    timeout: TimeoutField = TimeoutForm(run=None, queue=None, idle=None)
     expected: Duration | None = Field(
         None,
         description="how long it usually takes: of steps that are ready together, "
@@ -292,7 +293,7 @@ class AgentForm(StepForm):
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     output: JsonSchema | None = None
     retry: RetryField = RetryForm()
-    timeout: TimeoutField = TimeoutForm(run=None, queue=None)
+    timeout: TimeoutField = TimeoutForm(run=None, queue=None, idle=None)
     expected: Duration | None = Field(
         None,
         description="how long it usually takes: of steps that are ready together, "

@@ -145,7 +145,8 @@ class Step:
     """One step. `spec` is what only its kind knows (JSON): function, or agent and prompt, or the approval's title.
 
     `timeout`: seconds that one attempt may take; `queue_timeout`: seconds that its first one may wait for a worker;
-    `expected`: seconds that it usually takes; `priority`: how urgent it is, None as its run.
+    `idle_timeout`: seconds that an attempt may go on without a sign of life; `expected`: seconds that it usually takes;
+    `priority`: how urgent it is, None as its run.
     """
 
     name: str
@@ -157,6 +158,7 @@ class Step:
     retry: Retry = field(default_factory=Retry)
     timeout: float | None = None
     queue_timeout: float | None = None
+    idle_timeout: float | None = None
     expected: float | None = None
     join: Join = field(default_factory=Join)
     on_failure: OnFailure = OnFailure.FAIL

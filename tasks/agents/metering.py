@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from convergio.tasks.agents.spec import ModelUsage
+from convergio.tasks.liveness import heartbeat
 
 OnUsage = Callable[[ModelUsage], None]
 
@@ -42,6 +43,7 @@ class CallBook:
 
     def start(self, prompt: str) -> Call:
         """A call begins; add what is heard of it to `pieces`."""
+        heartbeat()
         call = Call(prompt=prompt)
         self._open.append(call)
         return call
@@ -67,6 +69,7 @@ class CallBook:
             self._book(call, estimated_tokens(call.prompt), estimated_tokens("".join(call.pieces)), estimated=True)
 
     def _book(self, call: Call, input_tokens: int, output_tokens: int, *, estimated: bool) -> None:
+        heartbeat()
         self.drop(call)
         usage = ModelUsage(
             model=self._model,

@@ -12,12 +12,14 @@ from unittest import mock
 import pytest
 
 from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.flow import registry
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
+from convergio.tasks import liveness
 from tests.integration.engine_rig import QUIET, Stage, chain, fork, sign_off, single, stage_on
 from tests.waiting import wait_until
 
@@ -130,7 +132,7 @@ def test_a_timeout_is_tried_again_by_the_steps_policy(stage: Stage) -> None:
 
 def timed(**fields_: object) -> Workflow:
     made = WorkflowBuilder("timed", version=1)
-    made.task("only", "probe.echo", timeout=5, **fields_)  # type: ignore[arg-type]
+    made.task("only", "probe.echo", **{"timeout": 5, **fields_})  # type: ignore[arg-type]
     return made.build()
 
 
@@ -154,6 +156,59 @@ def test_a_timeout_that_passes_while_there_is_no_board_counts_on_the_next_one(st
     stage.worker.meet_new_board()
     assert claim.lost.is_set()
     assert error_of(stage, ref) == ("STEP_TIMEOUT", "only")
+
+
+@pytest.mark.parametrize("name", ["ends.blocking", "ends.on_the_loop"])
+def test_a_body_that_gives_no_sign_of_life_times_out(stage: Stage, body: Body, name: str) -> None:
+    ref = stage.submit(single(name, timeout={"run": 1_000, "idle": 5}))
+    with answering(stage, body):
+        stage.clock.now += 4
+        stage.worker.pulse()
+        assert stage.word(ref, "only").state is StepState.RUNNING
+        stage.clock.now += 2
+        stage.worker.pulse()
+        assert error_of(stage, ref) == ("STEP_TIMEOUT", "only")
+    assert "no sign of life for 5 s" in (stage.row(ref).error or {})["message"]
+
+
+def test_a_heartbeat_and_a_recorded_fact_are_signs_of_life(stage: Stage) -> None:
+    ref = stage.submit(timed(timeout={"idle": 5}))
+    claim = stage.claim(ref, "only")
+    with liveness.heard(claim):
+        signs = [
+            liveness.heartbeat,
+            lambda: asyncio.run(asyncio.to_thread(liveness.heartbeat)),
+            lambda: stage.worker.steps.record(claim, "fact", 1),
+            claim.sign,
+        ]
+        for sign in signs:
+            stage.clock.now += 4
+            sign()
+            stage.worker.pulse()
+            assert stage.word(ref, "only").state is StepState.RUNNING
+    liveness.heartbeat()  # of no step: it does nothing
+    stage.clock.now += 6
+    stage.worker.pulse()
+    assert error_of(stage, ref) == ("STEP_TIMEOUT", "only")
+
+
+def test_a_coroutine_of_a_step_speaks_for_its_claim(stage: Stage) -> None:
+    """The loop runs on another thread: the step goes with the coroutine."""
+    heard: list[float] = []
+
+    async def speaks() -> str:
+        liveness.heartbeat()
+        heard.append(stage.worker.claims.running()[0].signed)
+        return "done"
+
+    registry.REGISTRY.add(registry.Registered(name="ends.speaks", function=speaks))
+    stage.submit(single("ends.speaks", timeout={"idle": 5}))
+    bell = stage.take()
+    assert bell is not None
+    with mock.patch.object(Claim, "sign", autospec=True) as sign:
+        stage.worker.answer(bell)
+    assert sign.call_count == 2, "by its claim, and by its body"
+    assert heard != []
 
 
 # --- cancel -----------------------------------------------------------------------------------------------------------

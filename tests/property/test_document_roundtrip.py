@@ -88,7 +88,7 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         "priority": urgency,
         "concurrency_key": keyed,
         "retry": retries,
-        "timeout": st.one_of(st.none(), durations),
+        "timeout": st.one_of(st.none(), durations, st.fixed_dictionaries({}, optional={"idle": durations})),
     }
     if kind == "agent":
         optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}

@@ -14,7 +14,7 @@ from convergio.graphflow import client
 from convergio.graphflow.client.client import Client
 from convergio.graphflow.flow import build, registry
 from convergio.graphflow.model import errors
-from convergio.tasks import hooks
+from convergio.tasks import hooks, liveness
 
 LIMIT = 0.15
 HEAVY = ("alembic", "asyncio", "autogen_core", "celery", "kombu", "openai", "pydantic", "redis", "sqlalchemy", "yaml")
@@ -74,6 +74,7 @@ PUBLIC: list[tuple[Any, str, object]] = [
     (convergio.tasks, "HookContext", hooks.HookContext),
     (convergio.tasks, "Permanent", errors.Permanent),
     (convergio.tasks, "Transient", errors.Transient),
+    (convergio.tasks, "heartbeat", liveness.heartbeat),
     (convergio.tasks, "hook", hooks.hook),
 ]
 

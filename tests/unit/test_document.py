@@ -138,7 +138,7 @@ def test_the_canonical_document_has_every_default() -> None:
                 "needs": [],
                 "when": None,
                 "retry": {"max": 0, "backoff": 1.0, "factor": 2.0, "cap": 60.0, "jitter": 0.1, "on": []},
-                "timeout": {"run": None, "queue": None},
+                "timeout": {"run": None, "queue": None, "idle": None},
                 "expected": None,
                 "join": {"policy": "all", "count": 0},
                 "on_failure": "fail",

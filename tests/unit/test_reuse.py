@@ -93,7 +93,7 @@ def test_a_step_that_is_gone_takes_nothing_with_it_but_what_needed_it() -> None:
 
 
 def test_what_only_says_how_a_step_is_run_changes_nothing() -> None:
-    how = {"retry": 3, "timeout": {"run": "5m", "queue": "1h"}, "queue": "slow", "durability": "step"}
+    how = {"retry": 3, "timeout": {"run": "5m", "queue": "1h", "idle": "1m"}, "queue": "slow", "durability": "step"}
     new = plan(**{name: {**step, **how, "on_failure": "continue"} for name, step in STEPS.items()})
     assert kept(ended(price="FAILED"), new=new) == {"load", "rates", "note"}
 
