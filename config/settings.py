@@ -44,6 +44,13 @@ class Settings(BaseSettings):
         15, ge=5, description="seconds after which a public entry of a dead worker runs again"
     )
     socket_timeout: float = Field(2.0, gt=0, description="seconds after which a silent Redis counts as away")
+    journal_lag_events: int = Field(
+        100_000, ge=1, description="events that SQL may be behind Redis; beyond that no run and no stream step begins"
+    )
+    journal_lag_seconds: float = Field(300.0, gt=0, description="the same in seconds of the oldest such event")
+    memory_watermark: float = Field(
+        0.9, gt=0, le=1, description="share of Redis' maxmemory that may be used; beyond that no run is accepted"
+    )
     sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
         "FULL", description="FULL survives a power cut, NORMAL only a killed process"
     )

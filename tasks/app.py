@@ -123,6 +123,7 @@ class FlowTask(Task[Any, Any]):
         claim.on_lost = self.worker.overtime
         if self.worker.draining:
             self.give_back()
+        self._hold_up(claim)
         self._ask_hooks(claim)
         if time.monotonic() > claim.sure_until or claim.lost.is_set():
             self.give_back()  # this process stood still: the step may be another's by now
@@ -140,6 +141,16 @@ class FlowTask(Task[Any, Any]):
             self.fenced()
         self.send_event("task-returned")
         raise Ignore from None
+
+    def _hold_up(self, claim: Claim) -> None:
+        """Ends the task where the journal is too far behind for one more step."""
+        try:
+            held_up = self.worker.steps.is_held_up(claim)
+        except errors.StaleFence:
+            self.fenced()
+        if held_up:
+            self.send_event("task-deferred", reason="JOURNAL")
+            raise Ignore
 
     def _ask_hooks(self, claim: Claim) -> None:
         steps = self.worker.steps

@@ -51,7 +51,7 @@ class Entry(Task[Any, Any]):
     acks_late = True
     ignore_result = False
     throws = (errors.ConvergioError,)
-    autoretry_for = (errors.JournalUnavailable,)
+    autoretry_for = (errors.JournalUnavailable, errors.Overloaded)
     retry_backoff = 1
     retry_backoff_max = 5
     max_retries = 12

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # every role, and every command, loads only what it is made o
     from convergio.graphflow.engine.drain import Drain
     from convergio.graphflow.engine.journaler import Finished
     from convergio.graphflow.engine.plans import Definitions, Plans
+    from convergio.graphflow.engine.pressure import Pressure
     from convergio.graphflow.engine.ringer import Ringer
     from convergio.graphflow.engine.submission import Entrance
     from convergio.graphflow.journal.database import Database
@@ -107,6 +108,16 @@ def board_url(url: str) -> str:
     return url.replace("redis+socket://", "unix://", 1)
 
 
+def pressure(settings: Settings, link: Link) -> Pressure:
+    """When nothing new is taken on."""
+    from convergio.graphflow.engine.pressure import Limits, Pressure
+
+    limits = Limits(
+        events=settings.journal_lag_events, seconds=settings.journal_lag_seconds, memory=settings.memory_watermark
+    )
+    return Pressure(link, limits)
+
+
 def database(settings: Settings) -> Database:
     """The journal's database; nothing is connected yet."""
     from convergio.graphflow.journal.database import connect
@@ -181,7 +192,8 @@ def entrance(settings: Settings, shared: Core | None = None) -> Entrance:
     drain = Drain(parts.link, plans, parts.ringer)
     starter = Starter(parts.link, plans, drain, parts.nonces, past)
     blobs = Blobs(rows, limit=settings.blob_limit)
-    return Entrance(parts.link, Doors(rows), starter, drain, parts.nonces, blobs)
+    limit = pressure(settings, parts.link)
+    return Entrance(parts.link, Doors(rows), starter, drain, parts.nonces, blobs, limit)
 
 
 def worker(settings: Settings, *, name: str | None = None) -> WorkerProcess:
@@ -223,7 +235,8 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     )
     starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces, past)
     name = f"{worker_name()}-service"
-    sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces)
+    limit = pressure(settings, parts.link)
+    sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces, limit)
     return Service(
         link=parts.link,
         journaler=journaler,

@@ -130,7 +130,6 @@ class WorkerProcess:
         self.agents = boot.agents(self.settings)
         self.entrance = boot.entrance(self.settings, core)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
-        blobs = self.entrance.blobs
         self.steps = Steps(
             core.link,
             core.plans,
@@ -138,8 +137,9 @@ class WorkerProcess:
             core.drain,
             core.nonces,
             worker=self.name,
-            blobs=blobs,
+            blobs=self.entrance.blobs,
             handover=Handover(lambda: not self.draining),
+            pressure=self.entrance.pressure,
         )
         self.loop = Loop()
         self.beats = Beats(self.steps.claims, after=self._show_body if self.settings.pool == SOLO else None)

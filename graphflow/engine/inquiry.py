@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.engine import reason
 from convergio.graphflow.engine.bell import LADDER, LISTS, Route, canary_route
 from convergio.graphflow.engine.reason import RunView, StepView, Turn, span
 from convergio.graphflow.engine.submission import board_time
@@ -253,6 +254,8 @@ def _assembled(
 
 def _declined(data: str) -> str:
     facts = json.loads(data)
+    if "journal" in facts:
+        return f"{reason.JOURNAL}{facts['journal']}"
     return f"worker {facts['worker']} cannot do it: {facts['missing']}"
 
 

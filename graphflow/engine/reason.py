@@ -19,6 +19,9 @@ QUEUED_LONG_MS: Final = 2_000
 RETRIED: Final = (RunState.FAILED, RunState.CANCELLED)
 """Runs that can be retried."""
 
+JOURNAL: Final = "JOURNAL, "
+"""Begins what a worker lacked where that was a journal that keeps up."""
+
 _WAITS: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.SIGNAL: " on a decision",
     BlockedOn.RETRY: " until its retry",
@@ -215,6 +218,8 @@ def _waiting(view: RunView, step: StepView) -> str:
 def _ready(view: RunView, step: StepView, serving: Serving | None) -> str:
     if view.state is RunState.PAUSED:
         return f"is ready, and starts when its run goes on: convergio runs resume {view.id}"
+    if step.held_ms is not None and step.missing.startswith(JOURNAL):
+        return f"is ready: {step.missing}; it starts when that has caught up"
     if step.held_ms is not None and step.missing:
         start = f"Start one that knows it: convergio worker -Q {step.queue} --include MODULE"
         return f"is ready: NO_WORKER, {step.missing}; asked again in {span(step.held_ms - view.now_ms)}. {start}"

@@ -19,6 +19,7 @@ from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.found import find
 from convergio.graphflow.engine.handover import Grant, Grants, Handover, Nobody
 from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.pressure import Pressure
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.engine.submission import wake
 from convergio.graphflow.flow import inputs
@@ -44,6 +45,9 @@ JOURNAL_PAUSE: Final = 1.0
 LONGEST_PATIENCE: Final = 15.0
 """Seconds after which a step that no worker knows is rung again, at most: it doubles from ring to ring up to there."""
 
+HELD_UP: Final = 1.0
+"""Seconds that a step is held at least while the journal is too far behind."""
+
 LONGEST_TEXT: Final = 2_000
 """Characters of an error or a reason that are kept."""
 
@@ -62,9 +66,12 @@ class Steps:
         worker: str,
         blobs: Blobs | None = None,
         handover: Handover | None = None,
+        pressure: Pressure | None = None,
     ) -> None:
-        """`blobs`: where values go that are too large to travel; without it they are refused.
-        `handover`: who takes the next doorbell when a step has ended; without it the broker alone brings them."""
+        """`blobs`: where values go that are too large to travel; without it they are refused. `handover`: who takes the
+        next doorbell when a step has ended; without it the broker alone brings them. `pressure`: says when no step
+        should begin of which SQL would hear later; without it all may."""
+        self.pressure = pressure
         self.link = link
         self.blobs = blobs
         self.plans = plans
@@ -258,13 +265,24 @@ class Steps:
         """DECLINE: another worker may know what this one does not. The step stays READY and is rung now and then."""
         count = int(claim.held.fence.split(".")[1])
         seconds = min(LONGEST_PATIENCE, 2.0 ** min(count, 10))
-        facts = {"worker": self.worker, "missing": _storable(missing), "seconds": seconds}
-        data = json.dumps(facts, ensure_ascii=False)
+        return self._decline(claim, seconds, {"missing": _storable(missing)})
+
+    def _decline(self, claim: Claim, seconds: float, why: Mapping[str, str]) -> bool:
+        data = json.dumps({"worker": self.worker, **why, "seconds": seconds}, ensure_ascii=False)
 
         def deliver(held: scripts.Claimed) -> None:
             scripts.decline(self.link, held, delay_ms=round(seconds * 1000), data=data)
 
         return self.claims.settle(claim, deliver)
+
+    def is_held_up(self, claim: Claim) -> bool:
+        """Whether the journal is too far behind for another step of which it hears later: then it is READY again, and
+        held until the journal has caught up. Raises StaleFence."""
+        stream = self.step(claim).durability is Durability.STREAM
+        lag = self.pressure.behind() if stream and self.pressure is not None else None
+        if lag is not None:
+            self._decline(claim, HELD_UP, {"journal": f"{lag}"})
+        return lag is not None
 
     def give_back(self, claim: Claim) -> bool:
         """RING again without an outcome: this worker stops before the body has run."""

@@ -14,6 +14,7 @@ from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.fork import Fork, Forked, planned
+from convergio.graphflow.engine.pressure import Pressure
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs
@@ -95,10 +96,19 @@ class Entrance:
     """Submit, fork, signal, cancel: what the CLI, the public Celery entries and later the gateway call."""
 
     def __init__(
-        self, link: Link, doors: Doors, starter: Starter, drain: Drain, nonces: Nonces, blobs: Blobs | None = None
+        self,
+        link: Link,
+        doors: Doors,
+        starter: Starter,
+        drain: Drain,
+        nonces: Nonces,
+        blobs: Blobs | None = None,
+        pressure: Pressure | None = None,
     ) -> None:
-        """`blobs`: where inputs go that are too large to travel; without it they are refused."""
+        """`blobs`: where inputs go that are too large to travel; without it they are refused. `pressure`: says when
+        nothing new is accepted; without it everything is."""
         self.blobs = blobs
+        self.pressure = pressure
         self.link = link
         self.doors = doors
         self.starter = starter
@@ -108,8 +118,8 @@ class Entrance:
     def submit(self, submission: Submission) -> RunRow:
         """Accepts the run and starts it. Once this returns, the run is in SQL and cannot be lost.
 
-        Raises InvalidInput and the like, KeyConflict, BoardUnavailable or JournalUnavailable: then nothing was
-        accepted.
+        Raises InvalidInput and the like, KeyConflict, BoardUnavailable, JournalUnavailable, JournalBehind or
+        BoardNearlyFull: then nothing was accepted.
         """
         return self._accept(submission, None).run
 
@@ -136,6 +146,7 @@ class Entrance:
 
     def _accept(self, submission: Submission, origin: Origin | None) -> Accepted:
         text = submission.check(self.blobs)
+        self._check_pressure(submission)
         reference = self.blobs.kept(submission.tenant, text) if self.blobs is not None else None
         now = board_time(self.link)  # before the commit: the not-after time must not lie in the sweeper's past
         not_after = now + START_WITHIN_MS
@@ -154,6 +165,18 @@ class Entrance:
         if accepted.created:
             self._start(accepted.run, self.starter.plans.of(submission.workflow), not_after)
         return accepted
+
+    def _check_pressure(self, submission: Submission) -> None:
+        """Raises JournalBehind or BoardNearlyFull, but not for a run that was accepted before: its caller asks again."""
+        if self.pressure is None:
+            return
+        try:
+            self.pressure.check()
+        except errors.Overloaded as refusal:
+            try:
+                self.doors.run(submission.tenant, submission.run_id)
+            except errors.UnknownRun:
+                raise refusal from None
 
     def _start(self, run: RunRow, plan: Plan, not_after: int) -> None:
         try:

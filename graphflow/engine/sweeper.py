@@ -20,6 +20,7 @@ from convergio.graphflow.decision import ASK, LEAVE
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.found import Found, find
 from convergio.graphflow.engine.plans import Plans
+from convergio.graphflow.engine.pressure import Pressure
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.engine.starter import Starter
 from convergio.graphflow.engine.submission import board_time, cancel_entry, control_entry, ref_of, signal_entry, wake
@@ -55,7 +56,10 @@ class Sweeper:
         starter: Starter,
         history: History,
         nonces: Nonces,
+        pressure: Pressure | None = None,
     ) -> None:
+        """`pressure`: says when the journal is so far behind that what is held stays held."""
+        self.pressure = pressure
         self.link = link
         self.plans = plans
         self.ringer = ringer
@@ -76,7 +80,8 @@ class Sweeper:
             if self._watched_for(epoch) * 1000 > scripts.LEASE_MS:
                 self._leases(epoch, now_ms)
             self._timers(epoch, now_ms)
-            self._held(epoch, now_ms)
+            if self.pressure is None or self.pressure.behind() is None:
+                self._held(epoch, now_ms)
             self._inboxes(epoch, now_ms)
             self._leave(epoch, now_ms)
         except UNREACHABLE as error:

@@ -358,3 +358,38 @@ class NothingToRetry(ConvergioError):
     """Nothing of this run failed that could be tried again."""
 
     code = "NOTHING_TO_RETRY"
+
+
+# --- too much at once -----------------------------------------------------------------------------------------------
+
+
+class Overloaded(ConvergioError):
+    """Nothing new is taken on now; what runs goes on."""
+
+    code = "OVERLOADED"
+    retryable = True
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        hint: str | None = "what runs goes on meanwhile",
+        retry_after: float | None = None,
+        **where: Any,
+    ) -> None:
+        """`retry_after`: seconds to wait at least before it is worth to ask again."""
+        self.retry_after = retry_after
+        again = "" if retry_after is None else f"ask again in {retry_after:.0f} s; "
+        super().__init__(message, hint=f"{again}{hint or ''}" or None, **where)
+
+
+class JournalBehind(Overloaded):
+    """The journal (SQL) is too far behind the board."""
+
+    code = "JOURNAL_BEHIND"
+
+
+class BoardNearlyFull(Overloaded):
+    """Redis has little memory left."""
+
+    code = "BOARD_NEARLY_FULL"

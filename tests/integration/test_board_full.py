@@ -84,11 +84,12 @@ def test_a_leader_leads_on_and_an_heir_leads_without_a_lease(stage: EngineStage)
     assert Leader(stage.core.link, "clerk", "heir").holds()
 
 
-def test_a_run_that_is_submitted_to_a_full_server_is_accepted_and_starts_when_there_is_room(
+def test_a_run_that_was_let_in_before_the_server_became_full_is_accepted_and_starts_when_there_is_room(
     stage: EngineStage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("convergio.graphflow.engine.submission.START_WITHIN_MS", -1_000)
     link = stage.core.link
+    monkeypatch.setattr(stage.entrance, "pressure", None)  # there was room when it was asked
     fill(link)
     ref = stage.submit(STEPS)
     assert stage.history.run(ref.tenant, ref.run).state is RunState.ACCEPTED
