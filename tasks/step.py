@@ -135,13 +135,18 @@ def call(task: FlowTask) -> None:
         function = registry.REGISTRY.get(steps.step(claim).spec["function"]).function
     except errors.UnknownFunction as error:
         decline(task, error)
+    arguments = steps.arguments(claim)
+    digest = inputs.call_digest(steps.step(claim), arguments)
+    if digest is not None and steps.recall(claim, digest):
+        task.send_event("task-cached")
+        return
     try:
-        result = perform(task, function, steps.arguments(claim))
+        result = perform(task, function, arguments)
         if inspect.isawaitable(result):
             result = worker.loop.run(result, claim)
     except Later as later:
         look_again(task, later)
-    steps.succeed(claim, result)
+    steps.succeed(claim, result, cache=digest)
 
 
 def perform(task: FlowTask, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:

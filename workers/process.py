@@ -140,6 +140,7 @@ class WorkerProcess:
             blobs=self.entrance.blobs,
             handover=Handover(lambda: not self.draining),
             pressure=self.entrance.pressure,
+            history=self.callers.history,
         )
         self.loop = Loop()
         self.beats = Beats(self.steps.claims, after=self._show_body if self.settings.pool == SOLO else None)

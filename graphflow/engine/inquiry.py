@@ -270,6 +270,7 @@ def _with_outcome(step: StepView, row: OutcomeRow) -> StepView:
         finished_ms=row.finished_ms,
         tokens=row.tokens,
         reused_from=row.reused_from,
+        cached_from=row.cached_from,
     )
 
 

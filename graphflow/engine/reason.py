@@ -52,7 +52,7 @@ class StepView:
     when it is held, after a rebuild or because a worker declined it; `parked`: the outcome that waits for SQL; `ahead`:
     messages in its queue, up to those of its `priority`; `awaits`: what goes on elsewhere that its body waits for;
     `missing`: what a worker lacked. `reused_from`: the run in which it ended, if this one only has its outcome.
-    `limit`: of its concurrency key.
+    `limit`: of its concurrency key. `cached_from`: run/step whose outcome it has, because the call was the same.
     """
 
     name: str
@@ -80,6 +80,7 @@ class StepView:
     tokens: int = 0
     reused_from: str | None = None
     priority: str = DEFAULT_PRIORITY
+    cached_from: str | None = None
     limit: int | None = None
     turn: Turn | None = None
 
@@ -304,7 +305,8 @@ def _ended(view: RunView, step: StepView) -> str:
         again = f". Try again: convergio runs retry {view.id}" if view.state in RETRIED else ""
         return f"is in quarantine{_because(step.error)}{again}"
     where = f" in run {step.reused_from}, and is not run again" if step.reused_from is not None else ""
-    return f"ended as {step.state}{took}{where}{_because(step.error)}"
+    cached = f" (cached: the outcome of {step.cached_from})" if step.cached_from is not None else ""
+    return f"ended as {step.state}{took}{where}{cached}{_because(step.error)}"
 
 
 def _word(step: StepView) -> str:

@@ -27,11 +27,12 @@ _HOW: Final[dict[str, Any]] = {
     "queue": "",
     "priority": None,
     "concurrency": None,
+    "cache": None,
     "expected": None,
 }
 """Fields of a step that say how it is run, and not what comes of it when it succeeds."""
 
-PLAIN: Final = frozenset({"agent", "concurrency_key", "output", "queue", "task"})
+PLAIN: Final = frozenset({"agent", "cache", "concurrency_key", "output", "queue", "task"})
 """Fields of a step whose expressions nothing comes of, or that hold none: names, and the schema of an answer."""
 
 

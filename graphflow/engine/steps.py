@@ -25,6 +25,7 @@ from convergio.graphflow.engine.submission import wake
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs, Opened
+from convergio.graphflow.journal.history import History
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import Outcome, Rows, encode
@@ -67,11 +68,14 @@ class Steps:
         blobs: Blobs | None = None,
         handover: Handover | None = None,
         pressure: Pressure | None = None,
+        history: History | None = None,
     ) -> None:
         """`blobs`: where values go that are too large to travel; without it they are refused. `handover`: who takes the
         next doorbell when a step has ended; without it the broker alone brings them. `pressure`: says when no step
-        should begin of which SQL would hear later; without it all may."""
+        should begin of which SQL would hear later; without it all may. `history`: where outcomes are looked up that
+        may be used again; without it none is."""
         self.pressure = pressure
+        self.history = history
         self.link = link
         self.blobs = blobs
         self.plans = plans
@@ -205,10 +209,29 @@ class Steps:
 
     # --- telling how it ended -------------------------------------------------------------------------------------
 
-    def succeed(self, claim: Claim, output: Any, *, tokens: int = 0) -> bool:
-        """ARRIVE with an output. Raises InvalidPayload or PayloadTooLarge for one that cannot be stored.
+    def recall(self, claim: Claim, digest: str) -> bool:
+        """Whether the same call has succeeded before, lately enough: then that outcome is this step's, too.
 
-        One that is too large to travel is stored first: that raises JournalUnavailable.
+        SQL that does not answer knows of none. Raises StaleFence.
+        """
+        cache, held = self.step(claim).cache, claim.held
+        if cache is None or self.history is None:
+            return False
+        try:
+            found = self.history.cached(held.ref.tenant, digest, held.at_ms - round(cache.ttl * 1000))
+        except errors.JournalUnavailable as error:
+            logger.warning("step %s is not looked up in the cache: %s", claim.member, error)
+            return False
+        if found is not None:
+            origin = f"{found.run_id}/{found.step}"
+            self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=found.output, cached_from=origin))
+        return found is not None
+
+    def succeed(self, claim: Claim, output: Any, *, tokens: int = 0, cache: str | None = None) -> bool:
+        """ARRIVE with an output. `cache`: the digest of the call, if others may use what came of it.
+
+        Raises InvalidPayload or PayloadTooLarge for an output that cannot be stored. One that is too large to travel
+        is stored first: that raises JournalUnavailable.
         """
         what = f"the output of step '{claim.held.step}'"
         if self.blobs is None:
@@ -216,7 +239,7 @@ class Steps:
         else:
             reference = self.blobs.kept(claim.held.ref.tenant, self.blobs.text_of(output, what=what))
             output = output if reference is None else reference
-        return self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=output, tokens=tokens))
+        return self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=output, tokens=tokens, cache=cache))
 
     def fail(self, claim: Claim, error: errors.ConvergioError) -> bool:
         """The attempt failed: PARK for a retry if the policy allows one, else ARRIVE as FAILED."""

@@ -167,7 +167,7 @@ class Entrance:
         return accepted
 
     def _check_pressure(self, submission: Submission) -> None:
-        """Raises JournalBehind or BoardNearlyFull, but not for a run that was accepted before: its caller asks again."""
+        """Raises JournalBehind or BoardNearlyFull, but not for a run that was accepted before."""
         if self.pressure is None:
             return
         try:

@@ -28,6 +28,7 @@ Duration = str | float
 Timeout = Duration | Mapping[str, Duration]
 Join = str | Mapping[str, int]
 Concurrency = str | Mapping[str, Any]
+Cache = Duration | Mapping[str, Duration]
 Schema = Mapping[str, Any] | type[Any]
 
 
@@ -109,6 +110,7 @@ class WorkflowBuilder:
         queue: str | None = None,
         priority: str | None = None,
         concurrency_key: Concurrency | None = None,
+        cache: Cache | None = None,
         with_: Mapping[str, Constant] | None = None,
         **arguments: Constant,
     ) -> StepRef:
@@ -119,6 +121,7 @@ class WorkflowBuilder:
         given = {"retry": retry, "timeout": timeout, "expected": expected, "durability": durability, "queue": queue}
         fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
         fields |= {"join": join, "on_failure": on_failure, "priority": priority, "concurrency_key": concurrency_key}
+        fields["cache"] = cache
         return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
 
     def agent(

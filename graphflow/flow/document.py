@@ -36,6 +36,7 @@ from convergio.graphflow.model.errors import Problem
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
     DEFAULT_QUEUE,
+    Cache,
     Concurrency,
     Durability,
     Edge,
@@ -267,6 +268,7 @@ def _policies(step: AnyStep) -> dict[str, Any]:
                 "queue": step.queue,
                 "priority": step.priority,
                 "concurrency": _concurrency(step.concurrency_key),
+                "cache": _cache(step),
             }
 
 
@@ -281,6 +283,11 @@ def _spec(step: AnyStep) -> dict[str, Any]:
     if isinstance(step, WaitForm):
         return {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
     return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}
+
+
+def _cache(step: TaskForm | AgentForm) -> Cache | None:
+    form = step.cache if isinstance(step, TaskForm) else None
+    return None if form is None else Cache(ttl=form.ttl, version=form.version)
 
 
 def _concurrency(form: ConcurrencyForm | None) -> Concurrency | None:

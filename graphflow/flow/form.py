@@ -126,6 +126,12 @@ def _timeout(value: Any) -> Any:
     return {"run": _some_time(value)}
 
 
+def _cached(value: Any) -> Any:
+    if value is None or isinstance(value, dict | CacheForm):
+        return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
+    return {"ttl": _some_time(value)}
+
+
 def _limited(value: Any) -> Any:
     return {"key": value} if isinstance(value, str) else value
 
@@ -218,6 +224,15 @@ class ConcurrencyForm(Form):
     limit: Annotated[int, Field(ge=1, le=1_000)] = 1
 
 
+class CacheForm(Form):
+    """A success of the same function with the same arguments counts for this step, too. A plain duration is `ttl`."""
+
+    model_config = ConfigDict(title="Cache")
+
+    ttl: Duration = Field(description="how old the success may be")
+    version: str = Field("", max_length=100, description="of the function: another one is another call")
+
+
 class JoinForm(Form):
     """When a step with several needs starts."""
 
@@ -238,6 +253,11 @@ class JoinForm(Form):
 Needs = list[Annotated[EdgeForm, BeforeValidator(_edge, json_schema_input_type=str | EdgeForm)]]
 _JOIN_INPUT: Final = Literal["all", "any"] | dict[Literal["quorum", "tolerate"], int] | JoinForm
 TimeoutField = Annotated[TimeoutForm, BeforeValidator(_timeout, json_schema_input_type=Duration | TimeoutForm | None)]
+CacheField = Annotated[
+    CacheForm | None,
+    BeforeValidator(_cached, json_schema_input_type=Duration | CacheForm | None),
+    Field(description="use a success of the same function with the same arguments, if it is not too old"),
+]
 ConcurrencyField = Annotated[
     ConcurrencyForm | None,
     BeforeValidator(_limited, json_schema_input_type=str | ConcurrencyForm | None),
@@ -281,6 +301,7 @@ class TaskForm(StepForm):
     queue: Label = DEFAULT_QUEUE[StepKind.TASK]
     priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
     concurrency_key: ConcurrencyField = None
+    cache: CacheField = None
 
 
 class AgentForm(StepForm):

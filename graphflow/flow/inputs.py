@@ -9,7 +9,7 @@ from convergio.graphflow.flow import expressions, schema
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.errors import Problem
-from convergio.graphflow.model.workflow import Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import Step, StepKind, Workflow, digest_of
 
 
 def arguments(step: Step, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,6 +18,13 @@ def arguments(step: Step, names: Mapping[str, Any]) -> dict[str, Any]:
     ExpressionFailed names the argument.
     """
     return {name: _evaluated(text, names, f"with.{name}") for name, text in step.arguments.items()}
+
+
+def call_digest(step: Step, values: Mapping[str, Any]) -> str | None:
+    """What the step calls with which arguments, as a digest; None if no other outcome may count for it."""
+    if step.cache is None:
+        return None
+    return digest_of({"function": step.spec["function"], "version": step.cache.version, "with": values})
 
 
 def prompt(step: Step, names: Mapping[str, Any]) -> str:

@@ -73,6 +73,8 @@ class Group:
                 "seq": event.run_seq,
                 "stream_seq": event.seq,
                 "reused_from": None,
+                "cache_digest": data.get("cache"),
+                "cached_from": data.get("cached_from"),
             }
         except KeyError as error:
             raise errors.InvalidPayload(f"an outcome without {error}") from error

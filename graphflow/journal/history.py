@@ -142,6 +142,18 @@ class History:
         with self._database.read() as connection:
             return [OutcomeRow.of(row) for row in connection.execute(select.order_by(*_ORDER["outcomes"]))]
 
+    # --- for workers ----------------------------------------------------------------------------------------------
+
+    def cached(self, tenant: str, digest: str, since_ms: int) -> OutcomeRow | None:
+        """The newest success of the tenant that came of the same call at `since_ms` or later."""
+        outcomes = tables.outcomes.c
+        same = (outcomes.tenant == tenant) & (outcomes.cache_digest == digest) & (outcomes.finished_ms >= since_ms)
+        known = sa.text(tables.CACHED_OUTCOMES)
+        select = sa.select(tables.outcomes).where(known, same, outcomes.state == StepState.SUCCEEDED.value)
+        with self._database.read() as connection:
+            row = connection.execute(select.order_by(outcomes.finished_ms.desc()).limit(1)).first()
+        return None if row is None else OutcomeRow.of(row)
+
     # --- for the sweeper ------------------------------------------------------------------------------------------
 
     def accepted_before(self, not_after_ms: int, limit: int) -> list[RunRow]:

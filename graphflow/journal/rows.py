@@ -170,7 +170,8 @@ class Accepted:
 class OutcomeRow:
     """How a step ended. `seq` counts in its run, `stream_seq` in the stream of `epoch`.
 
-    `reused_from`: the run in which it ended so, if this one only has a copy; that run has its tokens.
+    `reused_from`: the run in which it ended so, if this one only has a copy; that run has its tokens. `cache_digest`:
+    what was called with what, if others may use the outcome; `cached_from`: run/step whose outcome was used.
     """
 
     run_id: str
@@ -190,6 +191,8 @@ class OutcomeRow:
     seq: int
     stream_seq: int
     reused_from: str | None = None
+    cache_digest: str | None = None
+    cached_from: str | None = None
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> OutcomeRow:

@@ -40,6 +40,7 @@ UNSETTLED_RUNS: Final = "(paused_ms IS NOT NULL AND state = 'RUNNING') OR (pause
 """Runs that somebody asked to pause or to resume, and that have not done it yet."""
 
 CANCELLING_RUNS: Final = f"cancel_requested_ms IS NOT NULL AND {LIVE_RUNS}"
+CACHED_OUTCOMES: Final = "cache_digest IS NOT NULL"
 OPEN_SIGNALS: Final = "applied_ms IS NULL AND dropped_ms IS NULL"
 
 
@@ -129,9 +130,19 @@ outcomes: Final = _table(
     _int("seq"),
     _int("stream_seq"),
     _text("reused_from", null=True),
+    _text("cache_digest", null=True),
+    _text("cached_from", null=True),
     sa.CheckConstraint(
         f"state IN ({_listed(state for state in states.StepState if state in states.TERMINAL_STEP)})", name="state"
     ),
+)
+
+_partial(
+    "ix_outcomes_cache",
+    outcomes.c.tenant,
+    outcomes.c.cache_digest,
+    outcomes.c.finished_ms,
+    where=CACHED_OUTCOMES,
 )
 
 events: Final = _table(

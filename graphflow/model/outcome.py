@@ -41,7 +41,11 @@ def encode(value: Any, *, what: str, limit: int = PAYLOAD_LIMIT) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """A terminal outcome of a step. Times are milliseconds of the board's clock (Redis TIME)."""
+    """A terminal outcome of a step. Times are milliseconds of the board's clock (Redis TIME).
+
+    `cache`: the digest of what was called with what, if other steps may use the outcome; `cached_from`: run/step whose
+    outcome this one is.
+    """
 
     state: StepState
     output: Any = None
@@ -52,6 +56,8 @@ class Outcome:
     worker: str | None = None
     tokens: int = 0
     rows: Rows = field(default_factory=dict)
+    cache: str | None = None
+    cached_from: str | None = None
 
     @classmethod
     def failed(cls, error: errors.ConvergioError, **rest: Any) -> Outcome:
@@ -71,4 +77,8 @@ class Outcome:
             "tokens": self.tokens,
             "rows": self.rows,
         }
+        if self.cache is not None:
+            body["cache"] = self.cache
+        if self.cached_from is not None:
+            body["cached_from"] = self.cached_from
         return json.dumps(body, ensure_ascii=False, separators=(",", ":"))

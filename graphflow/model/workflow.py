@@ -124,6 +124,15 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Cache:
+    """A success of the same function with the same arguments counts for this step, too, if it is not older than `ttl`
+    seconds. `version`: of the function; another one is another call."""
+
+    ttl: float
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Concurrency:
     """At most `limit` steps of one key run, or are rung, at once, over all runs of a tenant. `key`: text with {{ CEL }}
     pieces."""
@@ -166,6 +175,7 @@ class Step:
     queue: str = "steps"
     priority: str | None = None
     concurrency: Concurrency | None = None
+    cache: Cache | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

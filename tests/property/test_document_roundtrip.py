@@ -99,6 +99,7 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
     optional |= {
         "with": st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), arguments),
         "durability": st.sampled_from(["step", "stream"]),
+        "cache": st.one_of(st.none(), durations, st.fixed_dictionaries({"ttl": durations, "version": texts})),
     }
     return {**common, "task": "market.research", **draw(st.fixed_dictionaries({}, optional=optional))}
 

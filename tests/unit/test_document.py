@@ -146,6 +146,7 @@ def test_the_canonical_document_has_every_default() -> None:
                 "queue": "steps",
                 "priority": None,
                 "concurrency_key": None,
+                "cache": None,
             }
         },
     }
