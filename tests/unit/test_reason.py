@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convergio.graphflow.engine import reason
-from convergio.graphflow.engine.reason import RunView, StepView
+from convergio.graphflow.engine.reason import JOURNAL, RunView, StepView, Turn
 from convergio.graphflow.flow import document
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import StepKind
@@ -97,6 +97,47 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
         {"lag": 7},
         "has ended as SUCCEEDED 30 s ago and waits until the journal (SQL) has that; 7 events are ahead of it or with"
         " it",
+    ),
+    (
+        step(
+            state=StepState.BLOCKED,
+            on=BlockedOn.LIMIT,
+            since_ms=NOW - 5_000,
+            turn=Turn(key="k", limit=4, holders=("r2/a", "r3/a", "r4/a"), held=4, before=7),
+        ),
+        {},
+        "waits since 5.0 s: LIMIT, 4 at once may have concurrency key 'k'; held by r2/a, r3/a, r4/a and 1 more;"
+        " 7 are before it",
+    ),
+    (
+        step(
+            state=StepState.BLOCKED,
+            on=BlockedOn.LIMIT,
+            since_ms=NOW - 5_000,
+            turn=Turn(key="k", limit=1, holders=(), held=0, before=None),
+        ),
+        {},
+        "waits since 5.0 s: LIMIT, 1 at once may have concurrency key 'k'; held by nobody",
+    ),
+    (
+        step(state=StepState.BLOCKED, on=BlockedOn.LIMIT, since_ms=NOW - 500),
+        {},
+        "waits for its turn since 0.5 s: LIMIT",
+    ),
+    (
+        step(state=StepState.BLOCKED, on=BlockedOn.LIMIT, since_ms=NOW),
+        {"state": RunState.PAUSED},
+        "waits for its turn, and asks for it when its run goes on: convergio runs resume r1",
+    ),
+    (
+        step(state=StepState.READY, held_ms=NOW + 900, missing=f"{JOURNAL}it is 7 events behind"),
+        {},
+        "is ready: JOURNAL, it is 7 events behind; it starts when that has caught up",
+    ),
+    (
+        step(state=StepState.SUCCEEDED, cached_from="r0/pay"),
+        {},
+        "ended as SUCCEEDED (cached: the outcome of r0/pay)",
     ),
     (step(state=StepState.SKIPPED), {}, "was skipped: its condition did not hold"),
     (
