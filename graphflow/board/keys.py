@@ -137,6 +137,10 @@ class Keys:
     def waiters(self, tenant: str, key: str) -> str:
         return self._of(f"waiters:{tenant}:{key}")
 
+    def limit(self, tenant: str, key: str | None) -> list[str]:
+        """Who holds a concurrency key, and who waits for it; nothing without one."""
+        return [] if key is None else [self.holders(tenant, key), self.waiters(tenant, key)]
+
     def run(self, ref: RunRef) -> str:
         return self._of(f"{ref.tenant}:{ref.run}")
 

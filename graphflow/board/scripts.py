@@ -126,7 +126,7 @@ def arrive(
     names = [keys.epoch, keys.run(ref), keys.leases, keys.inbox(ref), keys.inboxes, keys.journal, keys.feed(ref)]
     args = [epoch.number, held.step, held.fence, str(ref), held.submitter, state, output, outcome]
     args += ["step" if durable else "stream", token, LOCK_MS, *wanted]
-    names += [keys.parked, keys.nudge, *([keys.timers, *_limit(keys, ref, key)] if key is not None else [])]
+    names += [keys.parked, keys.nudge, *([keys.timers, *keys.limit(ref.tenant, key)] if key is not None else [])]
     answer = _told(link, epoch, Call("arrive", names, args), then)
     if answer[0] == "PARKED":
         return Parked(sequence=int(answer[1]))
@@ -301,7 +301,7 @@ def park(
     names = [keys.epoch, keys.run(ref), keys.leases, keys.timers, keys.inbox(ref), keys.inboxes, keys.journal]
     args = [epoch.number, held.step, held.fence, str(ref), held.submitter, on, "" if delay_ms is None else delay_ms]
     args += [attempt, kind, data, detail, look_back]
-    names += [keys.feed(ref), keys.nudge, *_limit(keys, ref, key)]
+    names += [keys.feed(ref), keys.nudge, *keys.limit(ref.tenant, key)]
     answer = link.call("park", epoch, names, args)
     _refuse(answer, held)
     return bool(answer[0] == "SIGNALLED")
@@ -338,11 +338,6 @@ def ring(link: Link, epoch: Epoch, ref: RunRef, *, submitter: str, ringing: Ring
     return bool(link.call("ring", epoch, names, args)[0] == "OK")
 
 
-def _limit(keys: Keys, ref: RunRef, key: str | None) -> list[str]:
-    """The keys of who holds a concurrency key, and of who waits for it."""
-    return [] if key is None else [keys.holders(ref.tenant, key), keys.waiters(ref.tenant, key)]
-
-
 def reassert(
     link: Link,
     ref: RunRef,
@@ -359,27 +354,12 @@ def reassert(
     """
     epoch = link.epoch()
     keys = link.keys(epoch)
-    names = [keys.epoch, keys.run(ref), keys.leases, keys.held, *_limit(keys, ref, key)]
+    names = [keys.epoch, keys.run(ref), keys.leases, keys.held, *keys.limit(ref.tenant, key)]
     args = [step, nonce, lease_ms, f"{ref}/{step}", "" if limit is None else limit]
     answer = link.call("reassert", epoch, names, args)
     if answer[0] != "OK":
         raise errors.StaleFence(run=ref.run, step=step, now=answer[1] if len(answer) > 1 else "gone")
     return epoch, answer[1]
-
-
-def ask(link: Link, epoch: Epoch, ref: RunRef, *, key: str, asking: Sequence[Asking]) -> int:
-    """ASK: steps of one run wait for their concurrency key. How many of them do, or may run."""
-    keys = link.keys(epoch)
-    names = [keys.epoch, keys.run(ref), keys.timers, keys.held, *_limit(keys, ref, key)]
-    rows = ((one.step, one.was, one.to, one.timer, one.limit) for one in asking)
-    return int(link.call("ask", epoch, names, [str(ref), *_flat(rows)])[1])
-
-
-def leave(link: Link, epoch: Epoch, ref: RunRef, *, key: str, leaving: Sequence[tuple[str, int]]) -> None:
-    """LEAVE: steps of one run, each with its limit, need their concurrency key no more."""
-    keys = link.keys(epoch)
-    names = [keys.epoch, keys.timers, *_limit(keys, ref, key)]
-    link.call("leave", epoch, names, [str(ref), *_flat(leaving)])
 
 
 def record(link: Link, held: Claimed, *, key: str, value: str) -> int:

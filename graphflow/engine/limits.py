@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from typing import Final, cast
 
 from convergio.graphflow import waiting
-from convergio.graphflow.board import fields, scripts
-from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.board import fields, scripts, turns
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.decision import ASK, LEAVE
 from convergio.graphflow.engine.claims import AWAY
@@ -56,7 +56,7 @@ class Limits:
     def _leave(self, epoch: Epoch, ref: RunRef, steps: Sequence[Step]) -> None:
         for key, some in self._by_key(epoch, ref, steps).items():
             leaving = [(step.name, _limit(step)) for step, _ in some]
-            scripts.leave(self.link, epoch, ref, key=key, leaving=leaving)
+            turns.leave(self.link, epoch, ref, key=key, leaving=leaving)
             self.serve(epoch, ref.tenant, key)
 
     def _ask(self, epoch: Epoch, ref: RunRef, steps: Sequence[Step]) -> None:
@@ -67,7 +67,7 @@ class Limits:
                 if word.blocked_on is BlockedOn.LIMIT
             ]
             for start in range(0, len(asking), AT_ONCE):
-                scripts.ask(self.link, epoch, ref, key=key, asking=asking[start : start + AT_ONCE])
+                turns.ask(self.link, epoch, ref, key=key, asking=asking[start : start + AT_ONCE])
             self.serve(epoch, ref.tenant, key)
 
     def _by_key(
@@ -91,20 +91,23 @@ class Limits:
         to = word.text if word.blocked_on is BlockedOn.LIMIT else fields.limited(now_ms, ring)
         limit = _limit(found.step)
         asking = scripts.Asking(step=found.step.name, was=word.text, to=to, limit=limit, timer=timer)
-        scripts.ask(self.link, epoch, ref, key=found.key, asking=[asking])
+        turns.ask(self.link, epoch, ref, key=found.key, asking=[asking])
         self.serve(epoch, ref.tenant, found.key)
 
     def leave(self, epoch: Epoch, found: Found) -> None:
         """The step needs its key no more."""
         ref = found.caller.ref
-        scripts.leave(self.link, epoch, ref, key=found.key, leaving=[(found.step.name, _limit(found.step))])
+        turns.leave(self.link, epoch, ref, key=found.key, leaving=[(found.step.name, _limit(found.step))])
         self.serve(epoch, ref.tenant, found.key)
 
     def key_of(self, epoch: Epoch, ref: RunRef, step: Step) -> str | None:
-        """The step's key as it was when it asked; None for a step without one. Raises what redis-py raises."""
+        """The step's key as it was when it asked; None for a step without one. Raises BoardUnavailable."""
         if step.concurrency is None:
             return None
-        return cast("str | None", self.link.client.hget(self.link.keys(epoch).run(ref), fields.key(step.name)))
+        try:
+            return cast("str | None", self.link.client.hget(self.link.keys(epoch).run(ref), fields.key(step.name)))
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
 
     # --- what is granted ------------------------------------------------------------------------------------------
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from convergio.graphflow import decide, draft, shortcut
 from convergio.graphflow.board import scripts
-from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
+from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.engine import bounded
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.claims import AWAY, Claim, Claims
 from convergio.graphflow.engine.drain import Drain
@@ -48,9 +49,6 @@ LONGEST_PATIENCE: Final = 15.0
 
 HELD_UP: Final = 1.0
 """Seconds that a step is held at least while the journal is too far behind."""
-
-LONGEST_TEXT: Final = 2_000
-"""Characters of an error or a reason that are kept."""
 
 
 class Steps:
@@ -147,13 +145,6 @@ class Steps:
             entry = {"t": "shelve", "step": step, "was": f"{StepState.READY}|{ring}"}
             wake(self.link, self.drain, self.nonces, ref, entry)
 
-    def _key(self, held: scripts.Claimed, step: Step) -> str | None:
-        """The step's concurrency key. Raises BoardUnavailable."""
-        try:
-            return self.drain.limits.key_of(held.epoch, held.ref, step)
-        except UNREACHABLE as error:
-            raise unavailable(error) from error
-
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
         return claim.plan.workflow.steps[claim.held.step]
@@ -244,9 +235,13 @@ class Steps:
     def fail(self, claim: Claim, error: errors.ConvergioError) -> bool:
         """The attempt failed: PARK for a retry if the policy allows one, else ARRIVE as FAILED."""
         step, held = self.step(claim), claim.held
-        if error.retryable and held.attempt <= step.retry.max and step.retry.covers(error.code, *_classes(error)):
+        if (
+            error.retryable
+            and held.attempt <= step.retry.max
+            and step.retry.covers(error.code, *bounded.classes(error))
+        ):
             return self._retry(claim, error)
-        return self._arrive(claim, self._outcome(claim, StepState.FAILED, error=_bounded(error)))
+        return self._arrive(claim, self._outcome(claim, StepState.FAILED, error=bounded.facts(error)))
 
     def block(self, claim: Claim, *, signal: str, data: Mapping[str, Any]) -> bool:
         """PARK until the signal of this name comes: no slot, no message. An earlier signal counts."""
@@ -271,12 +266,12 @@ class Steps:
 
     def defer(self, claim: Claim, *, seconds: float, reason: str) -> bool:
         """PARK for a time: a pre-run hook said not now."""
-        data = json.dumps({"reason": _storable(reason), "seconds": seconds}, ensure_ascii=False)
+        data = json.dumps({"reason": bounded.text(reason), "seconds": seconds}, ensure_ascii=False)
         return self._park_for(claim, BlockedOn.HOOK, seconds, claim.held.attempt, "step.deferred", data, "later")
 
     def look_again(self, claim: Claim, *, seconds: float, awaits: str) -> bool:
         """PARK for a time: what the body began goes on elsewhere. The same attempt looks again then."""
-        said = _storable(awaits)
+        said = bounded.text(awaits)
         data = json.dumps({"reason": f"it waits for {said}", "awaits": said, "seconds": seconds}, ensure_ascii=False)
         return self._park_for(claim, BlockedOn.HOOK, seconds, claim.held.attempt, "step.deferred", data, "later")
 
@@ -288,7 +283,7 @@ class Steps:
         """DECLINE: another worker may know what this one does not. The step stays READY and is rung now and then."""
         count = int(claim.held.fence.split(".")[1])
         seconds = min(LONGEST_PATIENCE, 2.0 ** min(count, 10))
-        return self._decline(claim, seconds, {"missing": _storable(missing)})
+        return self._decline(claim, seconds, {"missing": bounded.text(missing)})
 
     def _decline(self, claim: Claim, seconds: float, why: Mapping[str, str]) -> bool:
         data = json.dumps({"worker": self.worker, **why, "seconds": seconds}, ensure_ascii=False)
@@ -315,7 +310,13 @@ class Steps:
             step = self.step(claim)
             sets = {f"d:{held.step}": ""}
             self.ringer.again(
-                held.epoch, _caller(held), step, was=was, kind="step.given_back", lease=held.fence, sets=sets
+                held.epoch,
+                Caller.of(held.ref, held.meta),
+                step,
+                was=was,
+                kind="step.given_back",
+                lease=held.fence,
+                sets=sets,
             )
 
         return self.claims.settle(claim, deliver)
@@ -345,7 +346,7 @@ class Steps:
                     self.link, held, **told, following=following, token=token, wanted=names, then=then
                 )
             else:
-                state, key = outcome.state, self._key(held, step)
+                state, key = outcome.state, self.drain.limits.key_of(held.epoch, held.ref, step)
                 answer = scripts.arrive(
                     self.link,
                     held,
@@ -371,7 +372,9 @@ class Steps:
         bell = None
         if follower.edges == 1:
             step = plan.workflow.steps[follower.step]
-            bell = self.ringer.doorbell(_caller(held), step, ring=f"{held.epoch.number}.1", fresh=False)
+            bell = self.ringer.doorbell(
+                Caller.of(held.ref, held.meta), step, ring=f"{held.epoch.number}.1", fresh=False
+            )
         return scripts.Following(
             step=follower.step, edges=follower.edges, references=plan.references[follower.step], bell=bell
         )
@@ -398,7 +401,7 @@ class Steps:
 
     def _retry_in(self, claim: Claim, error: errors.ConvergioError, seconds: float) -> bool:
         held = claim.held
-        facts = {"error": _bounded(error), "attempt": held.attempt + 1, "seconds": round(seconds, 3)}
+        facts = {"error": bounded.facts(error), "attempt": held.attempt + 1, "seconds": round(seconds, 3)}
         data = json.dumps(facts, ensure_ascii=False)
         return self._park_for(claim, BlockedOn.RETRY, seconds, held.attempt + 1, "step.retry", data, error.code)
 
@@ -406,7 +409,7 @@ class Steps:
         self, claim: Claim, on: BlockedOn, seconds: float, attempt: int, kind: str, data: str, detail: str
     ) -> bool:
         def deliver(held: scripts.Claimed) -> None:
-            delay, key = max(0, round(seconds * 1000)), self._key(held, self.step(claim))
+            delay, key = max(0, round(seconds * 1000)), self.drain.limits.key_of(held.epoch, held.ref, self.step(claim))
             scripts.park(
                 self.link,
                 held,
@@ -442,28 +445,3 @@ class Steps:
             claim.lost.set()
             if claim.on_lost is not None:
                 claim.on_lost()
-
-
-def _classes(error: errors.ConvergioError) -> list[str]:
-    """The names of the classes of the exception behind an error, its bases included."""
-    return [] if error.__cause__ is None else [one.__name__ for one in type(error.__cause__).__mro__]
-
-
-def _caller(held: scripts.Claimed) -> Caller:
-    return Caller.of(held.ref, held.meta)
-
-
-def _bounded(error: errors.ConvergioError) -> dict[str, Any]:
-    """An error's public form, small enough for any store."""
-    facts = error.as_dict()
-    texts = {name: None if facts[name] is None else _storable(facts[name]) for name in ("code", "message", "hint")}
-    return {**texts, "retryable": bool(facts["retryable"])}
-
-
-def _storable(value: object) -> str:
-    """Text of anything, without NUL characters and lone surrogates: what a user's error says is not in our hands."""
-    try:
-        text = str(value)
-    except Exception:  # noqa: BLE001  # somebody else's __str__ may do anything
-        text = f"({type(value).__name__}, which cannot be shown)"
-    return text[:LONGEST_TEXT].replace("\x00", "\ufffd").encode("utf-8", "replace").decode()

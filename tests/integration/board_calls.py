@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import fields, scripts, turns
 from convergio.graphflow.board.adoption import Beginning, adopt
 from convergio.graphflow.model.ids import RunRef
 from tests.integration.board_stage import LIST, META, Stage, doorbell, joined, ringing, run_ref, rung_next
@@ -178,19 +178,19 @@ def limited_step(stage: Stage, ref: RunRef, step: str = "a") -> scripts.Asking:
 def _ask(stage: Stage) -> Call:
     ref = stage.begun()
     asking = [limited_step(stage, ref, step) for step in ("a", "b")]
-    return lambda: scripts.ask(stage.link, stage.epoch, ref, key=KEY, asking=asking)
+    return lambda: turns.ask(stage.link, stage.epoch, ref, key=KEY, asking=asking)
 
 
 def _leave(stage: Stage) -> Call:
     ref = stage.begun()
     _asked(stage, ref)
-    return lambda: scripts.leave(stage.link, stage.epoch, ref, key=KEY, leaving=[("a", 1)])
+    return lambda: turns.leave(stage.link, stage.epoch, ref, key=KEY, leaving=[("a", 1)])
 
 
 def _asked(stage: Stage, ref: RunRef) -> None:
     """a has the key, b waits for it."""
     asking = [limited_step(stage, ref, step) for step in ("a", "b")]
-    assert scripts.ask(stage.link, stage.epoch, ref, key=KEY, asking=asking) == 2
+    assert turns.ask(stage.link, stage.epoch, ref, key=KEY, asking=asking) == 2
 
 
 def _arrive_limited(stage: Stage) -> Call:

@@ -139,6 +139,7 @@ def test_a_run_that_is_started_by_a_rebuild_is_not_started_by_its_submitter_too(
     assert boarded(stage, ref)
     entrance = stage.worker.process.entrance
     row, plan = stage.row(ref), entrance.starter.plans.get(stage.row(ref).digest)
+    entrance.link.refresh()
     assert not entrance.starter.start(row, plan, not_after_ms=row.not_after_ms)
     stage.play(ref)
     assert stage.row(ref).state is RunState.SUCCEEDED

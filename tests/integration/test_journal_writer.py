@@ -68,6 +68,8 @@ def test_an_outcome_is_kept_with_all_it_says(journal: Database, stream: samples.
         "seq": 2,
         "stream_seq": 4,
         "reused_from": None,
+        "cache_digest": None,
+        "cached_from": None,
     }
 
 

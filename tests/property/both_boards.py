@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from convergio.graphflow.board import scripts
+from convergio.graphflow.board import scripts, turns
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.board.scripts import Claimed, Locked
@@ -289,7 +289,7 @@ class Both:
                 found.append(scripts.Asking(step=step, was=was, to=to, limit=limit, timer=timer))
         self.ask(
             f"ask {ref} {models}",
-            lambda: scripts.ask(self.stage.link, self.model.epoch, ref, key=key, asking=reals),
+            lambda: turns.ask(self.stage.link, self.model.epoch, ref, key=key, asking=reals),
             lambda: self.model.ask(ref, key=key, asking=models),
         )
 
@@ -297,7 +297,7 @@ class Both:
         ref, leaving = run_ref(self.pick(RUNS)), [(step, 1 + self.draw(2)) for step in STEPS if self.draw(3) == 0]
         self.ask(
             f"leave {ref} {leaving}",
-            lambda: scripts.leave(self.stage.link, self.model.epoch, ref, key="k", leaving=leaving),
+            lambda: turns.leave(self.stage.link, self.model.epoch, ref, key="k", leaving=leaving),
             lambda: self.model.leave(ref, key="k", leaving=leaving),
         )
 

@@ -16,7 +16,8 @@ from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState,
 from convergio.graphflow.model.workflow import canonical
 from convergio.graphflow.waiting import QUEUE, VERDICTS
 from tests.property import turns
-from tests.property.model_board import ModelBoard, ModelRun
+from tests.property.model_board import ModelBoard
+from tests.property.model_run import ModelRun
 from tests.property.reference import KEY, NOBODY
 from tests.property.world import LIST, REF, World
 

@@ -19,18 +19,10 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import StepState
 from tests.property.model_limits import ModelKey
+from tests.property.model_run import ModelRun, drop, idle, put_or_drop, simple
 
 Told = tuple[str, str, dict[str, str]]
 """An entry of the journal's stream: type, step, the other fields."""
-
-
-@dataclass(slots=True)
-class ModelRun:
-    """A run's hash, inbox and feed."""
-
-    values: dict[str, str] = field(default_factory=dict[str, str])
-    inbox: list[str] = field(default_factory=list[str])
-    feed: list[dict[str, str]] = field(default_factory=list[dict[str, str]])
 
 
 @dataclass(slots=True)
@@ -143,7 +135,7 @@ class ModelBoard:
     ) -> Claimed | Refused:  # fmt: skip
         """CLAIM."""
         member = f"{ref}/{step}"
-        _drop(self.rung, queue_list, f"{member}/{ring}")
+        drop(self.rung, queue_list, f"{member}/{ring}")
         run = self.runs.get(ref)
         if run is None:
             return Refused(why="GONE")
@@ -253,7 +245,7 @@ class ModelBoard:
         if output:
             values[f"o:{step}"] = output
         self._set(run, f"s:{step}", done)
-        if not _idle(run) or not all(_simple(values, one) for one in following):
+        if not idle(run) or not all(simple(values, one) for one in following):
             self._push(ref, json.dumps({"t": "arrived", "step": step}))
             return self._lock(ref, token, lock_ms, wanted)
         values[f"c:{step}"] = "x"
@@ -360,7 +352,7 @@ class ModelBoard:
         self.leases.pop(lease, None)
         self.held.pop(member, None)
         if ringing.was.startswith("READY|"):
-            _drop(self.rung, bell.queue_list, f"{member}/{ringing.was[6:]}")
+            drop(self.rung, bell.queue_list, f"{member}/{ringing.was[6:]}")
         self._set(run, f"s:{bell.step}", f"READY|{bell.ring}")
         run.values[f"n:{bell.step}"] = str(ringing.count)
         for name, value in ringing.sets.items():
@@ -441,7 +433,7 @@ class ModelBoard:
         for lease in batch.leases:
             self.leases.pop(f"{ref}/{lease}", None)
         for timer, due in batch.timers:
-            _put_or_drop(self.timers, f"{ref}/{timer}", due)
+            put_or_drop(self.timers, f"{ref}/{timer}", due)
         for bell in batch.bells:
             self._ding(ref, bell)
         for kind, step, flags, member, data in batch.events:
@@ -496,27 +488,3 @@ def doorbell_of(text: str) -> tuple[RunRef, str, str] | None:
         return RunRef(tenant=headers["tenant"], run=run), step, f"{int(number)}.{int(count)}"
     except (ValueError, KeyError):
         return None
-
-
-def _idle(run: ModelRun) -> bool:
-    """Nothing contends for the run, and it goes on after one more step has ended."""
-    values = run.values
-    marks = "@stop" in values or "@lock" in values
-    return values["@state"] == "RUNNING" and not marks and not run.inbox and int(values["@open"]) > 1
-
-
-def _simple(values: Mapping[str, str], one: scripts.Following) -> bool:
-    """The step waits, was never rung, and a join does not fire by one more edge."""
-    waits = f"s:{one.step}" not in values and f"n:{one.step}" not in values
-    return waits and (one.bell is not None or int(values.get(f"j:{one.step}", 0)) + 1 < one.edges)
-
-
-def _drop(sets: dict[str, dict[str, float]], name: str, member: str) -> None:
-    sets.get(name, {}).pop(member, None)
-
-
-def _put_or_drop(members: dict[str, float], member: str, due: str) -> None:
-    if due == "":
-        members.pop(member, None)
-    else:
-        members[member] = float(due)
