@@ -19,8 +19,9 @@ from convergio.graphflow.flow.plan import OutEdge, Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
-from convergio.graphflow.model.states import TERMINAL_STEP, RunState, StepState
+from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import OnFailure, StepKind
+from convergio.graphflow.nested import LEFT, attempt_of
 from convergio.graphflow.waiting import QUEUE, Waiting
 
 BUDGET: Final = 400
@@ -86,6 +87,8 @@ class _Semantics(Waiting):
                 self.signal(entry)
             case "timer":
                 self.timer(entry)
+            case "child":
+                self.child(entry)
             case "pause":
                 self.pause(entry)
             case "resume":
@@ -191,6 +194,8 @@ class _Semantics(Waiting):
             self.skip(step)
         elif self.plan.workflow.steps[step].kind is StepKind.WAIT:
             self.wait(self.plan.workflow.steps[step])
+        elif self.plan.workflow.steps[step].kind is StepKind.WORKFLOW:
+            self.want_child(self.plan.workflow.steps[step])
         else:
             self.fire(step, fresh)
 
@@ -296,6 +301,8 @@ class _Semantics(Waiting):
             self.made.leases.append((step, word.rest))
         if word.blocked_on is not None:
             self.made.timers.append((step, word.blocked_on, None))
+        if word.blocked_on is BlockedOn.CHILD:
+            self.tell(LEFT, step, {"attempt": attempt_of(word)})
         self.put(fields.state(step), StepState.CANCELLED.value)
         self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())
 

@@ -43,4 +43,5 @@ def _simple(plan: Plan, step: Step) -> bool:
     """Whether one edge taken does no more to the step than to count it, or to ring it."""
     if plan.indegree[step.name] > 1:
         return step.when is None and step.join.kind is JoinKind.ALL
-    return step.when is None and step.kind is not StepKind.WAIT and step.queue_timeout is None
+    rung = step.kind not in (StepKind.WAIT, StepKind.WORKFLOW)
+    return step.when is None and rung and step.queue_timeout is None

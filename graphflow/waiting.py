@@ -7,12 +7,12 @@ from typing import Final
 
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Entry
-from convergio.graphflow.draft import Draft
 from convergio.graphflow.flow import expressions
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Step, StepKind
+from convergio.graphflow.nested import Nested, attempt_of
 
 TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
 """What a step waits for with a timer; it runs again then."""
@@ -23,15 +23,20 @@ OPEN: Final = (StepState.WAITING, StepState.READY, StepState.RUNNING)
 QUEUE: Final = "QUEUE"
 """The timer of a READY step that no worker takes; it is blocked on nothing."""
 
-VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL)
+VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL, BlockedOn.CHILD)
 """Timers that are entries of the inbox when they are due; the others ring their step."""
+
+
+def is_verdict(step: Step, on: str) -> bool:
+    """Whether what a timer of the step means is decided, when it is due; else it rings the step."""
+    return on in VERDICTS or step.kind is StepKind.WORKFLOW
 
 
 BY_SIGNAL: Final = "signal:"
 """Begins what stands for the worker in the outcome of a wait: the rest is the id of the signal that ended it."""
 
 
-class Waiting(Draft):
+class Waiting(Nested):
     """What time and signals mean."""
 
     def wait(self, step: Step) -> None:
@@ -68,9 +73,14 @@ class Waiting(Draft):
         self.room()
         if on == QUEUE and self.is_patient(step, entry["was"]):
             return
-        if not self.ended() and self.get(fields.state(step)) == entry["was"]:
-            definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
-            if on == BlockedOn.TIMER:
+        definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
+        due = not self.ended() and self.get(fields.state(step)) == entry["was"]
+        if due or definition.kind is not StepKind.WORKFLOW:  # the next child may have a timer of the same name
+            self.made.timers.append((step, on, None))
+        if due:
+            if definition.kind is StepKind.WORKFLOW:
+                self.child_time(definition, self.word(step))
+            elif on == BlockedOn.TIMER:
                 self.conclude(step, Outcome(state=StepState.SUCCEEDED, started_ms=since))
             elif on == BlockedOn.SIGNAL:
                 said = f"no signal '{definition.spec['signal']}' came within {definition.timeout:g} s"
@@ -79,7 +89,13 @@ class Waiting(Draft):
                 said = f"no worker of queue '{definition.queue}' took the step within {definition.queue_timeout:g} s"
                 hint = f"start one: convergio worker --queues {definition.queue}"
                 self.fail(step, errors.StepTimeout(said, hint=hint))
-        self.made.timers.append((step, on, None))
+
+    def child_time(self, step: Step, word: fields.Word) -> None:
+        """The time of a step that is a run: its child takes too long, or the next attempt may begin."""
+        if word.blocked_on is BlockedOn.CHILD:
+            self.child_late(step, word)
+        else:
+            self.want_child(step, attempt_of(word))
 
     def is_patient(self, step: str, was: str) -> bool:
         """Whether the queue's timer of the step says nothing now. What it will say, if anything, is arranged here."""

@@ -18,7 +18,7 @@ from convergio.graphflow.flow import document
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.ids import RunRef, child_of
 from convergio.graphflow.model.states import TERMINAL_RUN, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Step, StepKind, Workflow
 
@@ -77,7 +77,7 @@ class Inquiry:
         self._add_history(ref, steps)
         if live is not None:
             steps = {name: self._from_board(ref, step, live) for name, step in steps.items()}
-        return _assembled(run, workflow, board, live, steps)
+        return _assembled(run, workflow, board, live, self._with_children(ref, steps))
 
     def _workflow(self, digest: str) -> Workflow:
         found = self.history.definition(digest)
@@ -111,6 +111,14 @@ class Inquiry:
                 steps[row.step] = replace(steps[row.step], note=note, awaits=awaits)
             elif row.type == "step.blocked":
                 steps[row.step] = replace(steps[row.step], note=str(row.data.get("description", "")))
+
+    def _with_children(self, ref: RunRef, steps: Mapping[str, StepView]) -> Mapping[str, StepView]:
+        """Steps that are runs name them, and say how those are."""
+        children = {name: child for name, step in steps.items() if (child := _child(ref, step))}
+        rows = {row.run_id: row for row in self.history.runs_of(list(children.values()))} if children else {}
+        found = {name: rows[child] for name, child in children.items() if child in rows}
+        named = {name: replace(steps[name], child=row.run_id, child_state=row.state) for name, row in found.items()}
+        return {**steps, **named}
 
     # --- the board ------------------------------------------------------------------------------------------------
 
@@ -223,8 +231,18 @@ def _assembled(
         fork_step=run.fork_step,
         paused_ms=run.paused_ms,
         paused_by=run.paused_by,
+        parent_run=run.parent_run,
+        parent_step=run.parent_step,
         steps=steps,
     )
+
+
+def _child(ref: RunRef, step: StepView) -> str | None:
+    """The run that the step's last attempt is, or was, if it is of that kind and has begun."""
+    if step.kind is not StepKind.WORKFLOW or step.state is StepState.WAITING:
+        return None
+    parent = ref if step.reused_from is None else RunRef(tenant=ref.tenant, run=step.reused_from)
+    return child_of(parent, step.name, step.attempt).run
 
 
 def _declined(data: str) -> str:
@@ -260,6 +278,8 @@ def does(step: Step) -> str:
             return str(step.spec["agent"])
         case StepKind.TASK:
             return str(step.spec["function"])
+        case StepKind.WORKFLOW:
+            return str(step.spec["workflow"])
         case StepKind.WAIT:
             return waits_for(step.spec)
         case StepKind.APPROVAL:

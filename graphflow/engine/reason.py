@@ -25,6 +25,7 @@ _WAITS: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.HOOK: " by a hook",
     BlockedOn.TIMER: " until its time",
     BlockedOn.JOURNAL: " on the journal",
+    BlockedOn.CHILD: " on its run",
 }
 
 
@@ -35,7 +36,8 @@ class StepView:
     `since_ms`: when it came into this state; `due_ms`: when its retry, or its hook's time, is due; `held_ms`: until
     when it is held, after a rebuild or because a worker declined it; `parked`: the outcome that waits for SQL; `ahead`:
     messages in its queue; `awaits`: what goes on elsewhere that its body waits for; `missing`: what a worker lacked.
-    `reused_from`: the run in which it ended, if this one only has its outcome.
+    `reused_from`: the run in which it ended, if this one only has its outcome. `child`: the run that it is, if it is of
+    that kind, and `child_state` how that one is, as SQL knows it.
     """
 
     name: str
@@ -62,6 +64,8 @@ class StepView:
     finished_ms: int | None = None
     tokens: int = 0
     reused_from: str | None = None
+    child: str | None = None
+    child_state: RunState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +74,8 @@ class RunView:
 
     `stopping`: the state it is being ended with. `inbox_ms`: since when decisions wait. `lag`: events not in SQL yet.
     `forked_from`: the run it was made from, by a retry, a redrive or a fork (`fork_kind`), which named `fork_step`.
-    `paused_ms`, `paused_by`: since when somebody wants it to be paused; `state` says whether it is.
+    `paused_ms`, `paused_by`: since when somebody wants it to be paused; `state` says whether it is. `parent_run`,
+    `parent_step`: the step that it is for.
     """
 
     id: str
@@ -94,6 +99,8 @@ class RunView:
     fork_step: str | None = None
     paused_ms: int | None = None
     paused_by: str | None = None
+    parent_run: str | None = None
+    parent_step: str | None = None
     steps: Mapping[str, StepView] = field(default_factory=dict[str, StepView])
 
     @property
@@ -115,7 +122,10 @@ def span(ms: float) -> str:
 
 
 def of_origin(view: RunView) -> str:
-    """What the run has from another one: `fork of RUN from STEP: 3 of 6 steps reused`; "" for one that began anew."""
+    """What the run has from another one: `fork of RUN from STEP: 3 of 6 steps reused`; of a child for whom it is; ""
+    for one that began anew, by itself."""
+    if view.parent_run is not None:
+        return f"child of {view.parent_run}, for its step {view.parent_step}"
     if view.forked_from is None:
         return ""
     begins = f" from {view.fork_step}" if view.fork_step is not None else ""
@@ -232,16 +242,27 @@ def _blocked(view: RunView, step: StepView) -> str:
         case BlockedOn.SIGNAL:
             how = f"convergio runs signal {view.id} {step.name} --approve (or --reject)"
             return f"waits for a decision since {since}. Give it: {how}"
-        case BlockedOn.RETRY:
-            return f"is tried again {due}{_attempt(step)}{_because(step.error)}"
-        case BlockedOn.HOOK:
+        case BlockedOn.CHILD:
+            return _for_child(view, step, since)
+        case BlockedOn.RETRY | BlockedOn.HOOK:
             return _deferred(step, due)
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
             return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"
 
 
+def _for_child(view: RunView, step: StepView, since: str) -> str:
+    until = "" if step.due_ms is None else f"; it is cancelled in {span(step.due_ms - view.now_ms)}"
+    if step.child is None:
+        held = f" when this run goes on: convergio runs resume {view.id}" if view.state is RunState.PAUSED else ""
+        return f"is about to start a run of '{step.does}'{held or ', as soon as SQL knows that it is wanted'}"
+    how = f"{step.child_state.lower()}; convergio runs why {step.child}" if step.child_state else ""
+    return f"waits since {since} for run {step.child} of '{step.does}' ({how}){_attempt(step)}{until}"
+
+
 def _deferred(step: StepView, due: str) -> str:
+    if step.on is BlockedOn.RETRY:
+        return f"is tried again {due}{_attempt(step)}{_because(step.error)}"
     if step.awaits:
         return f"waits for {step.awaits}, and looks again {due}"
     return f"is asked again {due}: a pre-run hook deferred it{f' ({step.note})' if step.note else ''}"

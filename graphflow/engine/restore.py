@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convergio.graphflow import decide, draft, waiting
+from convergio.graphflow import decide, draft, nested, waiting
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunFacts
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
+from convergio.graphflow.model.workflow import StepKind
 
 JOURNALED = "journal"
 """Stands where a fence stood: the outcome came from SQL."""
@@ -152,6 +153,8 @@ class _Work:
         match row.type:
             case "step.retry" | "step.deferred":
                 self.wait(step, row)
+            case nested.WANTED:
+                self.want(step, row)
             case "step.blocked":
                 self.block(step, row.at_ms, BlockedOn.SIGNAL, step)
             case "step.waiting":
@@ -163,12 +166,29 @@ class _Work:
             case _:
                 pass
 
+    def want(self, step: str, row: EventRow) -> None:
+        """The child that was wanted last is the one that is waited for."""
+        attempt, due = row.data["attempt"], row.data["due_ms"]
+        self.block(step, row.at_ms, BlockedOn.CHILD, str(attempt))
+        self.attempt(step, attempt)
+        self.timer(step, BlockedOn.CHILD, due)
+        self.timer(step, BlockedOn.RETRY, None)
+
+    def attempt(self, step: str, number: int) -> None:
+        if number > 1:
+            self.view.values[fields.attempt(step)] = str(number)
+
     def wait(self, step: str, row: EventRow) -> None:
         on = BlockedOn.RETRY if row.type == "step.retry" else BlockedOn.HOOK
         data: Mapping[str, Any] = row.data
         if "attempt" in data:
             self.view.values[fields.attempt(step)] = str(data["attempt"])
         due = row.at_ms + round(float(data["seconds"]) * 1000)
+        if self.plan.workflow.steps[step].kind is StepKind.WORKFLOW:  # no worker has it: its timer says what follows
+            self.block(step, row.at_ms, on, str(data["attempt"]))
+            self.timer(step, BlockedOn.CHILD, None)
+            self.timer(step, on, due)
+            return
         if due <= self.now_ms:
             self.ready(step)  # it may be running: the process that runs it must find it held
             return

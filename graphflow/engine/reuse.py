@@ -12,7 +12,7 @@ from convergio.graphflow.flow import expressions, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import StepState
-from convergio.graphflow.model.workflow import Durability, OnFailure, Retry, Step
+from convergio.graphflow.model.workflow import Durability, OnFailure, Retry, Step, StepKind
 
 DONE: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
 """What needs not be done again."""
@@ -28,7 +28,7 @@ _HOW: Final[dict[str, Any]] = {
 }
 """Fields of a step that say how it is run, and not what comes of it when it succeeds."""
 
-PLAIN: Final = frozenset({"agent", "output", "queue", "task"})
+PLAIN: Final = frozenset({"agent", "output", "queue", "task", "workflow"})
 """Fields of a step that hold no expressions: names, and the schema of an answer."""
 
 
@@ -48,11 +48,13 @@ def of(
     *,
     anew: str | None = None,
     input_changed: bool = False,
+    children_changed: bool = False,
 ) -> Reuse:
     """What a run by `new` has from one by `old`, whose steps ended as `ends` says.
 
     A step is kept if it is done, means what it did, and everything it stands on is kept. `anew`: this step and all
     that follow from it are not. `input_changed`: nor is what reads the input, unless `anew` says where to begin.
+    `children_changed`: nor is what is a run of another workflow.
     """
     kept: dict[str, None] = {}
     resumed: dict[str, None] = {}
@@ -61,6 +63,8 @@ def of(
         was = old.workflow.steps.get(name)
         stands = all(ground in kept for ground in _ground(new, step))
         if name == anew or not stands or was is None or _meaning(was) != _meaning(step):
+            continue
+        if children_changed and step.kind is StepKind.WORKFLOW:
             continue
         if stale and _reads_input(new.workflow.document["steps"][name]):
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,6 +16,7 @@ from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.fork import Fork, Forked, planned
 from convergio.graphflow.flow import inputs
+from convergio.graphflow.flow.family import Find, family, nobody
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.journal.doors import Doors
@@ -91,10 +93,19 @@ class Entrance:
     """Submit, fork, signal, cancel: what the CLI, the public Celery entries and later the gateway call."""
 
     def __init__(
-        self, link: Link, doors: Doors, starter: Starter, drain: Drain, nonces: Nonces, blobs: Blobs | None = None
+        self,
+        link: Link,
+        doors: Doors,
+        starter: Starter,
+        drain: Drain,
+        nonces: Nonces,
+        blobs: Blobs | None = None,
+        find: Find = nobody,
     ) -> None:
-        """`blobs`: where inputs go that are too large to travel; without it they are refused."""
+        """`blobs`: where inputs go that are too large to travel; without it they are refused. `find`: the workflows
+        that steps may start."""
         self.blobs = blobs
+        self.find = find
         self.link = link
         self.doors = doors
         self.starter = starter
@@ -104,10 +115,10 @@ class Entrance:
     def submit(self, submission: Submission) -> RunRow:
         """Accepts the run and starts it. Once this returns, the run is in SQL and cannot be lost.
 
-        Raises InvalidInput and the like, KeyConflict, BoardUnavailable or JournalUnavailable: then nothing was
-        accepted.
+        Raises InvalidInput and the like, UnknownWorkflow (a step's), KeyConflict, BoardUnavailable or
+        JournalUnavailable: then nothing was accepted.
         """
-        return self._accept(submission, None).run
+        return self._accept(submission, None, *self._pins(submission.workflow)).run
 
     def fork(self, fork: Fork) -> Forked:
         """Accepts and starts a run that reuses outcomes of another one: a retry, a redrive or a fork.
@@ -116,7 +127,10 @@ class Entrance:
         RunNotEnded, NothingToRetry, UnknownStep.
         """
         basis = self.doors.basis(fork.ref.tenant, fork.ref.run)
-        plan = planned(fork, basis)
+        pins, pinned = basis.run.pins or {}, tuple[Workflow, ...]()
+        if fork.definition is not None:
+            pins, pinned = self._pins(fork.definition)
+        plan = planned(fork, basis, pins)
         submission = Submission(
             workflow=plan.workflow,
             input=plan.input,
@@ -125,11 +139,18 @@ class Entrance:
             submitter=fork.submitter,
             key=fork.key,
         )
-        accepted = self._accept(submission, plan.origin)
+        accepted = self._accept(submission, plan.origin, pins, pinned)
         reused, steps = len(plan.origin.reused), len(plan.workflow.steps)
         return Forked(run=accepted.run, created=accepted.created, reused=reused, steps=steps)
 
-    def _accept(self, submission: Submission, origin: Origin | None) -> Accepted:
+    def _pins(self, workflow: Workflow) -> tuple[Mapping[str, str], tuple[Workflow, ...]]:
+        """The definitions of a run's children, theirs, and so on: by name, and whole. Raises UnknownWorkflow."""
+        found = family(workflow, self.find)
+        return {name: one.digest for name, one in found.items()}, tuple(found.values())
+
+    def _accept(
+        self, submission: Submission, origin: Origin | None, pins: Mapping[str, str], pinned: tuple[Workflow, ...]
+    ) -> Accepted:
         text = submission.check(self.blobs)
         reference = self.blobs.kept(submission.tenant, text) if self.blobs is not None else None
         now = board_time(self.link)  # before the commit: the not-after time must not lie in the sweeper's past
@@ -144,6 +165,8 @@ class Entrance:
             not_after_ms=not_after,
             created_ms=now,
             priority=submission.workflow.priority,
+            pins=pins,
+            pinned=pinned,
         )
         accepted = self.doors.accept(run) if origin is None else self.doors.fork(run, origin)
         if accepted.created:

@@ -170,7 +170,7 @@ class Sweeper:
         self._each(epoch, self.link.keys(epoch).timers, now_ms, self._timer)
 
     def _timer(self, epoch: Epoch, found: Found, on: str) -> bool:
-        if on in waiting.VERDICTS:
+        if waiting.is_verdict(found.step, on):
             return self._verdict(found, on)
         waits = found.word.blocked_on == BlockedOn(on)
         if waits:

@@ -182,6 +182,28 @@ class WorkflowBuilder:
         wait = {field: value for field, value in given.items() if value is not None}
         return self._add(name, after, when, {"wait": wait, "join": join, "on_failure": on_failure})
 
+    def workflow(
+        self,
+        name: str,
+        workflow: str,
+        /,
+        *,
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
+        retry: int | Mapping[str, Any] = 0,
+        timeout: Duration | None = None,
+        with_: Mapping[str, Constant] | None = None,
+        **arguments: Constant,
+    ) -> StepRef:
+        """A step that is a run of another workflow, by its name. Keywords are its input, as CEL; those that are named
+        like a keyword here go into `with_`. A new attempt is a new run; one that takes longer than `timeout` is
+        cancelled."""
+        fields: dict[str, Any] = {"workflow": workflow, "with": {**(with_ or {}), **arguments}, "retry": retry}
+        fields |= {"timeout": timeout, "join": join, "on_failure": on_failure}
+        return self._add(name, after, when, fields)
+
     def build(self, known: Known | None = None) -> Workflow:
         """The workflow. InvalidWorkflow with every problem at once. `known`: without it, names of functions are
         taken as they are, and arguments of functions that were given themselves are checked."""

@@ -20,8 +20,9 @@ from pydantic_core import PydanticCustomError
 
 from convergio.graphflow.flow import form, graph, reader, refusal, schema, storable, validate, values
 from convergio.graphflow.flow.form import (
-    AgentForm,
+    AnyStep,
     ApprovalForm,
+    ChildForm,
     HeaderForm,
     RetryForm,
     TaskForm,
@@ -46,8 +47,6 @@ from convergio.graphflow.model.workflow import (
     Workflow,
 )
 
-AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm
-
 AnyForm = TypeVar("AnyForm", bound=form.Form)
 
 _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -55,8 +54,9 @@ _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "agent": {"agent": "unread", "prompt": "unread"},
     "approval": {"approval": {}},
     "wait": {"wait": {"for": 1}},
+    "workflow": {"workflow": "unread"},
 }
-_LATER: Final = frozenset({"branch", "conversation", "loop", "map", "workflow"})
+_LATER: Final = frozenset({"branch", "conversation", "loop", "map"})
 
 
 def load(path: str | Path, *, known: Known | None = None) -> Workflow:
@@ -237,7 +237,7 @@ def _model_step(name: str, step: AnyStep) -> Step:
         kind=_KIND_OF[type(step)],
         needs=tuple(Edge(step=edge.step, when=edge.when) for edge in step.needs),
         when=step.when,
-        arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm) else {}),
+        arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm | ChildForm) else {}),
         spec=_spec(step),
         join=Join(kind=JoinKind(step.join.policy), count=step.join.count),
         on_failure=OnFailure(step.on_failure),
@@ -253,6 +253,10 @@ def _policies(step: AnyStep) -> dict[str, Any]:
             return {"timeout": step.wait.timeout, "durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
         case ApprovalForm():
             return {"durability": Durability(step.durability), "queue": step.queue}
+        case ChildForm():
+            kind = StepKind.WORKFLOW
+            waits = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            return {"retry": _retry(step.retry), "timeout": step.timeout, **waits}
         case _:
             timeout = step.timeout
             return {
@@ -273,6 +277,8 @@ def _spec(step: AnyStep) -> dict[str, Any]:
         return {"function": step.task}
     if isinstance(step, ApprovalForm):
         return step.approval.model_dump()
+    if isinstance(step, ChildForm):
+        return {"workflow": step.workflow}
     if isinstance(step, WaitForm):
         return {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
     return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}

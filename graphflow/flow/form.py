@@ -321,6 +321,17 @@ class WaitForm(StepForm):
     wait: WaitDetails
 
 
+class ChildForm(StepForm):
+    """A step that is a run of another workflow: its input is `with`, its result the child's output."""
+
+    model_config = ConfigDict(title="Workflow step")
+
+    workflow: Name = Field(description="the workflow, as the catalog of who submits knows it")
+    with_: Expressions = Field({}, alias="with", description="the child's input by name; text is CEL")
+    retry: RetryField = RetryForm()
+    timeout: Duration | None = Field(None, description="how long the child may take; then it is cancelled")
+
+
 class HeaderForm(Form):
     """A document without its steps."""
 
@@ -339,19 +350,23 @@ class HeaderForm(Form):
 _STEPS: Final[dict[str, JsonValue]] = {"propertyNames": {"pattern": f"^{ids.NAME.pattern}$"}, "minProperties": 1}
 
 
+AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm | ChildForm
+
+
 class WorkflowForm(HeaderForm):
     """A workflow: steps that need each other."""
 
     model_config = ConfigDict(title="Workflow")
 
-    steps: Annotated[dict[str, TaskForm | AgentForm | ApprovalForm | WaitForm], Field(json_schema_extra=_STEPS)]
+    steps: Annotated[dict[str, AnyStep], Field(json_schema_extra=_STEPS)]
 
 
-KINDS: Final[dict[str, type[TaskForm] | type[AgentForm] | type[ApprovalForm] | type[WaitForm]]] = {
+KINDS: Final[dict[str, type[AnyStep]]] = {
     StepKind.TASK.value: TaskForm,
     StepKind.AGENT.value: AgentForm,
     StepKind.APPROVAL.value: ApprovalForm,
     StepKind.WAIT.value: WaitForm,
+    StepKind.WORKFLOW.value: ChildForm,
 }
 
 

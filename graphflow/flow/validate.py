@@ -44,6 +44,7 @@ class _Validation:
     steps: Spelling = field(init=False)
     functions: Spelling = field(init=False)
     agents: Spelling = field(init=False)
+    workflows: Spelling = field(init=False)
     never: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
@@ -56,6 +57,7 @@ class _Validation:
         self.steps = Spelling(declared)
         self.functions = Spelling(self.known.functions or {})
         self.agents = Spelling(self.known.agents or ())
+        self.workflows = Spelling(self.known.workflows or ())
 
     def run(self) -> Iterator[Problem]:
         if not self.workflow.steps and not self.unread:
@@ -120,6 +122,11 @@ class _Validation:
             if name not in self.known.agents:
                 hint = self.agents.hint(name) or "no agent of this name is in the roster"
                 yield Problem(code="UNKNOWN_AGENT", path=f"{path}.agent", message=f"names '{name}'", hint=hint)
+        if step.kind is StepKind.WORKFLOW and self.known.workflows is not None:
+            name = step.spec["workflow"]
+            if name not in self.known.workflows and name != self.workflow.name:
+                hint = self.workflows.hint(name) or "put its file into a directory of CONVERGIO_WORKFLOWS"
+                yield Problem(code="UNKNOWN_WORKFLOW", path=f"{path}.workflow", message=f"names '{name}'", hint=hint)
 
     def _template(self, path: str, text: str, step: str) -> Iterator[Problem]:
         try:

@@ -358,3 +358,25 @@ class NothingToRetry(ConvergioError):
     """Nothing of this run failed that could be tried again."""
 
     code = "NOTHING_TO_RETRY"
+
+
+# --- children -------------------------------------------------------------------------------------------------------
+
+
+class ChildFailed(ConvergioError):
+    """The run that a step started has failed."""
+
+    code = "CHILD_FAILED"
+    retryable = True
+
+
+class ChildCancelled(ConvergioError):
+    """Somebody cancelled the run that a step started."""
+
+    code = "CHILD_CANCELLED"
+
+
+class ChildTooDeep(ConvergioError):
+    """Too many runs are above this one."""
+
+    code = "CHILD_TOO_DEEP"

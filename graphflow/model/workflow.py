@@ -26,6 +26,7 @@ class StepKind(StrEnum):
     AGENT = "agent"
     APPROVAL = "approval"
     WAIT = "wait"
+    WORKFLOW = "workflow"
 
 
 class JoinKind(StrEnum):
@@ -77,7 +78,13 @@ class Durability(StrEnum):
 
 
 DEFAULT_QUEUE: Final = MappingProxyType(
-    {StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control", StepKind.WAIT: "control"}
+    {
+        StepKind.TASK: "steps",
+        StepKind.AGENT: "turns",
+        StepKind.APPROVAL: "control",
+        StepKind.WAIT: "control",
+        StepKind.WORKFLOW: "control",
+    }
 )
 DEFAULT_DURABILITY: Final = MappingProxyType(
     {
@@ -85,6 +92,7 @@ DEFAULT_DURABILITY: Final = MappingProxyType(
         StepKind.AGENT: Durability.STEP,
         StepKind.APPROVAL: Durability.STEP,
         StepKind.WAIT: Durability.STREAM,
+        StepKind.WORKFLOW: Durability.STREAM,
     }
 )
 
@@ -174,6 +182,12 @@ class Workflow:
     def digest(self) -> str:
         """SHA-256 of the canonical document, 32 hex characters: the version a run is pinned to."""
         return _digest_of(self.text)
+
+    @property
+    def children(self) -> frozenset[str]:
+        """Names of the workflows that its steps start."""
+        steps = self.steps.values()
+        return frozenset(step.spec["workflow"] for step in steps if step.kind is StepKind.WORKFLOW)
 
 
 def canonical(document: Mapping[str, Any]) -> str:

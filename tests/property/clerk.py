@@ -11,9 +11,11 @@ from convergio.graphflow.engine.restore import restore
 from convergio.graphflow.engine.starter import START_NEEDS
 from convergio.graphflow.engine.submission import control_entry, granted_version, meta_of, signal_entry
 from convergio.graphflow.journal.rows import SignalRow
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import canonical
-from convergio.graphflow.waiting import QUEUE, VERDICTS
+from convergio.graphflow.nested import WANTED
+from convergio.graphflow.waiting import QUEUE, is_verdict
 from tests.property.model_board import ModelBoard, ModelRun
 from tests.property.reference import NOBODY
 from tests.property.world import LIST, REF, World
@@ -125,6 +127,25 @@ def repeat(world: World) -> None:
     world.post(world.pick(entries))
 
 
+def tend(world: World) -> None:
+    """Children that SQL knows to be wanted, and that still are, end: their parent is told; and again by `repeat`."""
+    wanted = [event for event in world.ledger.events if event.type == WANTED]
+    last = {event.step: event.data["attempt"] for event in wanted}
+    for event in wanted:
+        step, attempt = event.step or "", event.data["attempt"]
+        if world.over or step in world.ledger.outcomes or attempt < last[step]:
+            continue
+        node = world.nodes[step]
+        good = attempt > node.flaky and node.ends == "SUCCEEDED"
+        error = {**errors.ChildFailed("no").as_dict(), "retryable": attempt <= node.flaky}
+        facts = {"state": "SUCCEEDED", "output": node.result} if good else {"state": "FAILED", "error": error}
+        world.met["a child ends" if good else "a child fails"] += 1
+        told = json.dumps({"t": "child", "step": step, "attempt": attempt, **facts})
+        world.wishes.append(told)
+        if not world.fault("a child's end gets lost", 4):
+            world.post(told)
+
+
 # --- sweeper ----------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +191,7 @@ def pass_time(world: World) -> None:
         _expire(world, member)
     for member in [name for name, due in board.timers.items() if due <= board.now_ms]:
         _, _, step, on = member.split("/")
-        if on in VERDICTS:
+        if is_verdict(world.plan.workflow.steps[step], on):
             _verdict(world, member, step, on)
             continue
         assert world.word(step).blocked_on == on, f"a timer for a step that does not wait: {member}"

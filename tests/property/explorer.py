@@ -28,12 +28,12 @@ MOVES: Final[Sequence[Move]] = [
     *[hands.work] * 4,
     *[clerk.journal] * 2,
     *[clerk.ring_lost] * 2,
-    *[clerk.pass_time, clerk.sweep, clerk.decision, clerk.signal, clerk.apply_rows],
+    *[clerk.pass_time, clerk.sweep, clerk.decision, clerk.signal, clerk.apply_rows, clerk.tend],
     *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.control, clerk.wipe],
 ]
 SETTLING: Final[Sequence[Move]] = [
     *[clerk.resume, clerk.journal, clerk.sweep, clerk.ring_lost, clerk.decision, clerk.signal, clerk.apply_rows],
-    clerk.pass_time,
+    *[clerk.tend, clerk.pass_time],
 ]
 ALLOWED: Final = frozenset((source, target) for (source, _), target in STEP_TRANSITIONS.items())
 RUNS: Final = ("SUCCEEDED", "FAILED", "QUARANTINED")
@@ -95,6 +95,8 @@ def _kind(draw: Draw) -> dict[str, Any]:
         return {"waits": (0.05, 1, 5)[draw(3)]}
     if kind in (4, 5):
         return _signalled(draw)
+    if kind == 7:
+        return {"child": True, "flaky": draw(3), "ends": "FAILED" if fails else "SUCCEEDED", "ok": draw(4) > 0}
     if kind == 6 and draw(2):
         return {"lonely": True, "timeout": 2.0, "ends": "FAILED"}
     timeout = (1.0, 4.0)[draw(2)] if draw(8) == 0 else 0

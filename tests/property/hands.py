@@ -64,7 +64,7 @@ def _check_may_run(world: World, step: str) -> None:
         if (node.durable or node.approval) and state is StepState.SUCCEEDED:
             assert edge.step in world.ledger.outcomes, f"{step} runs before SQL has {edge.step}"
     assert resolved >= join.least, f"{step} runs, and only {resolved} of its needs are resolved"
-    assert (join.waits, join.signal) == (0, ""), f"{step} only waits, and a worker has it"
+    assert (join.waits, join.signal, join.child) == (0, "", False), f"{step} only waits, and a worker has it"
     world.met["a join runs before all its needs are resolved"] += resolved < len(join.needs)
     world.ran.add(step)
 

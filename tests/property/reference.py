@@ -67,6 +67,8 @@ class Node:
     """policy and number"""
     when: Cond | None = None
     approval: bool = False
+    child: bool = False
+    """a step that is a run of its own"""
     waits: float = 0
     """a step that waits for so many seconds, without a worker"""
     signal: str = ""
@@ -184,6 +186,8 @@ def _step(node: Node) -> dict[str, Any]:
     timeout = node.timeout or None
     if node.approval:
         return {**made, "approval": {"title": node.name}}
+    if node.child:
+        return {**made, "workflow": "other", "retry": node.flaky}
     if node.waits:
         return {**made, "wait": {"for": node.waits}}
     if node.signal:

@@ -40,6 +40,7 @@ FAULTS = {
     *["a run survives FAILED", "a run survives QUARANTINED", "a signal comes twice"],
     *["a signal is applied", "a signal is kept", "a signal is late", "a signal ends several waits"],
     *["a timer is due: TIMER", "a timer is due: SIGNAL", "a timer is due: QUEUE", "a timer comes too late"],
+    *["a child ends", "a child fails", "a child's end gets lost"],
     *["a wait takes its time", "a wait times out", "a queue timeout"],
 }
 """What a suite of histories must have seen, each more than once in five hundred of them."""

@@ -74,7 +74,7 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         common["needs"] = needs
     name = draw(st.sampled_from(["input", *seen]))
     prompt = draw(texts) + f"{{{{ {name}.text }}}}" + draw(texts)
-    kind = draw(st.sampled_from(["task", "agent", "approval"]))
+    kind = draw(st.sampled_from(["task", "agent", "approval", "workflow"]))
     if kind == "approval":
         details = {
             "title": texts,
@@ -89,8 +89,11 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
     arguments = st.one_of(
         constants, st.just(f"{name}.total"), texts.map(lambda text: json.dumps(text, ensure_ascii=False))
     )
+    optional["with"] = st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), arguments)
+    if kind == "workflow":
+        common.pop("queue", None)
+        return {**common, "workflow": "other", **draw(st.fixed_dictionaries({}, optional=optional))}
     optional |= {
-        "with": st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), arguments),
         "durability": st.sampled_from(["step", "stream"]),
     }
     return {**common, "task": "market.research", **draw(st.fixed_dictionaries({}, optional=optional))}
@@ -174,6 +177,8 @@ def test_the_builder_makes_the_same_workflow(written: dict[str, Any]) -> None:
             flow.task(name, fields.pop("task"), after=after, with_=fields.pop("with", None), **fields)
         elif "agent" in fields:
             flow.agent(name, fields.pop("agent"), after=after, **fields)
+        elif "workflow" in fields:
+            flow.workflow(name, fields.pop("workflow"), after=after, with_=fields.pop("with", None), **fields)
         else:
             details = fields.pop("approval")
             flow.approval(name, after=after, **details, **fields)

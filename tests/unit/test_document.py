@@ -165,6 +165,7 @@ def test_the_canonical_document_has_every_default() -> None:
             "{task: m.f, needs: [first], join: {policy: quorum, count: 1}}",
         ),
         ("{wait: {for: 5m}}", "{wait: {for: 300}}"),
+        ("{workflow: other, retry: 1, timeout: 1m}", "{timeout: 60, retry: {max: 1}, with: {}, workflow: other}"),
     ],
 )
 def test_two_ways_to_write_the_same_have_one_digest(one: str, other: str) -> None:

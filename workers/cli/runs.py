@@ -125,12 +125,27 @@ def as_facts(view: RunView) -> dict[str, Any]:
         "fork_kind": view.fork_kind,
         "fork_step": view.fork_step,
         "reused": view.reused,
+        "parent_run": view.parent_run,
+        "parent_step": view.parent_step,
         "steps": [_step_facts(step) for step in view.steps.values()],
     }
 
 
 def _step_facts(step: StepView) -> dict[str, Any]:
-    names = ("name", "kind", "does", "queue", "state", "on", "attempt", "worker", "tokens", "error", "reused_from")
+    names = (
+        "name",
+        "kind",
+        "does",
+        "queue",
+        "state",
+        "on",
+        "attempt",
+        "worker",
+        "tokens",
+        "error",
+        "reused_from",
+        "child",
+    )
     times = ("since_ms", "due_ms", "started_ms", "finished_ms")
     return {name: getattr(step, name) for name in (*names, *times)}
 
