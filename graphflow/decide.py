@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import START, Decision, Entry, Event, Ring, Unloaded, View
+from convergio.graphflow.decision import START, Decision, Entry, Unloaded, View
 from convergio.graphflow.draft import AHEAD, LIVE, Full, of_target
 from convergio.graphflow.flow import expressions, inputs
 from convergio.graphflow.flow.plan import OutEdge, Plan
@@ -20,9 +20,9 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import OnFailure, StepKind
+from convergio.graphflow.model.workflow import UNDO, OnFailure, StepKind
 from convergio.graphflow.nested import LEFT, attempt_of
-from convergio.graphflow.waiting import QUEUE, Waiting
+from convergio.graphflow.undoing import Undoing
 
 BUDGET: Final = 400
 """Writes after which a decision ends; a COMMIT has at most 500 items."""
@@ -52,12 +52,12 @@ def decide(
 def wanted(plan: Plan, step: str) -> list[str]:
     """The fields that deciding the arrival of `step` nearly always needs: read with it, they save a round trip."""
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
-    for edge in plan.successors[step][:AHEAD]:
+    for edge in plan.successors.get(step, ())[:AHEAD]:
         names += of_target(plan, edge.target)
     return names
 
 
-class _Semantics(Waiting):
+class _Semantics(Undoing):
     """What each entry means."""
 
     def run(self, entries: Sequence[Entry]) -> Decision:
@@ -100,7 +100,7 @@ class _Semantics(Waiting):
             case "quarantine":
                 self.quarantine(entry)
             case "end":
-                self.wind_up(RunState(entry["state"]), entry["error"])
+                self.wind_up(RunState(entry["state"]), entry["error"], undo=bool(entry.get("undo")))
             case other:
                 self.tell("entry.unknown", data={"t": str(other)})
 
@@ -121,10 +121,11 @@ class _Semantics(Waiting):
 
         The cursor makes it once, even over several decisions.
         """
-        done = self.get(fields.cursor(step))
-        if done == DONE:
+        if self.get(fields.STATE) == RunState.COMPENSATING:
+            self.undo_on()
             return
-        if self.ended():
+        done = self.get(fields.cursor(step))
+        if done == DONE or self.ended():
             return
         word = self.word(step)
         if word.state not in FOLLOWED and not self.shrugged(step, word):
@@ -154,7 +155,7 @@ class _Semantics(Waiting):
             return
         self.put(fields.cursor(step), DONE)
         if word.state is not StepState.CANCELLED:
-            self.end(RunState.FAILED, self.reason(step, word))
+            self.end(RunState.FAILED, self.reason(step, word), undo=self.undoes(step))
 
     def reason(self, step: str, word: fields.Word) -> dict[str, Any]:
         error = json.loads(self.get(fields.output(step)) or "{}")
@@ -205,23 +206,10 @@ class _Semantics(Waiting):
 
     # --- transitions of a step ------------------------------------------------------------------------------------
 
-    def fire(self, step: str, fresh: bool) -> None:
-        count = int(self.get(fields.rings(step)) or 0) + 1
-        ring = f"{self.epoch}.{count}"
-        self.put(fields.rings(step), str(count))
-        self.put(fields.state(step), fields.ready(ring))
-        if self.plan.references[step] and count == 1:
-            self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
-        if self.get(fields.STATE) == RunState.RUNNING:
-            self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
-        self.made.events.append(Event(kind="step.ready", step=step, journal=False))
-        patience = self.plan.workflow.steps[step].queue_timeout
-        if patience is not None and count == 1:
-            self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
-
     def quarantine(self, entry: Entry) -> None:
         step = entry["step"]
-        if self.ended() or self.get(fields.state(step)) != entry["was"]:
+        undoing = step.startswith(UNDO) and self.get(fields.STATE) == RunState.COMPENSATING
+        if (self.ended() and not undoing) or self.get(fields.state(step)) != entry["was"]:
             return
         self.room()
         word = self.word(step)
@@ -269,22 +257,33 @@ class _Semantics(Waiting):
     # --- the run's end --------------------------------------------------------------------------------------------
 
     def cancel(self, entry: Entry) -> None:
-        if not self.ended():
-            by, reason = entry.get("by", ""), entry.get("reason", "")
-            self.end(RunState.CANCELLED, errors.RunCancelled(f"cancelled by {by}: {reason}").as_dict())
+        undoing = self.get(fields.STATE) == RunState.COMPENSATING and not self.get(fields.STOP)
+        if self.ended() and not (undoing and json.loads(self.get(fields.UNDO))["state"] == RunState.FAILED):
+            return
+        by, reason = entry.get("by", ""), entry.get("reason", "")
+        error = errors.RunCancelled(f"cancelled by {by}: {reason}")
+        self.end(RunState.CANCELLED, error.as_dict(), undo=not undoing and self.undoes())
 
-    def end(self, state: RunState, error: Mapping[str, Any]) -> None:
+    def end(self, state: RunState, error: Mapping[str, Any], *, undo: bool = False) -> None:
         """End the run early. First, alone, the mark that stops all claims; then what is live is withdrawn in peace."""
         self.flush = True
         self.put(fields.STOP, state)
-        self.queue.append({"t": "end", "state": state.value, "error": error})
+        self.queue.append({"t": "end", "state": state.value, "error": error, "undo": undo})
 
-    def wind_up(self, state: RunState, error: Mapping[str, Any]) -> None:
-        if self.get(fields.STATE) not in LIVE:
+    def wind_up(self, state: RunState, error: Mapping[str, Any], *, undo: bool) -> None:
+        undoing = self.get(fields.STATE) == RunState.COMPENSATING
+        if self.get(fields.STATE) not in LIVE and not (undoing and self.get(fields.STOP)):
             return
         for step in self.live():
             self.room()
             self.withdraw(step)
+        if undo:
+            self.room()
+            self.begin_undo(state, error)
+            return
+        if undoing:
+            self.finish(state, output="", error=self.undone(error))
+            return
         self.finish(state, output="", error=json.dumps(error, ensure_ascii=False, separators=(",", ":")))
 
     def live(self) -> list[str]:
@@ -310,7 +309,7 @@ class _Semantics(Waiting):
         try:
             output = self.run_output()
         except errors.ConvergioError as error:
-            self.end(RunState.FAILED, error.as_dict())
+            self.end(RunState.FAILED, error.as_dict(), undo=self.undoes())
             return
         self.finish(RunState.SUCCEEDED, output=output, error="")
 
@@ -318,11 +317,3 @@ class _Semantics(Waiting):
         names = self.names(inputs.output_references(self.plan), given=self.plan.workflow.output is not None)
         value = inputs.run_output(self.plan, names)
         return "" if value is None else encode_payload(value, what="the run's output")
-
-    def finish(self, state: RunState, *, output: str, error: str) -> None:
-        self.room()
-        self.put(fields.STATE, state)
-        self.made.writes["@output"] = ("", output)
-        self.made.writes["@error"] = ("", error)
-        data = f'{{"state":"{state}","output":{output or "null"},"error":{error or "null"}}}'
-        self.made.events.append(Event(kind=f"run.{state.lower()}", data=data, park=True))

@@ -30,8 +30,10 @@ class Follower:
 
 def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     """Whom the success of `step` moves, without a decision. None: that needs one."""
-    edges = plan.successors[step]
     steps = plan.workflow.steps
+    if step not in steps:
+        return None
+    edges = plan.successors[step]
     if steps[step].durability is Durability.STEP or len(edges) > WIDEST:
         return None
     if not all(edge.when is None and _simple(plan, steps[edge.target]) for edge in edges):

@@ -6,7 +6,7 @@ import json
 from typing import Final
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import Entry
+from convergio.graphflow.decision import Entry, Event, Ring
 from convergio.graphflow.flow import expressions
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
@@ -38,6 +38,21 @@ BY_SIGNAL: Final = "signal:"
 
 class Waiting(Nested):
     """What time and signals mean."""
+
+    def fire(self, step: str, fresh: bool) -> None:
+        """The step becomes READY, and is rung unless its run is paused."""
+        count = int(self.get(fields.rings(step)) or 0) + 1
+        ring = f"{self.epoch}.{count}"
+        self.put(fields.rings(step), str(count))
+        self.put(fields.state(step), fields.ready(ring))
+        if self.plan.references[step] and count == 1:
+            self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
+        if self.get(fields.STATE) != RunState.PAUSED:
+            self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
+        self.made.events.append(Event(kind="step.ready", step=step, journal=False))
+        patience = self.plan.steps[step].queue_timeout
+        if patience is not None and count == 1:
+            self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
 
     def wait(self, step: Step) -> None:
         """A `wait` step needs no worker: it is blocked until its time, or until a signal that may have come before."""

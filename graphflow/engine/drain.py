@@ -83,7 +83,7 @@ class Drain:
             raise unavailable(error) from error
 
     def _batch(self, decision: Decision, plan: Plan, caller: Caller) -> scripts.Batch:
-        steps = plan.workflow.steps
+        steps = plan.steps
         return scripts.Batch(
             consumed=decision.consumed,
             writes=[(name, was, to) for name, (was, to) in decision.writes.items()],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
@@ -65,19 +65,22 @@ class Inquiry:
         workflow = self._workflow(run.digest)
         live: _Live | None = None
         board = "left"
+        everyone = _everyone(workflow)
+        names = list(everyone)
         if not run.terminal:
             try:
-                live = self._live(ref, workflow)
+                live = self._live(ref, names)
                 board = "live" if live is not None else "absent"
             except errors.BoardRebuilding:
                 board = "rebuilding"
             except errors.BoardUnavailable:
                 board = "away"
-        steps = {name: self._from_journal(step) for name, step in workflow.steps.items()}
+        steps = {name: self._from_journal(step) for name, step in everyone.items()}
         self._add_history(ref, steps)
         if live is not None:
             steps = {name: self._from_board(ref, step, live) for name, step in steps.items()}
-        return _assembled(run, workflow, board, live, self._with_children(ref, steps))
+        begun = {name: step for name, step in steps.items() if name in workflow.steps or _has_begun(step)}
+        return _assembled(run, workflow, board, live, self._with_children(ref, begun))
 
     def _workflow(self, digest: str) -> Workflow:
         found = self.history.definition(digest)
@@ -122,13 +125,13 @@ class Inquiry:
 
     # --- the board ------------------------------------------------------------------------------------------------
 
-    def _live(self, ref: RunRef, workflow: Workflow) -> _Live | None:
+    def _live(self, ref: RunRef, steps: Sequence[str]) -> _Live | None:
         """None if the run is not on the board. Raises BoardUnavailable, BoardRebuilding."""
         try:
             epoch = self.link.refresh()
             keys, client = self.link.keys(epoch), self.link.client
             names = [fields.STATE, fields.STOP]
-            for step in workflow.steps:
+            for step in steps:
                 names += [fields.state(step), fields.attempt(step), fields.deliveries(step)]
             values: dict[str, str] = {}
             for part in _chunks(names):
@@ -235,6 +238,17 @@ def _assembled(
         parent_step=run.parent_step,
         steps=steps,
     )
+
+
+def _everyone(workflow: Workflow) -> dict[str, Step]:
+    """The steps, and those that undo them, the last one first."""
+    undo = [step.compensate for step in workflow.steps.values() if step.compensate is not None]
+    return {**workflow.steps, **{step.name: step for step in reversed(undo)}}
+
+
+def _has_begun(step: StepView) -> bool:
+    """An undo that never began is no news."""
+    return step.state is not StepState.WAITING
 
 
 def _child(ref: RunRef, step: StepView) -> str | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import StepKind, Workflow
+from convergio.graphflow.model.workflow import UNDO, StepKind, Workflow
 
 Serving = Mapping[str, Collection[str]]
 """Workers by the queue they serve."""
@@ -156,6 +156,12 @@ def _paused(view: RunView) -> str:
     return f"the run is paused{since}{by}{still}. Let it go on: convergio runs resume {view.id}"
 
 
+def _undoing(view: RunView, serving: Serving | None) -> str:
+    at_work = [step for step in view.steps.values() if step.name.startswith(UNDO) and step.state not in TERMINAL_STEP]
+    now = f"{at_work[0].name} {of_step(view, at_work[0], serving)}" if at_work else "that begins when SQL knows of it"
+    return f"the run undoes what it did before it ends: {now}"
+
+
 def _off_board(view: RunView) -> str:
     match view.board:
         case "away":
@@ -168,6 +174,8 @@ def _off_board(view: RunView) -> str:
 
 
 def _at_work(view: RunView, serving: Serving | None) -> str:
+    if view.state is RunState.COMPENSATING:
+        return _undoing(view, serving)
     running = [step.name for step in view.steps.values() if step.state is StepState.RUNNING]
     if running:
         return f"{_listed(running)} {'runs' if len(running) == 1 else 'run'} now"
@@ -197,6 +205,8 @@ def _waiting(view: RunView, step: StepView) -> str:
         return f"never started: the run ended as {view.state} before"
     if view.stopping is not None:
         return f"will not start: the run is being ended as {view.stopping}"
+    if view.state is RunState.COMPENSATING:
+        return "will not start: the run undoes what it did"
     open_needs = [view.steps[name] for name in step.needs if view.steps[name].state not in TERMINAL_STEP]
     if open_needs:
         return f"waits for {_listed([f'{need.name} ({_word(need)})' for need in open_needs])}"

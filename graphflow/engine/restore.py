@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convergio.graphflow import decide, draft, nested, waiting
+from convergio.graphflow import decide, draft, nested, undoing, waiting
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
@@ -50,9 +50,12 @@ def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored
     if facts.run.state is RunState.ACCEPTED:
         # It may have begun on the board that is gone, and its first steps may run still: they must find it here.
         work.made.events.append(Event(kind="run.started"))
-    work.replay({"t": "start"})
-    for outcome in facts.outcomes:
-        work.outcome(outcome)
+    if facts.run.state is RunState.COMPENSATING:
+        work.undo()
+    else:
+        work.replay({"t": "start"})
+        for outcome in facts.outcomes:
+            work.outcome(outcome)
     for event in facts.events:
         work.event(event)
     work.records()
@@ -98,12 +101,26 @@ class _Work:
     def outcome(self, row: OutcomeRow) -> None:
         if self.word(row.step).state in TERMINAL_STEP and fields.cursor(row.step) in self.view.values:
             return  # it was derived already, from what it follows from
-        self.view.values[fields.state(row.step)] = f"{row.state}|{JOURNALED}"
-        kept = draft.kept(self.plan.workflow.steps[row.step], row)
-        if kept is not None:
-            self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+        self.keep(row)
         self.cause_ms = row.finished_ms
         self.replay({"t": "arrived", "step": row.step})
+
+    def undo(self) -> None:
+        """The run is being undone: what it had come to stands, nothing follows from it but the next undo."""
+        (begun, *_) = [row for row in self.facts.events if row.type == undoing.COMPENSATING]
+        self.view.values[fields.STATE] = RunState.COMPENSATING.value
+        self.view.values[fields.UNDO] = json.dumps(begun.data, ensure_ascii=False, separators=(",", ":"))
+        self.view.values[fields.state(undoing.GATE)] = f"{StepState.SUCCEEDED}|{JOURNALED}"
+        for row in self.facts.outcomes:
+            self.keep(row)
+        self.replay({"t": "arrived", "step": undoing.GATE})
+
+    def keep(self, row: OutcomeRow) -> None:
+        """The step as SQL knows that it ended."""
+        self.view.values[fields.state(row.step)] = f"{row.state}|{JOURNALED}"
+        kept = draft.kept(self.plan.steps[row.step], row)
+        if kept is not None:
+            self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
     def replay(self, entry: Entry) -> None:
         """Decides on `entry` as the board did.
@@ -184,7 +201,7 @@ class _Work:
         if "attempt" in data:
             self.view.values[fields.attempt(step)] = str(data["attempt"])
         due = row.at_ms + round(float(data["seconds"]) * 1000)
-        if self.plan.workflow.steps[step].kind is StepKind.WORKFLOW:  # no worker has it: its timer says what follows
+        if self.plan.steps[step].kind is StepKind.WORKFLOW:  # no worker has it: its timer says what follows
             self.block(step, row.at_ms, on, str(data["attempt"]))
             self.timer(step, BlockedOn.CHILD, None)
             self.timer(step, on, due)
@@ -213,7 +230,7 @@ class _Work:
 
     def settle(self) -> None:
         """No timer for what has ended."""
-        ended = {name for name in self.plan.workflow.steps if self.word(name).state in TERMINAL_STEP}
+        ended = {name for name in self.plan.steps if self.word(name).state in TERMINAL_STEP}
         timers = self.made.timers.items()
         self.made.timers = {name: due for name, due in timers if name.split("/", 1)[0] not in ended}
 

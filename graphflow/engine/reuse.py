@@ -12,7 +12,7 @@ from convergio.graphflow.flow import expressions, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import StepState
-from convergio.graphflow.model.workflow import Durability, OnFailure, Retry, Step, StepKind
+from convergio.graphflow.model.workflow import UNDO, Durability, OnFailure, Retry, Step, StepKind
 
 DONE: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
 """What needs not be done again."""
@@ -24,6 +24,7 @@ _HOW: Final[dict[str, Any]] = {
     "on_failure": OnFailure.FAIL,
     "durability": Durability.STREAM,
     "queue": "",
+    "compensate": None,
     "expected": None,
 }
 """Fields of a step that say how it is run, and not what comes of it when it succeeds."""
@@ -62,7 +63,8 @@ def of(
     for name, step in new.workflow.steps.items():  # in the order of the graph: what it needs was looked at before
         was = old.workflow.steps.get(name)
         stands = all(ground in kept for ground in _ground(new, step))
-        if name == anew or not stands or was is None or _meaning(was) != _meaning(step):
+        undone = f"{UNDO}{name}" in ends  # well or not: what it did is not as it was
+        if name == anew or undone or not stands or was is None or _meaning(was) != _meaning(step):
             continue
         if children_changed and step.kind is StepKind.WORKFLOW:
             continue

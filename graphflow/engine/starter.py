@@ -128,7 +128,7 @@ class Starter:
         caller = Caller(ref=ref_of(run), workflow=run.workflow, submitter=run.submitter)
         try:
             for name in made.held:
-                was, step = made.values[fields.state(name)], plan.workflow.steps[name]
+                was, step = made.values[fields.state(name)], plan.steps[name]
                 self.drain.ringer.again(epoch, caller, step, was=was, kind="step.rung", side="L")
         except (*AWAY, *UNREACHABLE) as error:
             logger.warning("run %s: %s; its steps are rung by the next sweep", ref_of(run), error)

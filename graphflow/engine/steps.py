@@ -121,7 +121,7 @@ class Steps:
 
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
-        return claim.plan.workflow.steps[claim.held.step]
+        return claim.plan.steps[claim.held.step]
 
     def names(self, claim: Claim) -> Mapping[str, Any]:
         """What the step's expressions may name: `input` and the outputs of earlier steps.

@@ -23,6 +23,8 @@ from convergio.graphflow.flow.form import (
     AnyStep,
     ApprovalForm,
     ChildForm,
+    CompensateForm,
+    DoingForm,
     HeaderForm,
     RetryForm,
     TaskForm,
@@ -36,6 +38,7 @@ from convergio.graphflow.model.errors import Problem
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
     DEFAULT_QUEUE,
+    UNDO,
     Durability,
     Edge,
     Join,
@@ -217,6 +220,7 @@ def _workflow(header: HeaderForm, steps: Mapping[str, AnyStep]) -> Workflow:
         output=header.output,
         sla=header.sla,
         priority=header.priority,
+        on_failure=OnFailure(header.on_failure),
     )
 
 
@@ -241,7 +245,24 @@ def _model_step(name: str, step: AnyStep) -> Step:
         spec=_spec(step),
         join=Join(kind=JoinKind(step.join.policy), count=step.join.count),
         on_failure=OnFailure(step.on_failure),
+        compensate=_undo(name, step.compensate) if isinstance(step, DoingForm) else None,
         **_policies(step),
+    )
+
+
+def _undo(name: str, form: CompensateForm | None) -> Step | None:
+    """The step that undoes another one. Nothing follows from it before it is in SQL: it must not happen twice."""
+    if form is None:
+        return None
+    return Step(
+        name=f"{UNDO}{name}",
+        kind=StepKind.TASK,
+        arguments=MappingProxyType(form.with_),
+        spec={"function": form.task},
+        retry=_retry(form.retry),
+        timeout=form.timeout,
+        durability=Durability.STEP,
+        queue=form.queue,
     )
 
 

@@ -110,6 +110,10 @@ def _retry(value: Any) -> Any:
     return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
 
 
+def _compensate(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) else value
+
+
 def _timeout(value: Any) -> Any:
     if value is None:
         return {}
@@ -218,6 +222,20 @@ TimeoutField = Annotated[TimeoutForm, BeforeValidator(_timeout, json_schema_inpu
 RetryField = Annotated[RetryForm, BeforeValidator(_retry, json_schema_input_type=int | RetryForm)]
 
 
+class CompensateForm(Form):
+    """What undoes a step that succeeded: a function, called when the run is undone."""
+
+    model_config = ConfigDict(title="Compensation")
+
+    task: FunctionName = Field(description="the function, as module.function")
+    with_: Expressions = Field(
+        {}, alias="with", description="its arguments by name; CEL that may use the step's own result"
+    )
+    retry: RetryField = RetryForm()
+    timeout: Duration | None = None
+    queue: Label = DEFAULT_QUEUE[StepKind.TASK]
+
+
 class StepForm(Form):
     """What every kind of step has."""
 
@@ -227,12 +245,22 @@ class StepForm(Form):
         JoinForm(policy="all", count=0),
         description="when it starts: all (resolved), any (taken), {quorum: n} (taken), {tolerate: n} (not taken)",
     )
-    on_failure: Literal["fail", "continue"] = Field(
-        "fail", description="continue: the run goes on when the step fails for good, with null as its result"
+    on_failure: Literal["fail", "continue", "compensate"] = Field(
+        "fail",
+        description="continue: the run goes on when the step fails for good, with null as its result; "
+        "compensate: the steps that succeeded are undone, then the run has failed",
     )
 
 
-class TaskForm(StepForm):
+class DoingForm(StepForm):
+    """What a step has that may do something to the world."""
+
+    compensate: Annotated[
+        CompensateForm | None, BeforeValidator(_compensate, json_schema_input_type=str | CompensateForm | None)
+    ] = Field(None, description="what undoes it, when the run is undone; a function alone is called without arguments")
+
+
+class TaskForm(DoingForm):
     """A step that calls a registered function."""
 
     model_config = ConfigDict(title="Task step")
@@ -253,7 +281,7 @@ class TaskForm(StepForm):
     queue: Label = DEFAULT_QUEUE[StepKind.TASK]
 
 
-class AgentForm(StepForm):
+class AgentForm(DoingForm):
     """A step in which one agent gives one answer."""
 
     model_config = ConfigDict(title="Agent step")
@@ -321,7 +349,7 @@ class WaitForm(StepForm):
     wait: WaitDetails
 
 
-class ChildForm(StepForm):
+class ChildForm(DoingForm):
     """A step that is a run of another workflow: its input is `with`, its result the child's output."""
 
     model_config = ConfigDict(title="Workflow step")
@@ -341,6 +369,9 @@ class HeaderForm(Form):
     description: Text = ""
     priority: Literal["low", "medium", "high", "critical"] = "medium"
     sla: Duration | None = None
+    on_failure: Literal["fail", "compensate"] = Field(
+        "fail", description="compensate: when the run fails or is cancelled, the steps that succeeded are undone first"
+    )
     input: JsonSchema = {}
     output: Expressions | None = Field(
         None, description="the run's result; without it the result of the last step, if only one is last, else null"

@@ -34,6 +34,9 @@ class Plan:
     `leaves`: steps nobody needs. `references`: the steps whose results the step's `with`, prompt or description reads
     when it is claimed. `when_references`: the steps whose results its `when` and the conditions of the edges that end
     at it read. `waiters`: the steps that wait for a signal, by its name.
+
+    Beside them there are the steps that undo others: `steps` has both kinds, and `references` too. `undone`: the steps
+    that can be undone, the last one first.
     """
 
     workflow: Workflow
@@ -45,6 +48,8 @@ class Plan:
     references: Mapping[str, tuple[str, ...]]
     when_references: Mapping[str, tuple[str, ...]]
     waiters: Mapping[str, tuple[str, ...]]
+    steps: Mapping[str, Step]
+    undone: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -58,6 +63,8 @@ class Plan:
         successors = _successors(steps)
         ranks = _ranks(steps, successors)
         indegree = {name: len(step.needs) for name, step in steps.items()}
+        undo = {step.compensate.name: step.compensate for step in steps.values() if step.compensate is not None}
+        everyone = {**steps, **undo}
         return cls(
             workflow=workflow,
             digest=workflow.digest,
@@ -65,7 +72,9 @@ class Plan:
             indegree=MappingProxyType(indegree),
             roots=tuple(sorted((name for name in steps if not indegree[name]), key=lambda name: -ranks[name])),
             leaves=tuple(name for name, edges in successors.items() if not edges),
-            references=MappingProxyType({name: _results(_body(step)) for name, step in steps.items()}),
+            references=MappingProxyType({name: _results(_body(step)) for name, step in everyone.items()}),
+            steps=MappingProxyType(everyone),
+            undone=tuple(name for name in reversed(list(steps)) if steps[name].compensate is not None),
             waiters=MappingProxyType(_waiters(steps)),
             when_references=MappingProxyType({name: _results(_conditions(step)) for name, step in steps.items()}),
         )

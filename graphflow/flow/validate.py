@@ -13,7 +13,7 @@ from convergio.graphflow.flow.known import Known, Parameters
 from convergio.graphflow.flow.spelling import Spelling, did_you_mean
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.errors import Problem
-from convergio.graphflow.model.workflow import JoinKind, Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import JoinKind, OnFailure, Step, StepKind, Workflow
 
 _MOST_CYCLES: Final = 20
 
@@ -66,6 +66,8 @@ class _Validation:
             yield _bad_schema("input", where, said)
         for name, step in self.workflow.steps.items():
             yield from self._step(f"steps.{name}", step)
+        if self.workflow.on_failure is OnFailure.COMPENSATE:
+            yield from self._undoes("on_failure")
         yield from self._cycles()
         yield from self._unreachable()
         for name, text in (self.workflow.output or {}).items():
@@ -80,6 +82,10 @@ class _Validation:
             yield Problem(code="BAD_JOIN", path=f"{path}.join", message=said, hint="it could never start")
         for name, text in step.arguments.items():
             yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False)
+        if step.compensate is not None:
+            yield from self._compensate(f"{path}.compensate", step, step.compensate)
+        if step.on_failure is OnFailure.COMPENSATE:
+            yield from self._undoes(f"{path}.on_failure")
         if step.when is not None:
             yield from self._expression(f"{path}.when", step.when, step.name, condition=True)
         if step.kind is StepKind.AGENT:
@@ -90,6 +96,17 @@ class _Validation:
             yield from self._expression(f"{path}.wait.until", step.spec["until"], step.name, condition=False)
         elif step.kind is StepKind.APPROVAL:
             yield from self._template(f"{path}.approval.description", step.spec.get("description", ""), step.name)
+
+    def _compensate(self, path: str, step: Step, undo: Step) -> Iterator[Problem]:
+        """It knows what the step knew, and the step's own result."""
+        for name, text in undo.arguments.items():
+            yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False, edge=True)
+        yield from self._function(path, undo)
+
+    def _undoes(self, path: str) -> Iterator[Problem]:
+        if not self.unread and all(step.compensate is None for step in self.workflow.steps.values()):
+            hint = "give steps a `compensate: {task: module.function}`"
+            yield Problem(code="NOTHING_TO_UNDO", path=path, message="no step says what undoes it", hint=hint)
 
     def _needs(self, path: str, step: Step) -> Iterator[Problem]:
         seen: set[str] = set()
@@ -110,13 +127,8 @@ class _Validation:
 
     def _outside(self, path: str, step: Step) -> Iterator[Problem]:
         """What the step names outside the workflow."""
-        if step.kind is StepKind.TASK and self.known.functions is not None:
-            name = step.spec["function"]
-            if name not in self.known.functions:
-                hint = self.functions.hint(name) or "register it with @step, or import the module that does"
-                yield Problem(code="UNKNOWN_FUNCTION", path=f"{path}.task", message=f"names '{name}'", hint=hint)
-            else:
-                yield from _arguments(path, step, self.known.functions[name])
+        if step.kind is StepKind.TASK:
+            yield from self._function(path, step)
         if step.kind is StepKind.AGENT and self.known.agents is not None:
             name = step.spec["agent"]
             if name not in self.known.agents:
@@ -127,6 +139,16 @@ class _Validation:
             if name not in self.known.workflows and name != self.workflow.name:
                 hint = self.workflows.hint(name) or "put its file into a directory of CONVERGIO_WORKFLOWS"
                 yield Problem(code="UNKNOWN_WORKFLOW", path=f"{path}.workflow", message=f"names '{name}'", hint=hint)
+
+    def _function(self, path: str, step: Step) -> Iterator[Problem]:
+        if self.known.functions is None:
+            return
+        name = step.spec["function"]
+        if name not in self.known.functions:
+            hint = self.functions.hint(name) or "register it with @step, or import the module that does"
+            yield Problem(code="UNKNOWN_FUNCTION", path=f"{path}.task", message=f"names '{name}'", hint=hint)
+        else:
+            yield from _arguments(path, step, self.known.functions[name])
 
     def _template(self, path: str, text: str, step: str) -> Iterator[Problem]:
         try:
@@ -208,7 +230,7 @@ def _sight(name: str, step: str, *, edge: bool) -> str:
     if name == step:
         return "a step cannot use its own result"
     if edge:
-        return f"the condition of an edge from '{step}' sees only '{step}' and what it needs; use the step's own `when`"
+        return f"here only '{step}' and what it needs are known; a condition may be the step's own `when`"
     return f"add '{name}' to its needs"
 
 

@@ -135,7 +135,7 @@ class Group:
         self._event(event)
 
     def _control(self, event: StreamEvent) -> None:
-        state = RunState.PAUSED if event.type == "run.paused" else RunState.RUNNING
+        state = _CONTROLS[event.type]
         self.controlled.append({"the_run": event.run_id, "state": state.value})
         self._event(event)
 
@@ -204,12 +204,17 @@ def _named(event: StreamEvent, name: str) -> str:
     return value
 
 
+_CONTROLS: Final = {
+    "run.paused": RunState.PAUSED,
+    "run.resumed": RunState.RUNNING,
+    "run.compensating": RunState.COMPENSATING,
+}
+
 _EFFECTS: Final[Mapping[str, Callable[[Group, StreamEvent], None]]] = {
     **{f"step.{state.value.lower()}": Group._outcome for state in TERMINAL_STEP},
     **{f"run.{state.value.lower()}": Group._finish for state in TERMINAL_RUN},
     "run.started": Group._start,
-    "run.paused": Group._control,
-    "run.resumed": Group._control,
+    **dict.fromkeys(_CONTROLS, Group._control),
     "step.recorded": Group._record,
     "signal.applied": Group._signal,
     "child.wanted": Group._child,

@@ -62,6 +62,7 @@ RUN_TRANSITIONS: Final = MappingProxyType(
         (RunState.PAUSED, "succeed"): RunState.SUCCEEDED,
         (RunState.PAUSED, "fail"): RunState.FAILED,
         (RunState.PAUSED, "cancel"): RunState.CANCELLED,
+        (RunState.PAUSED, "compensate"): RunState.COMPENSATING,
         (RunState.COMPENSATING, "fail"): RunState.FAILED,
         (RunState.COMPENSATING, "cancel"): RunState.CANCELLED,
     }

@@ -64,10 +64,16 @@ class Join:
 
 
 class OnFailure(StrEnum):
-    """What the failure of a step does to its run: end it, or let it go on with null as the step's result."""
+    """What the failure of a step does to its run: end it, let it go on with null as the step's result, or end it when
+    what it did is undone."""
 
     FAIL = "fail"
     CONTINUE = "continue"
+    COMPENSATE = "compensate"
+
+
+UNDO: Final = "undo:"
+"""Begins the name of a step that undoes another one: no step that anybody writes has such a name."""
 
 
 class Durability(StrEnum):
@@ -156,6 +162,8 @@ class Step:
     on_failure: OnFailure = OnFailure.FAIL
     durability: Durability = Durability.STREAM
     queue: str = "steps"
+    compensate: Step | None = None
+    """the step that undoes this one; its name is this one's with UNDO before it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +180,7 @@ class Workflow:
     output: Mapping[str, str] | None = None
     sla: float | None = None
     priority: str = "medium"
+    on_failure: OnFailure = OnFailure.FAIL
 
     @cached_property
     def text(self) -> str:

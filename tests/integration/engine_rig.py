@@ -222,7 +222,7 @@ class Stage:
         taker = worker or self.worker
         facts = json.loads(self.client.hget(self.keys.run(ref), fields.META))
         plan = self.service.sweeper.plans.get(facts["digest"])
-        route = route_of(plan.workflow.steps[step], fresh=step in plan.roots and ring.endswith(".1"))
+        route = route_of(plan.steps[step], fresh=step in plan.roots and ring.endswith(".1"))
         queue_list = taker.process.core.ringer.bell.list_of(route)
         return taker.steps.claim(ref, step=step, ring=ring, queue_list=queue_list)
 

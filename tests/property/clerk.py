@@ -191,7 +191,7 @@ def pass_time(world: World) -> None:
         _expire(world, member)
     for member in [name for name, due in board.timers.items() if due <= board.now_ms]:
         _, _, step, on = member.split("/")
-        if is_verdict(world.plan.workflow.steps[step], on):
+        if is_verdict(world.plan.steps[step], on):
             _verdict(world, member, step, on)
             continue
         assert world.word(step).blocked_on == on, f"a timer for a step that does not wait: {member}"

@@ -8,7 +8,7 @@ is left to do, and the run must have come to what `reference` says.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
 
@@ -16,8 +16,10 @@ from convergio.graphflow.flow import document, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import OutcomeRow
 from convergio.graphflow.model.states import STEP_TRANSITIONS, RunState, StepState
+from convergio.graphflow.model.workflow import UNDO
 from tests.property import clerk, hands, reference
 from tests.property.reference import Cond, Node
+from tests.property.undone import check_undone
 from tests.property.world import LIST, REF, Draw, World
 
 Move = Callable[[World], None]
@@ -49,6 +51,7 @@ class Play:
     nodes: Sequence[Node]
     n: int
     plan: Plan
+    undone: bool
     judge: Sequence[Node]
 
 
@@ -57,13 +60,23 @@ def make_play(draw: Draw) -> Play:
     nodes: list[Node] = []
     for index in range(1 + draw(7)):
         nodes.append(_node("abcdefg"[index], nodes, draw))
-    return play_of(nodes, reference.THRESHOLD - 2 + 5 * draw(2))
+    return play_of(_undoing(nodes, draw), reference.THRESHOLD - 2 + 5 * draw(2), undone=draw(4) == 0)
 
 
-def play_of(nodes: Sequence[Node], n: int) -> Play:
-    """The graph of `nodes` on the input n."""
-    plan = Plan.of(document.parse_document(reference.document(nodes)))
-    return Play(nodes=nodes, n=n, plan=plan, judge=nodes)
+def play_of(nodes: Sequence[Node], n: int, *, undone: bool = False) -> Play:
+    """The graph of `nodes` on the input n; `undone`: the whole run is, when it fails or is cancelled."""
+    undone = undone and any(node.undo for node in nodes)
+    plan = Plan.of(document.parse_document(reference.document(nodes, undone=undone)))
+    return Play(nodes=nodes, n=n, plan=plan, judge=nodes, undone=undone)
+
+
+def _undoing(nodes: Sequence[Node], draw: Draw) -> Sequence[Node]:
+    """In half of the graphs most steps that do something can be undone, and some have the run undone."""
+    if draw(2):
+        return nodes
+    plain = {node.name for node in nodes if not (node.approval or node.waits or node.signal) and draw(4)}
+    asks = {node.name for node in nodes if plain and not node.lenient and draw(2)}
+    return [replace(node, undo=node.name in plain, undoing=node.name in asks) for node in nodes]
 
 
 def _node(name: str, nodes: Sequence[Node], draw: Draw) -> Node:
@@ -141,7 +154,7 @@ def _condition(steps: Sequence[str], draw: Draw, *, boom: bool = True) -> Cond |
 
 def explore(play: Play, draw: Draw, *, moves: int) -> World:
     """One history of the play: so many random moves with faults, then everything that is left, without. Checked."""
-    nodes = {node.name: node for node in play.nodes}
+    nodes = {node.name: node for node in (*play.nodes, *map(reference.undo_of, filter(_can_be_undone, play.nodes)))}
     world = World(
         plan=play.plan,
         nodes=nodes,
@@ -160,6 +173,10 @@ def explore(play: Play, draw: Draw, *, moves: int) -> World:
     settle(world)
     check(world, play)
     return world
+
+
+def _can_be_undone(node: Node) -> bool:
+    return node.undo
 
 
 def settle(world: World) -> None:
@@ -215,8 +232,11 @@ def check(world: World, play: Play) -> None:
     else:
         assert ledger.cancel_requested, "nobody asked for the run's end"
     for step, row in ledger.outcomes.items():
+        if step.startswith(UNDO):
+            continue
         assert row.state.value in (expected.states[step], StepState.CANCELLED.value), f"{step} ended otherwise"
-    assert world.ran <= _may_run(play), "a dead path ran"
+    assert {step for step in world.ran if not step.startswith(UNDO)} <= _may_run(play), "a dead path ran"
+    check_undone(world, play.nodes, undone=play.undone)
     assert world.board.moves - ALLOWED == frozenset(), f"not in the table: {world.board.moves - ALLOWED}"
     _check_order(world, play)
     _check_waits(world)

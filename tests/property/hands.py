@@ -16,6 +16,8 @@ from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import StepState
+from convergio.graphflow.model.workflow import UNDO
+from tests.property.undone import check_may_undo
 from tests.property.world import LIST, REF, Body, Drainer, World
 
 # --- doorbells --------------------------------------------------------------------------------------------------------
@@ -45,8 +47,11 @@ def _claim(world: World, bell: str) -> None:
     nonce = world.name()
     held = world.board.claim(REF, step=step, ring=ring, nonce=nonce, queue_list=LIST)
     if isinstance(held, Claimed):
-        assert not world.paused, f"{step} is claimed, and the run is paused"
-        _check_may_run(world, step)
+        if step.startswith(UNDO):
+            check_may_undo(world, step)
+        else:
+            assert not world.paused, f"{step} is claimed, and the run is paused"
+            _check_may_run(world, step)
         world.bodies.append(Body(held, nonce))
     else:
         world.met[f"a doorbell is refused: {held.why}"] += 1
@@ -170,7 +175,7 @@ def _hand_over(world: World, body: Body) -> None:
 def _tell(world: World, held: Claimed, outcome: Outcome) -> scripts.Locked | Parked | None:
     """COMPLETE where the engine would; now and then ARRIVE instead, which must come to the same."""
     durable = world.nodes[held.step].durable
-    kept = draft.kept(world.plan.workflow.steps[held.step], outcome)
+    kept = draft.kept(world.plan.steps[held.step], outcome)
     output = "" if kept is None else json.dumps(kept)
     told: dict[str, Any] = {"output": output, "outcome": outcome.as_json(), "token": world.name()}
     wanted = [] if durable else decide.wanted(world.plan, held.step)

@@ -83,6 +83,10 @@ class Node:
     lenient: bool = False
     """its failure does not end the run"""
     ok: bool = True
+    undo: bool = False
+    """it can be undone"""
+    undoing: bool = False
+    """its failure has the run undone"""
     lonely: bool = False
     """no worker listens to its queue"""
 
@@ -165,11 +169,18 @@ def _state(node: Node, ends: str, states: Mapping[str, str], results: Mapping[st
         return "FAILED"
 
 
-def document(nodes: Sequence[Node]) -> dict[str, Any]:
-    """The workflow that the nodes describe; its output names every step's result."""
+def undo_of(node: Node) -> Node:
+    """The step that undoes this one. It ends as its own ends, or not well for one that needs two attempts."""
+    ends = "FAILED" if node.flaky == 2 else "SUCCEEDED"
+    return Node(name=f"undo:{node.name}", durable=True, flaky=min(1, node.flaky), ends=ends)
+
+
+def document(nodes: Sequence[Node], *, undone: bool = False) -> dict[str, Any]:
+    """The workflow that the nodes describe; its output names every step's result. `undone`: so it is when it fails."""
     return {
         "workflow": "play",
         "version": 1,
+        "on_failure": "compensate" if undone else "fail",
         "steps": {node.name: _step(node) for node in nodes},
         "output": {node.name: node.name for node in nodes},
     }
@@ -181,8 +192,10 @@ def _step(node: Node) -> dict[str, Any]:
         "needs": [name if when is None else {"step": name, "when": when.cel} for name, when in node.needs],
         "join": {policy: count} if policy in ("quorum", "tolerate") else policy,
         "when": None if node.when is None else node.when.cel,
-        "on_failure": "continue" if node.lenient else "fail",
+        "on_failure": "continue" if node.lenient else "compensate" if node.undoing else "fail",
     }
+    if node.undo:
+        made["compensate"] = {"task": "play.undo", "retry": undo_of(node).flaky}
     timeout = node.timeout or None
     if node.approval:
         return {**made, "approval": {"title": node.name}}

@@ -83,6 +83,7 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         }
         return {**common, "approval": draw(st.fixed_dictionaries({}, optional=details))}
     optional: dict[str, Any] = {"retry": retries, "timeout": st.one_of(st.none(), durations)}
+    optional["compensate"] = st.one_of(st.none(), st.just({"task": "m.undo", "retry": 1, "with": {"x": f"{name}.id"}}))
     if kind == "agent":
         optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
         return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}
