@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import START, Decision, Entry, Unloaded, View
 from convergio.graphflow.draft import AHEAD, LIVE, Full, of_target
@@ -147,7 +148,9 @@ class _Semantics(Undoing):
 
     def shrugged(self, step: str, word: fields.Word) -> bool:
         """Whether the step ended badly and the run goes on all the same, with null as its result."""
-        return word.state in BROKEN and self.plan.workflow.steps[step].on_failure is OnFailure.CONTINUE
+        if word.state not in BROKEN:
+            return False
+        return self.plan.workflow.steps[step].on_failure is OnFailure.CONTINUE or self.answer_to(step) == Answer.SKIP
 
     def stopped(self, step: str, word: fields.Word) -> None:
         """The step ended badly, and the run with it. One that was withdrawn is no reason: it only follows from one."""
@@ -216,7 +219,7 @@ class _Semantics(Undoing):
         if word.state is StepState.RUNNING:
             self.made.leases.append((step, word.rest))
         error = errors.Quarantined(entry["reason"], hint="look at the worker's log, then start the run again").as_dict()
-        self.conclude(step, Outcome(state=StepState.QUARANTINED, error=error))
+        self.give_up(self.plan.steps[step], Outcome(state=StepState.QUARANTINED, error=error))
 
     # --- pausing --------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from convergio.graphflow.asking import Asking
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Entry
-from convergio.graphflow.draft import Draft
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, StepState
@@ -25,7 +25,7 @@ LEFT: Final = "child.left"
 """Nobody waits for the child any more. A hint: the rows say the same."""
 
 
-class Nested(Draft):
+class Nested(Asking):
     """What starts a child, and what follows from its end."""
 
     def want_child(self, step: Step, attempt: int = 1) -> None:
@@ -67,7 +67,7 @@ class Nested(Draft):
         names = [str(error[name]) for name in ("code", "cause") if name in error]
         if not error.get("retryable") or attempt > policy.max or not policy.covers(*names):
             outcome = Outcome(state=StepState.FAILED, error=error, attempt=attempt, started_ms=word.since_ms)
-            self.conclude(step.name, outcome)
+            self.give_up(step, outcome)
             return
         seconds = policy.delay(attempt, f"{self.now_ms}/{step.name}")
         waits = fields.Word(StepState.BLOCKED, f"{BlockedOn.RETRY}|{self.now_ms}|{attempt + 1}|")

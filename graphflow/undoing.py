@@ -33,7 +33,9 @@ class Undoing(Waiting):
     def undoes(self, step: str = "") -> bool:
         """Whether the run is undone when it fails, or when the step makes it fail."""
         workflow = self.plan.workflow
-        wishes = (workflow.on_failure, workflow.steps[step].on_failure if step else None)
+        wishes: list[str] = [workflow.on_failure]
+        if step:
+            wishes += [workflow.steps[step].on_failure, self.answer_to(step)]
         return bool(self.plan.undone) and OnFailure.COMPENSATE in wishes
 
     def begin_undo(self, state: RunState, error: Mapping[str, Any]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Entry, Event, Ring
 from convergio.graphflow.flow import expressions
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import Step, StepKind
+from convergio.graphflow.model.workflow import OnFailure, Step, StepKind
 from convergio.graphflow.nested import Nested, attempt_of
 
 TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
@@ -103,7 +104,7 @@ class Waiting(Nested):
             else:
                 said = f"no worker of queue '{definition.queue}' took the step within {definition.queue_timeout:g} s"
                 hint = f"start one: convergio worker --queues {definition.queue}"
-                self.fail(step, errors.StepTimeout(said, hint=hint))
+                self.give_up(definition, Outcome.failed(errors.StepTimeout(said, hint=hint)))
 
     def child_time(self, step: Step, word: fields.Word) -> None:
         """The time of a step that is a run: its child takes too long, or the next attempt may begin."""
@@ -132,7 +133,11 @@ class Waiting(Nested):
         waiters = self.plan.waiters.get(name, ())
         words = {step: self.word(step) for step in waiters}
         blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
-        coming = [step for step, word in words.items() if word.state in OPEN or word.blocked_on in TIMED]
+        coming = [
+            step
+            for step, word in words.items()
+            if not self.is_asking(step) and (word.state in OPEN or word.blocked_on in TIMED)
+        ]
         how = "late"
         if self.ended() or self.get(fields.used(entry["id"])):
             blocked = []
@@ -147,6 +152,8 @@ class Waiting(Nested):
             known = [line for line in self.get(fields.early(name)).split("\n") if line]
             if all(json.loads(line)["id"] != entry["id"] for line in known):
                 self.put(fields.early(name), "\n".join([*known, json.dumps(entry, ensure_ascii=False)]))
+        elif any(map(self.is_asking, waiters)):
+            self.put(fields.used(entry["id"]), "x")  # told once more, it must not answer a later question
         for step in blocked or [name]:
             self.tell("signal.applied", step, {"id": entry["id"], "name": name, "how": how})
 
@@ -161,13 +168,28 @@ class Waiting(Nested):
         if since_ms is None:
             self.tell("signal.applied", step, {"id": entry["id"], "name": entry["name"], "how": "applied"})
 
+    def answered(self, step: Step, word: fields.Word, entry: Entry) -> None:
+        """Somebody has said what to do about a step that has failed."""
+        if entry["data"].get("decision") != Answer.RETRY:
+            self.settle_for(step, word, entry)
+            return
+        attempt = self.once_more(step, entry)
+        if step.kind is StepKind.WORKFLOW:
+            self.want_child(step, attempt)
+        else:
+            self.fire(step.name, fresh=False)
+
     def answer(self, step: str, word: fields.Word, entry: Entry) -> None:
         """What the signal does to a step that waits for it.
 
         An approval's outcome is parked: nothing follows from it before it is in SQL, its durability is `step`.
         """
-        data = entry["data"]
-        if self.plan.workflow.steps[step].kind is StepKind.WAIT:
+        data, definition = entry["data"], self.plan.workflow.steps[step]
+        if definition.on_failure is OnFailure.ASK:
+            self.put(fields.used(entry["id"]), "x")
+            self.answered(definition, word, entry)
+            return
+        if definition.kind is StepKind.WAIT:
             self.made.timers.append((step, BlockedOn.SIGNAL, None))
             self.signalled(step, entry, word.since_ms)
             return

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
+from convergio.graphflow.asking import ASKED
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
@@ -107,7 +108,7 @@ class Inquiry:
                 continue
             if isinstance(row, OutcomeRow):
                 steps[row.step] = _with_outcome(steps[row.step], row)
-            elif row.type == "step.retry":
+            elif row.type in ("step.retry", ASKED):
                 steps[row.step] = replace(steps[row.step], error=row.data.get("error"))
             elif row.type == "step.deferred":
                 note, awaits = (str(row.data.get(name, "")) for name in ("reason", "awaits"))

@@ -246,12 +246,8 @@ def _blocked(view: RunView, step: StepView) -> str:
     match step.on:
         case BlockedOn.TIMER:
             return f"waits {step.does}: goes on {due}"
-        case BlockedOn.SIGNAL if step.kind is StepKind.WAIT:
-            until = "" if step.due_ms is None else f"; fails {due} without it"
-            return f"waits for {step.does} since {since}{until}"
         case BlockedOn.SIGNAL:
-            how = f"convergio runs signal {view.id} {step.name} --approve (or --reject)"
-            return f"waits for a decision since {since}. Give it: {how}"
+            return _for_signal(view, step, since, due)
         case BlockedOn.CHILD:
             return _for_child(view, step, since)
         case BlockedOn.RETRY | BlockedOn.HOOK:
@@ -259,6 +255,23 @@ def _blocked(view: RunView, step: StepView) -> str:
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
             return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"
+
+
+def _for_signal(view: RunView, step: StepView, since: str, due: str) -> str:
+    told = f"convergio runs signal {view.id} {step.name}"
+    match step.kind:
+        case StepKind.WAIT:
+            until = "" if step.due_ms is None else f"; fails {due} without it"
+            return f"waits for {step.does} since {since}{until}"
+        case StepKind.APPROVAL:
+            return f"waits for a decision since {since}. Give it: {told} --approve (or --reject)"
+        case _:
+            answers = f"{told} --answer retry (or skip, fail{_or_undo(view)})"
+            return f"has failed, and asks what to do since {since}{_because(step.error)}. Say it: {answers}"
+
+
+def _or_undo(view: RunView) -> str:
+    return ", compensate" if any(step.compensate is not None for step in view.workflow.steps.values()) else ""
 
 
 def _for_child(view: RunView, step: StepView, since: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convergio.graphflow import decide, draft, nested, undoing, waiting
+from convergio.graphflow import asking, decide, draft, nested, undoing, waiting
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
@@ -77,7 +77,7 @@ class _Work:
         """when that happened from which follows what is derived now"""
         self.known = {row.step for row in facts.outcomes}
         self.told = {(row.type, row.step) for row in facts.events}
-        self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _ended_a_wait(row)}
+        self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _is_done(row)}
         run = facts.run
         values = {
             fields.STATE: (RunState.PAUSED if run.state is RunState.PAUSED else RunState.RUNNING).value,
@@ -172,6 +172,8 @@ class _Work:
                 self.wait(step, row)
             case nested.WANTED:
                 self.want(step, row)
+            case asking.ASKED | asking.ANSWERED:
+                self.ask(step, row)
             case "step.blocked":
                 self.block(step, row.at_ms, BlockedOn.SIGNAL, step)
             case "step.waiting":
@@ -190,6 +192,16 @@ class _Work:
         self.attempt(step, attempt)
         self.timer(step, BlockedOn.CHILD, due)
         self.timer(step, BlockedOn.RETRY, None)
+
+    def ask(self, step: str, row: EventRow) -> None:
+        """The step has failed, and asks; or it was told to try once more. A child is wanted by an event of its own."""
+        self.attempt(step, row.data["attempt"])
+        if row.type == asking.ASKED:
+            self.block(step, row.at_ms, BlockedOn.SIGNAL, asking.detail_of(row.data["error"]))
+        else:
+            self.ready(step)
+        for on in (BlockedOn.CHILD, BlockedOn.RETRY, waiting.QUEUE):
+            self.timer(step, on, None)
 
     def attempt(self, step: str, number: int) -> None:
         if number > 1:
@@ -244,5 +256,6 @@ class _Work:
                 self.made.inbox.append(signal_entry(row))
 
 
-def _ended_a_wait(row: EventRow) -> bool:
-    return row.data.get("how") == "applied"
+def _is_done(row: EventRow) -> bool:
+    """One that came late came after the outcome that it was late for, here too."""
+    return row.data.get("how") in ("applied", "late")

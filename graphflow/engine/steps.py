@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from convergio.graphflow import decide, draft, shortcut
+from convergio.graphflow import asking, decide, draft, shortcut
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.bell import Caller
@@ -26,7 +26,7 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import Outcome, Rows, encode
 from convergio.graphflow.model.states import BlockedOn, StepState
-from convergio.graphflow.model.workflow import Durability, Step
+from convergio.graphflow.model.workflow import Durability, OnFailure, Step
 
 logger = logging.getLogger(__name__)
 
@@ -188,11 +188,32 @@ class Steps:
         return self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=output, tokens=tokens))
 
     def fail(self, claim: Claim, error: errors.ConvergioError) -> bool:
-        """The attempt failed: PARK for a retry if the policy allows one, else ARRIVE as FAILED."""
+        """The attempt failed: PARK for a retry if the policy allows one, or to ask, else ARRIVE as FAILED."""
         step, held = self.step(claim), claim.held
         if error.retryable and held.attempt <= step.retry.max and step.retry.covers(error.code, *_classes(error)):
             return self._retry(claim, error)
+        if step.on_failure is OnFailure.ASK:
+            return self._ask(claim, error)
         return self._arrive(claim, self._outcome(claim, StepState.FAILED, error=_bounded(error)))
+
+    def _ask(self, claim: Claim, error: errors.ConvergioError) -> bool:
+        """PARK until somebody has said what to do: an outcome would be final."""
+        facts = _bounded(error)
+        data = json.dumps({"error": facts, "attempt": claim.held.attempt}, ensure_ascii=False)
+
+        def deliver(held: scripts.Claimed) -> None:
+            scripts.park(
+                self.link,
+                held,
+                on=BlockedOn.SIGNAL,
+                delay_ms=None,
+                attempt=held.attempt,
+                kind=asking.ASKED,
+                data=data,
+                detail=asking.detail_of(facts),
+            )
+
+        return self.claims.settle(claim, deliver)
 
     def block(self, claim: Claim, *, signal: str, data: Mapping[str, Any]) -> bool:
         """PARK until the signal of this name comes: no slot, no message. An earlier signal counts."""

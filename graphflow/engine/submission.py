@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
@@ -25,7 +26,7 @@ from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import encode
 from convergio.graphflow.model.states import RunState
-from convergio.graphflow.model.workflow import StepKind, Workflow
+from convergio.graphflow.model.workflow import OnFailure, StepKind, Workflow
 
 if TYPE_CHECKING:
     from convergio.graphflow.engine.starter import Starter
@@ -283,6 +284,15 @@ def check_decision(data: Any) -> None:
         raise errors.InvalidInput("the signal's data does not say what was decided", hint=hint)
 
 
+def check_answer(plan: Plan, data: Any) -> None:
+    """Raises InvalidInput unless `data` says what to do about a step that has failed."""
+    said = data.get("decision") if isinstance(data, dict) else None
+    known = [answer.value for answer in Answer if plan.undone or answer is not Answer.COMPENSATE]
+    if said not in known:
+        hint = f'send {{"decision": "retry"}}; known: {", ".join(known)}'
+        raise errors.InvalidInput("the signal's data does not say what to do about the step", hint=hint)
+
+
 def check_signal(plan: Plan, name: str, data: Any) -> None:
     """Raises UnknownStep unless a step of the workflow waits for this signal, InvalidInput if an approval does and
     `data` is no decision."""
@@ -290,5 +300,8 @@ def check_signal(plan: Plan, name: str, data: Any) -> None:
     if waiters is None:
         known = ", ".join(plan.waiters) or "none"
         raise errors.UnknownStep(f"'{name}' waits for no signal", hint=f"signals of this workflow: {known}")
-    if any(plan.workflow.steps[step].kind is StepKind.APPROVAL for step in waiters):
+    steps = [plan.workflow.steps[step] for step in waiters]
+    if any(step.kind is StepKind.APPROVAL for step in steps):
         check_decision(data)
+    if any(step.on_failure is OnFailure.ASK for step in steps):
+        check_answer(plan, data)

@@ -245,6 +245,11 @@ class StepForm(Form):
         JoinForm(policy="all", count=0),
         description="when it starts: all (resolved), any (taken), {quorum: n} (taken), {tolerate: n} (not taken)",
     )
+
+
+class AwaitingForm(StepForm):
+    """What a step has that does nothing but wait."""
+
     on_failure: Literal["fail", "continue", "compensate"] = Field(
         "fail",
         description="continue: the run goes on when the step fails for good, with null as its result; "
@@ -255,6 +260,12 @@ class StepForm(Form):
 class DoingForm(StepForm):
     """What a step has that may do something to the world."""
 
+    on_failure: Literal["fail", "continue", "compensate", "ask"] = Field(
+        "fail",
+        description="continue: the run goes on when the step fails for good, with null as its result; "
+        "compensate: the steps that succeeded are undone, then the run has failed; "
+        "ask: the step waits until somebody says what to do",
+    )
     compensate: Annotated[
         CompensateForm | None, BeforeValidator(_compensate, json_schema_input_type=str | CompensateForm | None)
     ] = Field(None, description="what undoes it, when the run is undone; a function alone is called without arguments")
@@ -311,7 +322,7 @@ class ApprovalDetails(Form):
     risk: Literal["low", "medium", "high", "critical"] = "medium"
 
 
-class ApprovalForm(StepForm):
+class ApprovalForm(AwaitingForm):
     """A step in which a person decides."""
 
     model_config = ConfigDict(title="Approval step")
@@ -341,7 +352,7 @@ class WaitDetails(Form):
         return self
 
 
-class WaitForm(StepForm):
+class WaitForm(AwaitingForm):
     """A step that waits, without a worker."""
 
     model_config = ConfigDict(title="Wait step")

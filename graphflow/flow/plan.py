@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Self
 
 from convergio.graphflow.flow import document, expressions
-from convergio.graphflow.model.workflow import Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import OnFailure, Step, StepKind, Workflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,10 +113,11 @@ def _urgent(edges: tuple[OutEdge, ...], ranks: Mapping[str, float]) -> tuple[Out
 
 
 def _waiters(steps: Mapping[str, Step]) -> dict[str, tuple[str, ...]]:
-    """An approval waits for the signal of its own name."""
+    """An approval, and a step that asks what to do when it fails, waits for the signal of its own name."""
     found: dict[str, tuple[str, ...]] = {}
     for name, step in steps.items():
-        signal = name if step.kind is StepKind.APPROVAL else step.spec.get("signal")
+        asks = step.kind is StepKind.APPROVAL or step.on_failure is OnFailure.ASK
+        signal = name if asks else step.spec.get("signal")
         if signal is not None:
             found[signal] = (*found.get(signal, ()), name)
     return found

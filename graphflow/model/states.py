@@ -78,6 +78,7 @@ STEP_TRANSITIONS: Final = MappingProxyType(
         (StepState.READY, "claim"): StepState.RUNNING,
         (StepState.READY, "ring"): StepState.READY,
         (StepState.READY, "fail"): StepState.FAILED,
+        (StepState.READY, "block"): StepState.BLOCKED,
         (StepState.READY, "cancel"): StepState.CANCELLED,
         (StepState.READY, "quarantine"): StepState.QUARANTINED,
         (StepState.RUNNING, "succeed"): StepState.SUCCEEDED,

@@ -64,12 +64,13 @@ class Join:
 
 
 class OnFailure(StrEnum):
-    """What the failure of a step does to its run: end it, let it go on with null as the step's result, or end it when
-    what it did is undone."""
+    """What the failure of a step does to its run: end it, let it go on with null as the step's result, end it when
+    what it did is undone, or let it wait until somebody has said which."""
 
     FAIL = "fail"
     CONTINUE = "continue"
     COMPENSATE = "compensate"
+    ASK = "ask"
 
 
 UNDO: Final = "undo:"

@@ -80,6 +80,24 @@ def signal(world: World) -> None:
         _send(world, world.ledger.signal(node.signal, data, world.board.now_ms, id=id))
 
 
+def answer(world: World) -> None:
+    """Somebody says what to do about a step that asks; also when it does not, or not any more."""
+    asking = [node for node in world.nodes.values() if node.asks]
+    if not world.faults:
+        asking = [node for node in asking if world.word(node.name).blocked_on is BlockedOn.SIGNAL]
+    if not asking or (world.faults and world.draw(2)):
+        return
+    node, number = world.pick(asking), len(world.ledger.signals)
+    said = ["skip", "skip", "fail", *(["compensate"] if world.plan.undone else [])]
+    if world.faults and not node.lonely:  # a person's retry waits for a worker as long as it takes
+        said += ["retry"] * 3
+    decision = world.pick(said)
+    blocked = world.word(node.name).blocked_on is BlockedOn.SIGNAL
+    world.met[f"an answer: {decision}" if blocked else "an answer to no question"] += 1
+    id = f"answer-{node.name}-{number}"
+    _send(world, world.ledger.signal(node.name, {"decision": decision}, world.board.now_ms, id=id))
+
+
 def _send(world: World, row: SignalRow) -> None:
     if not world.fault("a wake-up gets lost", 4):
         world.post(json.dumps(signal_entry(row)))

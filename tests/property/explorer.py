@@ -29,13 +29,15 @@ MOVES: Final[Sequence[Move]] = [
     *[hands.deliver] * 4,
     *[hands.work] * 4,
     *[clerk.journal] * 2,
+    *[clerk.decision] * 2,
     *[clerk.ring_lost] * 2,
-    *[clerk.pass_time, clerk.sweep, clerk.decision, clerk.signal, clerk.apply_rows, clerk.tend],
-    *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.control, clerk.wipe],
+    *[clerk.pass_time, clerk.sweep, clerk.signal, clerk.apply_rows, clerk.tend, clerk.answer],
+    *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.wipe],
+    *[clerk.control] * 2,
 ]
 SETTLING: Final[Sequence[Move]] = [
     *[clerk.resume, clerk.journal, clerk.sweep, clerk.ring_lost, clerk.decision, clerk.signal, clerk.apply_rows],
-    *[clerk.tend, clerk.pass_time],
+    *[clerk.tend, clerk.answer, clerk.pass_time],
 ]
 ALLOWED: Final = frozenset((source, target) for (source, _), target in STEP_TRANSITIONS.items())
 RUNS: Final = ("SUCCEEDED", "FAILED", "QUARANTINED")
@@ -60,7 +62,11 @@ def make_play(draw: Draw) -> Play:
     nodes: list[Node] = []
     for index in range(1 + draw(7)):
         nodes.append(_node("abcdefg"[index], nodes, draw))
-    return play_of(_undoing(nodes, draw), reference.THRESHOLD - 2 + 5 * draw(2), undone=draw(4) == 0)
+    return play_of(
+        _undoing([_asking(node, draw) for node in nodes], draw),
+        reference.THRESHOLD - 2 + 5 * draw(2),
+        undone=draw(4) == 0,
+    )
 
 
 def play_of(nodes: Sequence[Node], n: int, *, undone: bool = False) -> Play:
@@ -70,13 +76,19 @@ def play_of(nodes: Sequence[Node], n: int, *, undone: bool = False) -> Play:
     return Play(nodes=nodes, n=n, plan=plan, judge=nodes, undone=undone)
 
 
+def _asking(node: Node, draw: Draw) -> Node:
+    """A step that does something may ask what to do when it fails."""
+    idle = node.approval or node.waits or node.signal or node.lenient
+    return node if idle or draw(3) else replace(node, asks=True, ends="FAILED" if draw(2) else node.ends)
+
+
 def _undoing(nodes: Sequence[Node], draw: Draw) -> Sequence[Node]:
     """In half of the graphs most steps that do something can be undone, and some have the run undone."""
     if draw(2):
         return nodes
     plain = {node.name for node in nodes if not (node.approval or node.waits or node.signal) and draw(4)}
-    asks = {node.name for node in nodes if plain and not node.lenient and draw(2)}
-    return [replace(node, undo=node.name in plain, undoing=node.name in asks) for node in nodes]
+    ends = {node.name for node in nodes if plain and not (node.lenient or node.asks) and draw(2)}
+    return [replace(node, undo=node.name in plain, undoing=node.name in ends) for node in nodes]
 
 
 def _node(name: str, nodes: Sequence[Node], draw: Draw) -> Node:
@@ -220,6 +232,7 @@ def _settled(world: World) -> bool:
 def check(world: World, play: Play) -> None:
     """What must hold at the end of every history."""
     ledger = world.ledger
+    play = replace(play, judge=[answered(node, ledger.outcomes.get(node.name)) for node in play.judge])
     races = {node.name: _race(node, ledger.outcomes.get(node.name)) for node in play.judge if node.open_end}
     expected = reference.expected(play.judge, play.n, races)
     if ledger.state is RunState.SUCCEEDED:
@@ -236,7 +249,7 @@ def check(world: World, play: Play) -> None:
             continue
         assert row.state.value in (expected.states[step], StepState.CANCELLED.value), f"{step} ended otherwise"
     assert {step for step in world.ran if not step.startswith(UNDO)} <= _may_run(play), "a dead path ran"
-    check_undone(world, play.nodes, undone=play.undone)
+    check_undone(world, play.judge, undone=play.undone)
     assert world.board.moves - ALLOWED == frozenset(), f"not in the table: {world.board.moves - ALLOWED}"
     _check_order(world, play)
     _check_waits(world)
@@ -244,6 +257,15 @@ def check(world: World, play: Play) -> None:
     _check_signals(world, play)
     _check_nothing_is_left(world)
     _count(world, play)
+
+
+def answered(node: Node, row: OutcomeRow | None) -> Node:
+    """A step that asked, as somebody has answered."""
+    said = None if row is None else row.error
+    answer = "" if said is None else said.get("answer", "")
+    survived, undoing = node.lenient or answer == "skip", node.undoing or answer == "compensate"
+    ends = "FAILED" if node.asks and node.ends == "QUARANTINED" else node.ends
+    return replace(node, lenient=survived, undoing=undoing, ends=ends)
 
 
 def _may_run(play: Play) -> set[str]:

@@ -8,15 +8,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from convergio.graphflow import decide, draft, shortcut
+from convergio.graphflow import asking, decide, draft, shortcut
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
 from convergio.graphflow.decision import START, Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.flow import values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import StepState
 from convergio.graphflow.model.workflow import UNDO
+from tests.property.reference import Node
 from tests.property.undone import check_may_undo
 from tests.property.world import LIST, REF, Body, Drainer, World
 
@@ -64,7 +66,7 @@ def _check_may_run(world: World, step: str) -> None:
     join, resolved = world.nodes[step], 0
     for edge in world.plan.workflow.steps[step].needs:
         state, node = world.word(edge.step).state, world.nodes[edge.step]
-        ended = state is StepState.SUCCEEDED or (node.lenient and state in decide.BROKEN)
+        ended = state is StepState.SUCCEEDED or (_is_survived(world, node) and state in decide.BROKEN)
         resolved += ended or (state is StepState.SKIPPED and join.join[0] in ("all", "tolerate"))
         if (node.durable or node.approval) and state is StepState.SUCCEEDED:
             assert edge.step in world.ledger.outcomes, f"{step} runs before SQL has {edge.step}"
@@ -72,6 +74,12 @@ def _check_may_run(world: World, step: str) -> None:
     assert (join.waits, join.signal, join.child) == (0, "", False), f"{step} only waits, and a worker has it"
     world.met["a join runs before all its needs are resolved"] += resolved < len(join.needs)
     world.ran.add(step)
+
+
+def _is_survived(world: World, node: Node) -> bool:
+    """Whether the run goes on without the step."""
+    kept: Any = json.loads(world.values().get(fields.output(node.name), "null"))
+    return node.lenient or (node.asks and values.is_map(kept) and kept.get("answer") == "skip")
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -145,11 +153,27 @@ def _run(world: World, body: Body) -> None:
 
 def _finish(world: World, body: Body) -> None:
     node, attempt = world.nodes[body.held.step], body.held.attempt
+    if node.asks and node.ends != "SUCCEEDED":
+        _ask(world, body)
+        return
     if node.ends == "SUCCEEDED":
         body.outcome = Outcome(state=StepState.SUCCEEDED, output=node.result, attempt=attempt)
     else:
         body.outcome = Outcome.failed(errors.Permanent("no"), attempt=attempt)
     _hand_over(world, body)
+
+
+def _ask(world: World, body: Body) -> None:
+    """The step has failed for good, and nobody has said what to do."""
+    error, held = errors.Permanent("no").as_dict(), body.held
+    data = json.dumps({"error": error, "attempt": held.attempt})
+    detail, kind = asking.detail_of(error), asking.ASKED
+    world.met["a step asks"] += 1
+    try:
+        world.board.park(held, on="SIGNAL", delay_ms=None, attempt=held.attempt, kind=kind, data=data, detail=detail)
+    except errors.StaleFence:
+        _check_stale(world, body)
+    _leave(world, body)
 
 
 def _hand_over(world: World, body: Body) -> None:

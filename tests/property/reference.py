@@ -83,6 +83,8 @@ class Node:
     lenient: bool = False
     """its failure does not end the run"""
     ok: bool = True
+    asks: bool = False
+    """its failure is a question"""
     undo: bool = False
     """it can be undone"""
     undoing: bool = False
@@ -170,8 +172,8 @@ def _state(node: Node, ends: str, states: Mapping[str, str], results: Mapping[st
 
 
 def undo_of(node: Node) -> Node:
-    """The step that undoes this one. It ends as its own ends, or not well for one that needs two attempts."""
-    ends = "FAILED" if node.flaky == 2 else "SUCCEEDED"
+    """The step that undoes this one. It does not end well for one that is not ok."""
+    ends = "SUCCEEDED" if node.ok else "FAILED"
     return Node(name=f"undo:{node.name}", durable=True, flaky=min(1, node.flaky), ends=ends)
 
 
@@ -186,13 +188,19 @@ def document(nodes: Sequence[Node], *, undone: bool = False) -> dict[str, Any]:
     }
 
 
+def _on_failure(node: Node) -> str:
+    if node.lenient:
+        return "continue"
+    return "ask" if node.asks else "compensate" if node.undoing else "fail"
+
+
 def _step(node: Node) -> dict[str, Any]:
     policy, count = node.join
     made: dict[str, Any] = {
         "needs": [name if when is None else {"step": name, "when": when.cel} for name, when in node.needs],
         "join": {policy: count} if policy in ("quorum", "tolerate") else policy,
         "when": None if node.when is None else node.when.cel,
-        "on_failure": "continue" if node.lenient else "compensate" if node.undoing else "fail",
+        "on_failure": _on_failure(node),
     }
     if node.undo:
         made["compensate"] = {"task": "play.undo", "retry": undo_of(node).flaky}
