@@ -15,7 +15,7 @@ from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.engine.canaries import Canaries
-from convergio.graphflow.engine.children import Children
+from convergio.graphflow.engine.children import BATCH, Children
 from convergio.graphflow.engine.journaler import Journaler
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.rebuild import Rebuilder
@@ -138,6 +138,6 @@ class Service:
         """Children: at once when the journaler has news of them, and now and then in case nobody heard of it."""
         told = self.children.news.wait(CLERK_INTERVAL)
         self.children.news.clear()
-        if told or self.sweeper_lease.holds():
-            self.children.tend()
+        if (told or self.sweeper_lease.holds()) and self.children.tend() == BATCH:
+            self.children.news.set()  # there may be more than one look takes
         return 0.0

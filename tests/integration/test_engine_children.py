@@ -71,13 +71,12 @@ def test_it_waits_without_a_slot_and_without_a_message(stage: Stage) -> None:
 
 
 def test_a_grandchild_has_the_definition_that_was_pinned_at_the_top(stage: Stage) -> None:
-    ref = stage.submit(families.MIDDLE, {"n": 4})
-    turn(stage)
-    child = child_of(ref, "below", 1)
-    assert stage.row(ref).pins == {"leaf": families.LEAF.digest}
-    assert stage.row(child).digest == families.LEAF.digest
+    ref, child = begun(stage, families.parent("middle"))
+    assert stage.row(ref).pins == {"middle": families.MIDDLE.digest, "leaf": families.LEAF.digest}
     turns(stage)
-    assert stage.row(ref).output == {"value": 4}
+    grandchild = stage.row(child_of(child, "below", 1))
+    assert (grandchild.digest, grandchild.depth) == (families.LEAF.digest, 2)
+    assert stage.row(ref).output == {"got": {"value": 3}, "said": {"value": 3}}
 
 
 # --- what cannot be started -------------------------------------------------------------------------------------------

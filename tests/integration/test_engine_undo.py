@@ -118,6 +118,21 @@ def test_a_wiped_board_undoes_nothing_twice_and_forgets_nothing(stage: Stage, mo
     assert undone(stage, ref) == ["undo:hotel", "undo:flight"]
 
 
+def test_an_undo_that_runs_while_the_board_is_wiped_is_not_run_twice(stage: Stage) -> None:
+    ref = stage.submit(trip())
+    stage.answer_all()
+    stage.journal()
+    claim = stage.claim(ref, "undo:hotel")
+    stage.wipe()
+    stage.rebuild()
+    stage.worker.meet_new_board()
+    assert stage.word(ref, "undo:hotel").state is StepState.RUNNING
+    stage.worker.steps.succeed(claim, "undone")
+    turns(stage)
+    assert undone(stage, ref) == ["undo:hotel", "undo:flight"]
+    assert stage.outcomes(ref)["undo:hotel"].output == "undone"
+
+
 def test_a_killed_workers_undo_runs_again(stage: Stage) -> None:
     ref = stage.submit(trip())
     stage.answer_all()

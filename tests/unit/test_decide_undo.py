@@ -39,9 +39,10 @@ def failed(plan: Plan) -> Run:
 def test_what_succeeded_is_undone_the_last_first_when_sql_knows() -> None:
     run = failed(trip())
     assert run.state == "COMPENSATING"
-    assert run.rings_of("undo:hotel") == [], "SQL does not know yet"
     assert run.events[-1].kind == "run.compensating"
     assert run.events[-1].park
+    run.settle(arrived("hotel"), arrived("pay"))
+    assert run.rings_of("undo:hotel") == [], "SQL does not know yet"
     run.release("undo:")
     assert (run.rings_of("undo:hotel"), run.rings_of("undo:flight")) == (["1.1"], [])
     run.arrive("undo:hotel")
