@@ -89,7 +89,7 @@ def test_an_ended_child_is_told_of_until_its_step_has_an_outcome_then_settled(jo
         PARENT,
         1,
     )
-    outcome = {"state": "SUCCEEDED", "output": {"n": 1}, "error": None, "attempt": 1, "tokens": 0}
+    outcome: dict[str, Any] = {"state": "SUCCEEDED", "output": {"n": 1}, "error": None, "attempt": 1, "tokens": 0}
     books.tell("step.succeeded", "call", **outcome, started_ms=None, finished_ms=None, worker=None, rows={})
     assert books.due() == [(CHILD.run, True, RunState.SUCCEEDED)]
     books.children.settle([CHILD.run])
