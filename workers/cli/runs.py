@@ -232,17 +232,18 @@ def cancel(session: Session, run: str, reason: str) -> int:
 @click.argument("name")
 @click.option("--approve", "decision", flag_value="approve", help="Approve.")
 @click.option("--reject", "decision", flag_value="reject", help="Reject.")
-@click.option(
-    "--answer", "decision", type=click.Choice(["retry", "skip", "fail", "compensate"]), help="To a step that asks."
-)
+@click.option("--answer", type=click.Choice(["retry", "skip", "fail", "compensate"]), help="To a step that asks.")
 @click.option("--reason", default="", help="Why; kept with the decision.")
 @click.option("--data", default="", help="What the signal says: a JSON object.")
 @with_session
-def signal(session: Session, run: str, name: str, decision: str | None, reason: str, data: str) -> int:
+def signal(
+    session: Session, run: str, name: str, decision: str | None, answer: str | None, reason: str, data: str
+) -> int:
     """Give an approval its decision, a failed step its answer, a waiting one its signal. NAME: the step, or signal."""
     from convergio.workers.cli.given import an_object
 
     facts = an_object(data, what="--data") if data else {}
+    decision = decision or answer
     if decision is None and not data:
         raise click.UsageError("say --approve, --reject or --answer, or --data with what the signal says")
     facts |= {"decision": decision} if decision else {}
