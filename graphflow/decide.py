@@ -11,8 +11,9 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import START, Decision, Entry, Event, Ring, Unloaded, View
+from convergio.graphflow.decision import START, Decision, Entry, Unloaded, View
 from convergio.graphflow.draft import AHEAD, LIVE, Full, of_target
 from convergio.graphflow.flow import expressions, inputs
 from convergio.graphflow.flow.plan import OutEdge, Plan
@@ -20,8 +21,9 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import OnFailure, StepKind
-from convergio.graphflow.waiting import QUEUE, Waiting
+from convergio.graphflow.model.workflow import UNDO, OnFailure, StepKind
+from convergio.graphflow.nested import LEFT, attempt_of
+from convergio.graphflow.undoing import Undoing
 
 BUDGET: Final = 400
 """Writes after which a decision ends; a COMMIT has at most 500 items."""
@@ -51,12 +53,12 @@ def decide(
 def wanted(plan: Plan, step: str) -> list[str]:
     """The fields that deciding the arrival of `step` nearly always needs: read with it, they save a round trip."""
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
-    for edge in plan.successors[step][:AHEAD]:
+    for edge in plan.successors.get(step, ())[:AHEAD]:
         names += of_target(plan, edge.target)
     return names
 
 
-class _Semantics(Waiting):
+class _Semantics(Undoing):
     """What each entry means."""
 
     def run(self, entries: Sequence[Entry]) -> Decision:
@@ -86,20 +88,16 @@ class _Semantics(Waiting):
                 self.signal(entry)
             case "timer":
                 self.timer(entry)
-            case "pause":
-                self.pause(entry)
-            case "resume":
-                self.resume(entry)
-            case "shelve":
-                self.shelve(entry)
-            case "rung":
-                self.ring_on(entry)
+            case "child":
+                self.child(entry)
+            case "pause" | "resume" | "shelve" | "rung":
+                self.hold(entry)
             case "cancel":
                 self.cancel(entry)
             case "quarantine":
                 self.quarantine(entry)
             case "end":
-                self.wind_up(RunState(entry["state"]), entry["error"])
+                self.wind_up(RunState(entry["state"]), entry["error"], undo=bool(entry.get("undo")))
             case other:
                 self.tell("entry.unknown", data={"t": str(other)})
 
@@ -120,10 +118,11 @@ class _Semantics(Waiting):
 
         The cursor makes it once, even over several decisions.
         """
-        done = self.get(fields.cursor(step))
-        if done == DONE:
+        if self.get(fields.STATE) == RunState.COMPENSATING:
+            self.undo_on()
             return
-        if self.ended():
+        done = self.get(fields.cursor(step))
+        if done == DONE or self.ended():
             return
         word = self.word(step)
         if word.state not in FOLLOWED and not self.shrugged(step, word):
@@ -145,7 +144,9 @@ class _Semantics(Waiting):
 
     def shrugged(self, step: str, word: fields.Word) -> bool:
         """Whether the step ended badly and the run goes on all the same, with null as its result."""
-        return word.state in BROKEN and self.plan.workflow.steps[step].on_failure is OnFailure.CONTINUE
+        if word.state not in BROKEN:
+            return False
+        return self.plan.workflow.steps[step].on_failure is OnFailure.CONTINUE or self.answer_to(step) == Answer.SKIP
 
     def stopped(self, step: str, word: fields.Word) -> None:
         """The step ended badly, and the run with it. One that was withdrawn is no reason: it only follows from one."""
@@ -153,7 +154,7 @@ class _Semantics(Waiting):
             return
         self.put(fields.cursor(step), DONE)
         if word.state is not StepState.CANCELLED:
-            self.end(RunState.FAILED, self.reason(step, word))
+            self.end(RunState.FAILED, self.reason(step, word), undo=self.undoes(step))
 
     def reason(self, step: str, word: fields.Word) -> dict[str, Any]:
         error = json.loads(self.get(fields.output(step)) or "{}")
@@ -193,6 +194,8 @@ class _Semantics(Waiting):
             self.skip(step)
         elif self.plan.workflow.steps[step].kind is StepKind.WAIT:
             self.wait(self.plan.workflow.steps[step])
+        elif self.plan.workflow.steps[step].kind is StepKind.WORKFLOW:
+            self.want_child(self.plan.workflow.steps[step])
         else:
             self.fire(step, fresh)
 
@@ -202,36 +205,31 @@ class _Semantics(Waiting):
 
     # --- transitions of a step ------------------------------------------------------------------------------------
 
-    def fire(self, step: str, fresh: bool) -> None:
-        concurrency = self.plan.workflow.steps[step].concurrency
-        if concurrency is not None and self.word(step).state is not StepState.READY:
-            self.queue_up(step, concurrency)
-            return
-        count = int(self.get(fields.rings(step)) or 0) + 1
-        ring = f"{self.epoch}.{count}"
-        self.put(fields.rings(step), str(count))
-        self.put(fields.state(step), fields.ready(ring))
-        if self.plan.references[step] and count == 1 and concurrency is None:
-            self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
-        if self.get(fields.STATE) == RunState.RUNNING:
-            self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
-        self.made.events.append(Event(kind="step.ready", step=step, journal=False))
-        patience = self.plan.workflow.steps[step].queue_timeout
-        if patience is not None and count == 1:
-            self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
-
     def quarantine(self, entry: Entry) -> None:
         step = entry["step"]
-        if self.ended() or self.get(fields.state(step)) != entry["was"]:
+        undoing = step.startswith(UNDO) and self.get(fields.STATE) == RunState.COMPENSATING
+        if (self.ended() and not undoing) or self.get(fields.state(step)) != entry["was"]:
             return
         self.room()
         word = self.word(step)
         if word.state is StepState.RUNNING:
             self.made.leases.append((step, word.rest))
         error = errors.Quarantined(entry["reason"], hint="look at the worker's log, then start the run again").as_dict()
-        self.conclude(step, Outcome(state=StepState.QUARANTINED, error=error))
+        self.give_up(self.plan.steps[step], Outcome(state=StepState.QUARANTINED, error=error))
 
     # --- pausing --------------------------------------------------------------------------------------------------
+
+    def hold(self, entry: Entry) -> None:
+        """What is about a run that is paused, or goes on."""
+        match entry["t"]:
+            case "pause":
+                self.pause(entry)
+            case "resume":
+                self.resume(entry)
+            case "shelve":
+                self.shelve(entry)
+            case _:
+                self.ring_on(entry)
 
     def pause(self, entry: Entry) -> None:
         """From now on nothing is rung, and nobody can claim. What runs goes on, and its outcomes are recorded."""
@@ -274,22 +272,33 @@ class _Semantics(Waiting):
     # --- the run's end --------------------------------------------------------------------------------------------
 
     def cancel(self, entry: Entry) -> None:
-        if not self.ended():
-            by, reason = entry.get("by", ""), entry.get("reason", "")
-            self.end(RunState.CANCELLED, errors.RunCancelled(f"cancelled by {by}: {reason}").as_dict())
+        undoing = self.get(fields.STATE) == RunState.COMPENSATING and not self.get(fields.STOP)
+        if self.ended() and not (undoing and json.loads(self.get(fields.UNDO))["state"] == RunState.FAILED):
+            return
+        by, reason = entry.get("by", ""), entry.get("reason", "")
+        error = errors.RunCancelled(f"cancelled by {by}: {reason}")
+        self.end(RunState.CANCELLED, error.as_dict(), undo=not undoing and self.undoes())
 
-    def end(self, state: RunState, error: Mapping[str, Any]) -> None:
+    def end(self, state: RunState, error: Mapping[str, Any], *, undo: bool = False) -> None:
         """End the run early. First, alone, the mark that stops all claims; then what is live is withdrawn in peace."""
         self.flush = True
         self.put(fields.STOP, state)
-        self.queue.append({"t": "end", "state": state.value, "error": error})
+        self.queue.append({"t": "end", "state": state.value, "error": error, "undo": undo})
 
-    def wind_up(self, state: RunState, error: Mapping[str, Any]) -> None:
-        if self.get(fields.STATE) not in LIVE:
+    def wind_up(self, state: RunState, error: Mapping[str, Any], *, undo: bool) -> None:
+        undoing = self.get(fields.STATE) == RunState.COMPENSATING
+        if self.get(fields.STATE) not in LIVE and not (undoing and self.get(fields.STOP)):
             return
         for step in self.live():
             self.room()
             self.withdraw(step)
+        if undo:
+            self.room()
+            self.begin_undo(state, error)
+            return
+        if undoing:
+            self.finish(state, output="", error=self.undone(error))
+            return
         self.finish(state, output="", error=json.dumps(error, ensure_ascii=False, separators=(",", ":")))
 
     def live(self) -> list[str]:
@@ -307,6 +316,8 @@ class _Semantics(Waiting):
         if word.blocked_on is not None:
             self.made.timers.append((step, word.blocked_on, None))
         self.let_go(step)
+        if word.blocked_on is BlockedOn.CHILD:
+            self.tell(LEFT, step, {"attempt": attempt_of(word)})
         self.put(fields.state(step), StepState.CANCELLED.value)
         self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())
 
@@ -314,7 +325,7 @@ class _Semantics(Waiting):
         try:
             output = self.run_output()
         except errors.ConvergioError as error:
-            self.end(RunState.FAILED, error.as_dict())
+            self.end(RunState.FAILED, error.as_dict(), undo=self.undoes())
             return
         self.finish(RunState.SUCCEEDED, output=output, error="")
 
@@ -322,11 +333,3 @@ class _Semantics(Waiting):
         names = self.names(inputs.output_references(self.plan), given=self.plan.workflow.output is not None)
         value = inputs.run_output(self.plan, names)
         return "" if value is None else encode_payload(value, what="the run's output")
-
-    def finish(self, state: RunState, *, output: str, error: str) -> None:
-        self.room()
-        self.put(fields.STATE, state)
-        self.made.writes["@output"] = ("", output)
-        self.made.writes["@error"] = ("", error)
-        data = f'{{"state":"{state}","output":{output or "null"},"error":{error or "null"}}}'
-        self.made.events.append(Event(kind=f"run.{state.lower()}", data=data, park=True))

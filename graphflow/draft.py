@@ -32,7 +32,7 @@ def kept(step: Step, outcome: Ended) -> Any:
     """What the board keeps of an outcome: the output or the error. An error that nobody minds reads as null."""
     if outcome.error is None:
         return outcome.output
-    return outcome.error if step.on_failure is OnFailure.FAIL else None
+    return None if step.on_failure is OnFailure.CONTINUE else outcome.error
 
 
 def of_target(plan: Plan, step: str) -> list[str]:
@@ -117,7 +117,7 @@ class Draft:
 
     def let_go(self, step: str) -> None:
         """A step that ends, or is put aside, needs its concurrency key no more."""
-        if self.plan.workflow.steps[step].concurrency is None:
+        if self.plan.steps[step].concurrency is None:
             return
         word = self.word(step)
         if word.state in (StepState.READY, StepState.RUNNING) or word.blocked_on is BlockedOn.LIMIT:
@@ -125,7 +125,7 @@ class Draft:
 
     def keep(self, step: str, outcome: Outcome) -> None:
         """The output or the error, where successors and readers find it."""
-        result = kept(self.plan.workflow.steps[step], outcome)
+        result = kept(self.plan.steps[step], outcome)
         if result is not None:
             text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
             self.made.writes[fields.output(step)] = ("", text)
@@ -135,3 +135,12 @@ class Draft:
 
     def fail(self, step: str, error: errors.ConvergioError) -> None:
         self.conclude(step, Outcome.failed(error))
+
+    def finish(self, state: RunState, *, output: str, error: str) -> None:
+        """The run has ended; its readers hear of it when SQL knows."""
+        self.room()
+        self.put(fields.STATE, state)
+        self.made.writes["@output"] = ("", output)
+        self.made.writes["@error"] = ("", error)
+        data = f'{{"state":"{state}","output":{output or "null"},"error":{error or "null"}}}'
+        self.made.events.append(Event(kind=f"run.{state.lower()}", data=data, park=True))

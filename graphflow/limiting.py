@@ -13,7 +13,7 @@ from convergio.graphflow.decision import ASK, Entry, Event
 from convergio.graphflow.draft import Draft
 from convergio.graphflow.flow import expressions
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.states import BlockedOn, RunState
+from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Concurrency
 
 LONGEST_KEY: Final = 200
@@ -26,6 +26,7 @@ class Limited(Draft):
     def queue_up(self, step: str, concurrency: Concurrency) -> None:
         """The step may run as soon as its key is granted; while its run is paused it does not even ask."""
         if self.word(step).blocked_on is not BlockedOn.LIMIT:
+            first = self.word(step).state is StepState.WAITING  # not when somebody has said: once more
             try:
                 key = self.key_of(concurrency)
             except errors.ExpressionFailed as error:
@@ -34,7 +35,7 @@ class Limited(Draft):
             self.put(fields.key(step), key)
             ring = f"{self.epoch}.{self.get(fields.rings(step)) or 0}"
             self.put(fields.state(step), fields.limited(self.now_ms, ring))
-            if self.plan.references[step]:
+            if self.plan.references[step] and first:
                 self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
             self.made.events.append(Event(kind="step.limited", step=step, journal=False))
         if self.get(fields.STATE) == RunState.RUNNING:

@@ -30,8 +30,10 @@ class Follower:
 
 def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     """Whom the success of `step` moves, without a decision. None: that needs one."""
-    edges = plan.successors[step]
     steps = plan.workflow.steps
+    if step not in steps:
+        return None
+    edges = plan.successors[step]
     if steps[step].durability is Durability.STEP or steps[step].concurrency is not None or len(edges) > WIDEST:
         return None
     if not all(edge.when is None and _simple(plan, steps[edge.target]) for edge in edges):
@@ -43,5 +45,5 @@ def _simple(plan: Plan, step: Step) -> bool:
     """Whether one edge taken does no more to the step than to count it, or to ring it."""
     if plan.indegree[step.name] > 1:
         return step.when is None and step.join.kind is JoinKind.ALL
-    rung = step.kind is not StepKind.WAIT and step.queue_timeout is None and step.concurrency is None
-    return step.when is None and rung
+    rung = step.kind not in (StepKind.WAIT, StepKind.WORKFLOW) and step.queue_timeout is None
+    return step.when is None and rung and step.concurrency is None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import Final
 
+from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import Entry
+from convergio.graphflow.decision import Entry, Event, Ring
 from convergio.graphflow.flow import expressions
-from convergio.graphflow.limiting import Limited
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import Step, StepKind
+from convergio.graphflow.model.workflow import OnFailure, Step, StepKind
+from convergio.graphflow.nested import Nested, attempt_of
 
 TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
 """What a step waits for with a timer; it runs again then."""
@@ -23,16 +24,40 @@ OPEN: Final = (StepState.WAITING, StepState.READY, StepState.RUNNING)
 QUEUE: Final = "QUEUE"
 """The timer of a READY step that no worker takes; it is blocked on nothing."""
 
-VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL)
+VERDICTS: Final = (QUEUE, BlockedOn.TIMER, BlockedOn.SIGNAL, BlockedOn.CHILD)
 """Timers that are entries of the inbox when they are due; the others ring their step."""
+
+
+def is_verdict(step: Step, on: str) -> bool:
+    """Whether what a timer of the step means is decided, when it is due; else it rings the step."""
+    return on in VERDICTS or step.kind is StepKind.WORKFLOW
 
 
 BY_SIGNAL: Final = "signal:"
 """Begins what stands for the worker in the outcome of a wait: the rest is the id of the signal that ended it."""
 
 
-class Waiting(Limited):
+class Waiting(Nested):
     """What time and signals mean."""
+
+    def fire(self, step: str, fresh: bool) -> None:
+        """The step becomes READY, and is rung unless its run is paused. With a concurrency key it gets in line."""
+        concurrency = self.plan.steps[step].concurrency
+        if concurrency is not None and self.word(step).state is not StepState.READY:
+            self.queue_up(step, concurrency)
+            return
+        count = int(self.get(fields.rings(step)) or 0) + 1
+        ring = f"{self.epoch}.{count}"
+        self.put(fields.rings(step), str(count))
+        self.put(fields.state(step), fields.ready(ring))
+        if self.plan.references[step] and count == 1 and concurrency is None:
+            self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
+        if self.get(fields.STATE) != RunState.PAUSED:
+            self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
+        self.made.events.append(Event(kind="step.ready", step=step, journal=False))
+        patience = self.plan.steps[step].queue_timeout
+        if patience is not None and count == 1:
+            self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
 
     def wait(self, step: Step) -> None:
         """A `wait` step needs no worker: it is blocked until its time, or until a signal that may have come before."""
@@ -68,9 +93,14 @@ class Waiting(Limited):
         self.room()
         if on == QUEUE and self.is_patient(step, entry["was"]):
             return
-        if not self.ended() and self.get(fields.state(step)) == entry["was"]:
-            definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
-            if on == BlockedOn.TIMER:
+        definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
+        due = not self.ended() and self.get(fields.state(step)) == entry["was"]
+        if due or definition.kind is not StepKind.WORKFLOW:  # the next child may have a timer of the same name
+            self.made.timers.append((step, on, None))
+        if due:
+            if definition.kind is StepKind.WORKFLOW:
+                self.child_time(definition, self.word(step))
+            elif on == BlockedOn.TIMER:
                 self.conclude(step, Outcome(state=StepState.SUCCEEDED, started_ms=since))
             elif on == BlockedOn.SIGNAL:
                 said = f"no signal '{definition.spec['signal']}' came within {definition.timeout:g} s"
@@ -78,8 +108,14 @@ class Waiting(Limited):
             else:
                 said = f"no worker of queue '{definition.queue}' took the step within {definition.queue_timeout:g} s"
                 hint = f"start one: convergio worker --queues {definition.queue}"
-                self.fail(step, errors.StepTimeout(said, hint=hint))
-        self.made.timers.append((step, on, None))
+                self.give_up(definition, Outcome.failed(errors.StepTimeout(said, hint=hint)))
+
+    def child_time(self, step: Step, word: fields.Word) -> None:
+        """The time of a step that is a run: its child takes too long, or the next attempt may begin."""
+        if word.blocked_on is BlockedOn.CHILD:
+            self.child_late(step, word)
+        else:
+            self.want_child(step, attempt_of(word))
 
     def is_patient(self, step: str, was: str) -> bool:
         """Whether the queue's timer of the step says nothing now. What it will say, if anything, is arranged here."""
@@ -101,7 +137,11 @@ class Waiting(Limited):
         waiters = self.plan.waiters.get(name, ())
         words = {step: self.word(step) for step in waiters}
         blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
-        coming = [step for step, word in words.items() if word.state in OPEN or word.blocked_on in TIMED]
+        coming = [
+            step
+            for step, word in words.items()
+            if not self.is_asking(step) and (word.state in OPEN or word.blocked_on in TIMED)
+        ]
         how = "late"
         if self.ended() or self.get(fields.used(entry["id"])):
             blocked = []
@@ -116,6 +156,8 @@ class Waiting(Limited):
             known = [line for line in self.get(fields.early(name)).split("\n") if line]
             if all(json.loads(line)["id"] != entry["id"] for line in known):
                 self.put(fields.early(name), "\n".join([*known, json.dumps(entry, ensure_ascii=False)]))
+        elif any(map(self.is_asking, waiters)):
+            self.put(fields.used(entry["id"]), "x")  # told once more, it must not answer a later question
         for step in blocked or [name]:
             self.tell("signal.applied", step, {"id": entry["id"], "name": name, "how": how})
 
@@ -130,13 +172,28 @@ class Waiting(Limited):
         if since_ms is None:
             self.tell("signal.applied", step, {"id": entry["id"], "name": entry["name"], "how": "applied"})
 
+    def answered(self, step: Step, word: fields.Word, entry: Entry) -> None:
+        """Somebody has said what to do about a step that has failed."""
+        if entry["data"].get("decision") != Answer.RETRY:
+            self.settle_for(step, word, entry)
+            return
+        attempt = self.once_more(step, entry)
+        if step.kind is StepKind.WORKFLOW:
+            self.want_child(step, attempt)
+        else:
+            self.fire(step.name, fresh=False)
+
     def answer(self, step: str, word: fields.Word, entry: Entry) -> None:
         """What the signal does to a step that waits for it.
 
         An approval's outcome is parked: nothing follows from it before it is in SQL, its durability is `step`.
         """
-        data = entry["data"]
-        if self.plan.workflow.steps[step].kind is StepKind.WAIT:
+        data, definition = entry["data"], self.plan.workflow.steps[step]
+        if definition.on_failure is OnFailure.ASK:
+            self.put(fields.used(entry["id"]), "x")
+            self.answered(definition, word, entry)
+            return
+        if definition.kind is StepKind.WAIT:
             self.made.timers.append((step, BlockedOn.SIGNAL, None))
             self.signalled(step, entry, word.since_ms)
             return

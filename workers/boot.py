@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 import socket
@@ -175,8 +176,8 @@ def history(settings: Settings) -> History:
     return History(database(settings))
 
 
-def entrance(settings: Settings, shared: Core | None = None) -> Entrance:
-    """The doors: submit, signal, cancel."""
+def entrance(settings: Settings, shared: Core | None = None, known: Callable[[], Catalog] | None = None) -> Entrance:
+    """The doors: submit, signal, cancel. `known`: the catalog, which is read when a step wants another workflow."""
     from convergio.graphflow.engine.drain import Drain
     from convergio.graphflow.engine.plans import Plans
     from convergio.graphflow.engine.starter import Starter
@@ -193,7 +194,10 @@ def entrance(settings: Settings, shared: Core | None = None) -> Entrance:
     starter = Starter(parts.link, plans, drain, parts.nonces, past)
     blobs = Blobs(rows, limit=settings.blob_limit)
     limit = pressure(settings, parts.link)
-    return Entrance(parts.link, Doors(rows), starter, drain, parts.nonces, blobs, limit)
+    read = functools.cache(known or (lambda: catalog(settings)))
+    return Entrance(
+        parts.link, Doors(rows), starter, drain, parts.nonces, blobs, limit, find=lambda name: read().get(name)
+    )
 
 
 def worker(settings: Settings, *, name: str | None = None) -> WorkerProcess:
@@ -212,12 +216,16 @@ def worker_name() -> str:
 def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -> Service:
     """The service process: journaler and sweeper."""
     from convergio.graphflow.engine.canaries import Canaries
+    from convergio.graphflow.engine.children import Children
     from convergio.graphflow.engine.journaler import Journaler
     from convergio.graphflow.engine.leader import Leader
     from convergio.graphflow.engine.rebuild import Rebuilder
     from convergio.graphflow.engine.starter import Starter
     from convergio.graphflow.engine.sweeper import Sweeper
+    from convergio.graphflow.journal.blobs import Blobs
     from convergio.graphflow.journal.boards import Boards
+    from convergio.graphflow.journal.children import Children as ChildRows
+    from convergio.graphflow.journal.doors import Doors
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.journal.writer import Writer
     from convergio.tasks.agents.tables import MODEL_CALLS, model_calls
@@ -230,10 +238,19 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     parts = core(settings, past)
     callers = Callers(parts.app, parts.link, past)
     finished: Finished = callers.finished
-    journaler = Journaler(
-        parts.link, boards, writer, parts.drain, parts.nonces, finished=finished, decided=callers.decided
-    )
     starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces, past)
+    blobs = Blobs(rows, limit=settings.blob_limit)
+    children = Children(parts.link, ChildRows(rows), Doors(rows), past, starter, parts.drain, parts.nonces, blobs)
+    journaler = Journaler(
+        parts.link,
+        boards,
+        writer,
+        parts.drain,
+        parts.nonces,
+        finished=finished,
+        decided=callers.decided,
+        children=children.news.set,
+    )
     name = f"{worker_name()}-service"
     limit = pressure(settings, parts.link)
     sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces, limit)
@@ -241,6 +258,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
         link=parts.link,
         journaler=journaler,
         sweeper=sweeper,
+        children=children,
         canaries=Canaries(parts.link, parts.ringer.bell, sweeper, parts.nonces),
         rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans, Leader(parts.link, "rebuilder", name)),
         name=name,

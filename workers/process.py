@@ -128,7 +128,7 @@ class WorkerProcess:
         """Threads, loop and connections: made in the process that runs the bodies, so after a fork."""
         self.core = core
         self.agents = boot.agents(self.settings)
-        self.entrance = boot.entrance(self.settings, core)
+        self.entrance = boot.entrance(self.settings, core, lambda: self.catalog)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
         self.steps = Steps(
             core.link,

@@ -1,6 +1,6 @@
-"""The service process: journaler, sweeper and the sweeper's clerk, who reads SQL; leaders by lease.
+"""The service process: journaler, sweeper and those who read SQL for it, clerk and nurse; leaders by lease.
 
-The clerk is apart, as a sweep must not wait for a database that does not answer.
+They are apart, as a sweep must not wait for a database that does not answer, and children not for the clerk's turn.
 
 Never threads beside task bodies: a commit beside busy Python threads takes a hundred times longer, with SQL's lock
 held.
@@ -15,6 +15,7 @@ from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.engine.canaries import Canaries
+from convergio.graphflow.engine.children import BATCH, Children
 from convergio.graphflow.engine.journaler import Journaler
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.rebuild import Rebuilder
@@ -41,6 +42,7 @@ class Service:
         link: Link,
         journaler: Journaler,
         sweeper: Sweeper,
+        children: Children,
         canaries: Canaries,
         rebuilder: Rebuilder,
         name: str,
@@ -49,6 +51,7 @@ class Service:
         self.link = link
         self.journaler = journaler
         self.sweeper = sweeper
+        self.children = children
         self.canaries = canaries
         self.rebuilder = rebuilder
         self.phase = phase
@@ -59,6 +62,7 @@ class Service:
             threading.Thread(target=self._serve, args=(self._journal,), name="convergio-journaler", daemon=True),
             threading.Thread(target=self._serve, args=(self._sweep,), name="convergio-sweeper", daemon=True),
             threading.Thread(target=self._serve, args=(self._keep_books,), name="convergio-clerk", daemon=True),
+            threading.Thread(target=self._serve, args=(self._tend,), name="convergio-nurse", daemon=True),
         ]
         self._swept = 0
 
@@ -69,6 +73,7 @@ class Service:
     def stop(self) -> None:
         """Ends the threads and gives the leases up."""
         self._stop.set()
+        self.children.news.set()
         for thread in self._threads:
             thread.join(timeout=10)
         self.writer_lease.resign()
@@ -128,3 +133,11 @@ class Service:
         if self.sweeper_lease.holds() and self.rebuilder.ensure(self.phase):
             self.sweeper.apply_rows()
         return CLERK_INTERVAL
+
+    def _tend(self) -> float:
+        """Children: at once when the journaler has news of them, and now and then in case nobody heard of it."""
+        told = self.children.news.wait(CLERK_INTERVAL)
+        self.children.news.clear()
+        if (told or self.sweeper_lease.holds()) and self.children.tend() == BATCH:
+            self.children.news.set()  # there may be more than one look takes
+        return 0.0

@@ -7,7 +7,7 @@
 | @open     | steps that are not terminal            | @lock  | token|expiry (ms)              |
 | @meta     | JSON: workflow, digest, submitter, ... | @input | JSON                           |
 | @output   | the run's result (JSON)                | @error | why it failed (JSON)           |
-| @commit   | name of the lock holder's last COMMIT  |        |                                |
+| @commit   | name of the lock holder's last COMMIT  | @undo  | COMPENSATING: how it ends then |
 | s:STEP    | state, see below (absent = WAITING)    | n:STEP | rings so far                   |
 | a:STEP    | attempt (absent = 1)                   | d:STEP | deliveries lost in a row       |
 | u:STEP    | rings lost unclaimed in a row          | o:STEP | output (JSON)                  |
@@ -26,7 +26,7 @@ from dataclasses import dataclass
 
 from convergio.graphflow.model.states import BlockedOn, StepState
 
-STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT = (
+STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT, UNDO = (
     "@state",
     "@stop",
     "@cv",
@@ -35,6 +35,7 @@ STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT = (
     "@lock",
     "@meta",
     "@input",
+    "@undo",
 )
 
 

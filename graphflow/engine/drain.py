@@ -47,7 +47,7 @@ class Drain:
                 self.link, turn, submitter=caller.submitter, batch=self._batch(decision, plan, caller)
             )
             if left is not None:
-                self.limits.follow(turn.epoch, turn.ref, plan.workflow.steps, decision.timers)
+                self.limits.follow(turn.epoch, turn.ref, plan.steps, decision.timers)
             if left is None:
                 turn = scripts.post(self.link, turn.ref, entry="", token=turn.token)
             else:
@@ -87,7 +87,7 @@ class Drain:
             raise unavailable(error) from error
 
     def _batch(self, decision: Decision, plan: Plan, caller: Caller) -> scripts.Batch:
-        steps = plan.workflow.steps
+        steps = plan.steps
         return scripts.Batch(
             consumed=decision.consumed,
             writes=[(name, was, to) for name, (was, to) in decision.writes.items()],

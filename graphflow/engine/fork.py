@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from convergio.graphflow.journal.rows import RETRIES, Basis, ForkKind, Origin, R
 from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
-from convergio.graphflow.model.workflow import Workflow, canonical
+from convergio.graphflow.model.workflow import EMPTY, Workflow, canonical
 
 UNCHANGED: Final = object()
 """Stands where no new input was given: null is an input too."""
@@ -58,8 +59,8 @@ class Planned:
     origin: Origin
 
 
-def planned(fork: Fork, basis: Basis) -> Planned:
-    """What the new run is to be.
+def planned(fork: Fork, basis: Basis, pins: Mapping[str, str] = EMPTY) -> Planned:
+    """What the new run is to be. `pins`: the definitions that its children have.
 
     Raises RunNotEnded or NothingToRetry (a retry), UnknownStep, InvalidInput.
     """
@@ -70,7 +71,14 @@ def planned(fork: Fork, basis: Basis) -> Planned:
     else:
         _check_edited(fork, old.workflow, new.workflow)
     given = basis.run.input if fork.input is UNCHANGED else fork.input
-    found = reuse.of(old, new, basis.ends, anew=fork.step, input_changed=_text(given) != _text(basis.run.input))
+    found = reuse.of(
+        old,
+        new,
+        basis.ends,
+        anew=fork.step,
+        input_changed=_text(given) != _text(basis.run.input),
+        children_changed=dict(pins) != (basis.run.pins or {}),
+    )
     if fork.kind in RETRIES:
         _check_worth(basis.run, old, found)
     origin = Origin(run_id=basis.run.run_id, kind=fork.kind, step=fork.step, reused=found.kept, resumed=found.resumed)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
+from convergio.graphflow.asking import ASKED
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
@@ -19,7 +20,7 @@ from convergio.graphflow.flow import document
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.ids import RunRef, child_of
 from convergio.graphflow.model.states import TERMINAL_RUN, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Step, StepKind, Workflow
 
@@ -69,19 +70,22 @@ class Inquiry:
         workflow = self._workflow(run.digest)
         live: _Live | None = None
         board = "left"
+        everyone = _everyone(workflow)
+        names = list(everyone)
         if not run.terminal:
             try:
-                live = self._live(ref, workflow)
+                live = self._live(ref, names)
                 board = "live" if live is not None else "absent"
             except errors.BoardRebuilding:
                 board = "rebuilding"
             except errors.BoardUnavailable:
                 board = "away"
-        steps = {name: self._from_journal(step, run) for name, step in workflow.steps.items()}
+        steps = {name: self._from_journal(step, run) for name, step in everyone.items()}
         self._add_history(ref, steps)
         if live is not None:
             steps = {name: self._from_board(ref, step, live) for name, step in steps.items()}
-        return _assembled(run, workflow, board, live, steps)
+        begun = {name: step for name, step in steps.items() if name in workflow.steps or _has_begun(step)}
+        return _assembled(run, workflow, board, live, self._with_children(ref, begun))
 
     def _workflow(self, digest: str) -> Workflow:
         found = self.history.definition(digest)
@@ -110,7 +114,7 @@ class Inquiry:
                 continue
             if isinstance(row, OutcomeRow):
                 steps[row.step] = _with_outcome(steps[row.step], row)
-            elif row.type == "step.retry":
+            elif row.type in ("step.retry", ASKED):
                 steps[row.step] = replace(steps[row.step], error=row.data.get("error"))
             elif row.type == "step.deferred":
                 note, awaits = (str(row.data.get(name, "")) for name in ("reason", "awaits"))
@@ -118,15 +122,23 @@ class Inquiry:
             elif row.type == "step.blocked":
                 steps[row.step] = replace(steps[row.step], note=str(row.data.get("description", "")))
 
+    def _with_children(self, ref: RunRef, steps: Mapping[str, StepView]) -> Mapping[str, StepView]:
+        """Steps that are runs name them, and say how those are."""
+        children = {name: child for name, step in steps.items() if (child := _child(ref, step))}
+        rows = {row.run_id: row for row in self.history.runs_of(list(children.values()))} if children else {}
+        found = {name: rows[child] for name, child in children.items() if child in rows}
+        named = {name: replace(steps[name], child=row.run_id, child_state=row.state) for name, row in found.items()}
+        return {**steps, **named}
+
     # --- the board ------------------------------------------------------------------------------------------------
 
-    def _live(self, ref: RunRef, workflow: Workflow) -> _Live | None:
+    def _live(self, ref: RunRef, steps: Sequence[str]) -> _Live | None:
         """None if the run is not on the board. Raises BoardUnavailable, BoardRebuilding."""
         try:
             epoch = self.link.refresh()
             keys, client = self.link.keys(epoch), self.link.client
             names = [fields.STATE, fields.STOP]
-            for step in workflow.steps:
+            for step in steps:
                 names += [fields.state(step), fields.attempt(step), fields.deliveries(step)]
             values: dict[str, str] = {}
             for part in _chunks(names):
@@ -248,8 +260,29 @@ def _assembled(
         fork_step=run.fork_step,
         paused_ms=run.paused_ms,
         paused_by=run.paused_by,
+        parent_run=run.parent_run,
+        parent_step=run.parent_step,
         steps=steps,
     )
+
+
+def _everyone(workflow: Workflow) -> dict[str, Step]:
+    """The steps, and those that undo them, the last one first."""
+    undo = [step.compensate for step in workflow.steps.values() if step.compensate is not None]
+    return {**workflow.steps, **{step.name: step for step in reversed(undo)}}
+
+
+def _has_begun(step: StepView) -> bool:
+    """An undo that never began is no news."""
+    return step.state is not StepState.WAITING
+
+
+def _child(ref: RunRef, step: StepView) -> str | None:
+    """The run that the step's last attempt is, or was, if it is of that kind and has begun."""
+    if step.kind is not StepKind.WORKFLOW or step.state is StepState.WAITING:
+        return None
+    parent = ref if step.reused_from is None else RunRef(tenant=ref.tenant, run=step.reused_from)
+    return child_of(parent, step.name, step.attempt).run
 
 
 def _declined(data: str) -> str:
@@ -288,6 +321,8 @@ def does(step: Step) -> str:
             return str(step.spec["agent"])
         case StepKind.TASK:
             return str(step.spec["function"])
+        case StepKind.WORKFLOW:
+            return str(step.spec["workflow"])
         case StepKind.WAIT:
             return waits_for(step.spec)
         case StepKind.APPROVAL:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
+from convergio.graphflow import nested
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
@@ -23,7 +24,8 @@ from convergio.graphflow.journal.boards import Boards
 from convergio.graphflow.journal.rows import StreamEvent
 from convergio.graphflow.journal.writer import Writer
 from convergio.graphflow.model import errors
-from convergio.graphflow.model.ids import Nonces, RunRef
+from convergio.graphflow.model.ids import CHILD, Nonces, RunRef
+from convergio.graphflow.model.states import TERMINAL_RUN
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +43,8 @@ GATHER: Final = 0.1
 
 RUN_END: Final = "@"
 """Stands for a step where it is the run's own end that waits for SQL."""
+
+ENDS: Final = frozenset(f"run.{state.lower()}" for state in TERMINAL_RUN)
 
 TRIM_EVERY: Final = 1_000
 """Events between two trims of the stream."""
@@ -71,7 +75,9 @@ class Journaler:
         *,
         finished: Finished,
         decided: Decided = lambda ref, step: None,
+        children: Callable[[], None] = lambda: None,
     ) -> None:
+        """`children`: told when something is to be done about children, and that is in SQL."""
         self.link = link
         self.boards = boards
         self.writer = writer
@@ -79,6 +85,7 @@ class Journaler:
         self.nonces = nonces
         self.finished = finished
         self.decided = decided
+        self.children = children
         self.committed = 0
         self.took = 0.0
         self._awaited = False
@@ -115,6 +122,8 @@ class Journaler:
         for event in events:
             if event.type == "signal.applied" and event.step and event.data.get("how") == "applied":
                 self.decided(RunRef(tenant=event.tenant, run=event.run_id), event.step)
+        if any(map(_concerns_children, events)):
+            self.children()
         if last - self._trimmed >= TRIM_EVERY:
             between("trim")
             self._trim(epoch, last)
@@ -181,6 +190,12 @@ class Journaler:
             self.link.client.xtrim(self.link.keys(epoch).journal, minid=f"{epoch.number}-{behind}", approximate=True)
         except UNREACHABLE as error:
             raise unavailable(error) from error
+
+
+def _concerns_children(event: StreamEvent) -> bool:
+    """A child is wanted, or not any more, or has ended; or its parent, which was paused, goes on."""
+    ended = event.type in ENDS and event.run_id.startswith(CHILD)
+    return ended or event.type in (nested.WANTED, nested.LEFT, "run.resumed")
 
 
 def event_of(entry: str, fields: Mapping[str, str]) -> StreamEvent:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import DEFAULT_PRIORITY, StepKind, Workflow
+from convergio.graphflow.model.workflow import DEFAULT_PRIORITY, UNDO, StepKind, Workflow
 
 Serving = Mapping[str, Collection[str]]
 """Workers by the queue they serve."""
@@ -29,6 +29,7 @@ _WAITS: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.TIMER: " until its time",
     BlockedOn.JOURNAL: " on the journal",
     BlockedOn.LIMIT: " for its turn",
+    BlockedOn.CHILD: " on its run",
 }
 
 
@@ -53,6 +54,7 @@ class StepView:
     messages in its queue, up to those of its `priority`; `awaits`: what goes on elsewhere that its body waits for;
     `missing`: what a worker lacked. `reused_from`: the run in which it ended, if this one only has its outcome.
     `limit`: of its concurrency key. `cached_from`: run/step whose outcome it has, because the call was the same.
+    `child`: the run that it is, if it is of that kind, and `child_state` how that one is, as SQL knows it.
     """
 
     name: str
@@ -83,6 +85,8 @@ class StepView:
     cached_from: str | None = None
     limit: int | None = None
     turn: Turn | None = None
+    child: str | None = None
+    child_state: RunState | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +95,8 @@ class RunView:
 
     `stopping`: the state it is being ended with. `inbox_ms`: since when decisions wait. `lag`: events not in SQL yet.
     `forked_from`: the run it was made from, by a retry, a redrive or a fork (`fork_kind`), which named `fork_step`.
-    `paused_ms`, `paused_by`: since when somebody wants it to be paused; `state` says whether it is.
+    `paused_ms`, `paused_by`: since when somebody wants it to be paused; `state` says whether it is. `parent_run`,
+    `parent_step`: the step that it is for.
     """
 
     id: str
@@ -115,6 +120,8 @@ class RunView:
     fork_step: str | None = None
     paused_ms: int | None = None
     paused_by: str | None = None
+    parent_run: str | None = None
+    parent_step: str | None = None
     steps: Mapping[str, StepView] = field(default_factory=dict[str, StepView])
 
     @property
@@ -136,7 +143,10 @@ def span(ms: float) -> str:
 
 
 def of_origin(view: RunView) -> str:
-    """What the run has from another one: `fork of RUN from STEP: 3 of 6 steps reused`; "" for one that began anew."""
+    """What the run has from another one: `fork of RUN from STEP: 3 of 6 steps reused`; of a child for whom it is; ""
+    for one that began anew, by itself."""
+    if view.parent_run is not None:
+        return f"child of {view.parent_run}, for its step {view.parent_step}"
     if view.forked_from is None:
         return ""
     begins = f" from {view.fork_step}" if view.fork_step is not None else ""
@@ -167,6 +177,12 @@ def _paused(view: RunView) -> str:
     return f"the run is paused{since}{by}{still}. Let it go on: convergio runs resume {view.id}"
 
 
+def _undoing(view: RunView, serving: Serving | None) -> str:
+    at_work = [step for step in view.steps.values() if step.name.startswith(UNDO) and step.state not in TERMINAL_STEP]
+    now = f"{at_work[0].name} {of_step(view, at_work[0], serving)}" if at_work else "that begins when SQL knows of it"
+    return f"the run undoes what it did before it ends: {now}"
+
+
 def _off_board(view: RunView) -> str:
     match view.board:
         case "away":
@@ -179,6 +195,8 @@ def _off_board(view: RunView) -> str:
 
 
 def _at_work(view: RunView, serving: Serving | None) -> str:
+    if view.state is RunState.COMPENSATING:
+        return _undoing(view, serving)
     running = [step.name for step in view.steps.values() if step.state is StepState.RUNNING]
     if running:
         return f"{_listed(running)} {'runs' if len(running) == 1 else 'run'} now"
@@ -208,6 +226,8 @@ def _waiting(view: RunView, step: StepView) -> str:
         return f"never started: the run ended as {view.state} before"
     if view.stopping is not None:
         return f"will not start: the run is being ended as {view.stopping}"
+    if view.state is RunState.COMPENSATING:
+        return "will not start: the run undoes what it did"
     open_needs = [view.steps[name] for name in step.needs if view.steps[name].state not in TERMINAL_STEP]
     if open_needs:
         return f"waits for {_listed([f'{need.name} ({_word(need)})' for need in open_needs])}"
@@ -256,15 +276,11 @@ def _waits_on(view: RunView, step: StepView, since: str) -> str:
     match step.on:
         case BlockedOn.TIMER:
             return f"waits {step.does}: goes on {due}"
-        case BlockedOn.SIGNAL if step.kind is StepKind.WAIT:
-            until = "" if step.due_ms is None else f"; fails {due} without it"
-            return f"waits for {step.does} since {since}{until}"
         case BlockedOn.SIGNAL:
-            how = f"convergio runs signal {view.id} {step.name} --approve (or --reject)"
-            return f"waits for a decision since {since}. Give it: {how}"
-        case BlockedOn.RETRY:
-            return f"is tried again {due}{_attempt(step)}{_because(step.error)}"
-        case BlockedOn.HOOK:
+            return _for_signal(view, step, since, due)
+        case BlockedOn.CHILD:
+            return _for_child(view, step, since)
+        case BlockedOn.RETRY | BlockedOn.HOOK:
             return _deferred(step, due)
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
@@ -284,7 +300,35 @@ def _in_line(view: RunView, step: StepView, since: str) -> str:
     return f"{said}; held by {who}{place}"
 
 
+def _for_signal(view: RunView, step: StepView, since: str, due: str) -> str:
+    told = f"convergio runs signal {view.id} {step.name}"
+    match step.kind:
+        case StepKind.WAIT:
+            until = "" if step.due_ms is None else f"; fails {due} without it"
+            return f"waits for {step.does} since {since}{until}"
+        case StepKind.APPROVAL:
+            return f"waits for a decision since {since}. Give it: {told} --approve (or --reject)"
+        case _:
+            answers = f"{told} --answer retry (or skip, fail{_or_undo(view)})"
+            return f"has failed, and asks what to do since {since}{_because(step.error)}. Say it: {answers}"
+
+
+def _or_undo(view: RunView) -> str:
+    return ", compensate" if any(step.compensate is not None for step in view.workflow.steps.values()) else ""
+
+
+def _for_child(view: RunView, step: StepView, since: str) -> str:
+    until = "" if step.due_ms is None else f"; it is cancelled in {span(step.due_ms - view.now_ms)}"
+    if step.child is None:
+        held = f" when this run goes on: convergio runs resume {view.id}" if view.state is RunState.PAUSED else ""
+        return f"is about to start a run of '{step.does}'{held or ', as soon as SQL knows that it is wanted'}"
+    how = f"{step.child_state.lower()}; convergio runs why {step.child}" if step.child_state else ""
+    return f"waits since {since} for run {step.child} of '{step.does}' ({how}){_attempt(step)}{until}"
+
+
 def _deferred(step: StepView, due: str) -> str:
+    if step.on is BlockedOn.RETRY:
+        return f"is tried again {due}{_attempt(step)}{_because(step.error)}"
     if step.awaits:
         return f"waits for {step.awaits}, and looks again {due}"
     return f"is asked again {due}: a pre-run hook deferred it{f' ({step.note})' if step.note else ''}"

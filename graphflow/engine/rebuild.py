@@ -219,7 +219,7 @@ class Rebuilder:
                 pipe.xadd(keys.journal, _entry(event, facts, seq, now_ms), id=f"{epoch.number}-*")
             pipe.execute()
         for step, since in made.limited.items():
-            concurrency = plan.workflow.steps[step].concurrency
+            concurrency = plan.steps[step].concurrency
             assert concurrency is not None, "only such steps wait for a key"
             queue = keys.waiters(ref.tenant, made.values[fields.key(step)])
             queues.setdefault(queue, []).append((since, f"{ref}/{step}/{concurrency.limit}"))

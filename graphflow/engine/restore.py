@@ -12,13 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convergio.graphflow import decide, draft, waiting
+from convergio.graphflow import asking, decide, draft, nested, undoing, waiting
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import ASK, LEAVE, Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunFacts
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
+from convergio.graphflow.model.workflow import StepKind
 
 JOURNALED = "journal"
 """Stands where a fence stood: the outcome came from SQL."""
@@ -56,9 +57,12 @@ def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored
     if facts.run.state is RunState.ACCEPTED:
         # It may have begun on the board that is gone, and its first steps may run still: they must find it here.
         work.made.events.append(Event(kind="run.started"))
-    work.replay({"t": "start"})
-    for outcome in facts.outcomes:
-        work.outcome(outcome)
+    if facts.run.state is RunState.COMPENSATING:
+        work.undo()
+    else:
+        work.replay({"t": "start"})
+        for outcome in facts.outcomes:
+            work.outcome(outcome)
     for event in facts.events:
         work.event(event)
     work.records()
@@ -80,7 +84,7 @@ class _Work:
         """when that happened from which follows what is derived now"""
         self.known = {row.step for row in facts.outcomes}
         self.told = {(row.type, row.step) for row in facts.events}
-        self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _ended_a_wait(row)}
+        self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _is_done(row)}
         run = facts.run
         values = {
             fields.STATE: (RunState.PAUSED if run.state is RunState.PAUSED else RunState.RUNNING).value,
@@ -104,12 +108,26 @@ class _Work:
     def outcome(self, row: OutcomeRow) -> None:
         if self.word(row.step).state in TERMINAL_STEP and fields.cursor(row.step) in self.view.values:
             return  # it was derived already, from what it follows from
-        self.view.values[fields.state(row.step)] = f"{row.state}|{JOURNALED}"
-        kept = draft.kept(self.plan.workflow.steps[row.step], row)
-        if kept is not None:
-            self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+        self.keep(row)
         self.cause_ms = row.finished_ms
         self.replay({"t": "arrived", "step": row.step})
+
+    def undo(self) -> None:
+        """The run is being undone: what it had come to stands, nothing follows from it but the next undo."""
+        (begun, *_) = [row for row in self.facts.events if row.type == undoing.COMPENSATING]
+        self.view.values[fields.STATE] = RunState.COMPENSATING.value
+        self.view.values[fields.UNDO] = json.dumps(begun.data, ensure_ascii=False, separators=(",", ":"))
+        self.view.values[fields.state(undoing.GATE)] = f"{StepState.SUCCEEDED}|{JOURNALED}"
+        for row in self.facts.outcomes:
+            self.keep(row)
+        self.replay({"t": "arrived", "step": undoing.GATE})
+
+    def keep(self, row: OutcomeRow) -> None:
+        """The step as SQL knows that it ended."""
+        self.view.values[fields.state(row.step)] = f"{row.state}|{JOURNALED}"
+        kept = draft.kept(self.plan.steps[row.step], row)
+        if kept is not None:
+            self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
     def replay(self, entry: Entry) -> None:
         """Decides on `entry` as the board did.
@@ -174,6 +192,10 @@ class _Work:
         match row.type:
             case "step.retry" | "step.deferred":
                 self.wait(step, row)
+            case nested.WANTED:
+                self.want(step, row)
+            case asking.ASKED | asking.ANSWERED:
+                self.ask(step, row)
             case "step.blocked":
                 self.block(step, row.at_ms, BlockedOn.SIGNAL, step)
             case "step.waiting":
@@ -185,12 +207,39 @@ class _Work:
             case _:
                 pass
 
+    def want(self, step: str, row: EventRow) -> None:
+        """The child that was wanted last is the one that is waited for."""
+        attempt, due = row.data["attempt"], row.data["due_ms"]
+        self.block(step, row.at_ms, BlockedOn.CHILD, str(attempt))
+        self.attempt(step, attempt)
+        self.timer(step, BlockedOn.CHILD, due)
+        self.timer(step, BlockedOn.RETRY, None)
+
+    def ask(self, step: str, row: EventRow) -> None:
+        """The step has failed, and asks; or it was told to try once more. A child is wanted by an event of its own."""
+        self.attempt(step, row.data["attempt"])
+        if row.type == asking.ASKED:
+            self.block(step, row.at_ms, BlockedOn.SIGNAL, asking.detail_of(row.data["error"]))
+        else:
+            self.ready(step, row.at_ms)
+        for on in (BlockedOn.CHILD, BlockedOn.RETRY, waiting.QUEUE):
+            self.timer(step, on, None)
+
+    def attempt(self, step: str, number: int) -> None:
+        if number > 1:
+            self.view.values[fields.attempt(step)] = str(number)
+
     def wait(self, step: str, row: EventRow) -> None:
         on = BlockedOn.RETRY if row.type == "step.retry" else BlockedOn.HOOK
         data: Mapping[str, Any] = row.data
         if "attempt" in data:
             self.view.values[fields.attempt(step)] = str(data["attempt"])
         due = row.at_ms + round(float(data["seconds"]) * 1000)
+        if self.plan.steps[step].kind is StepKind.WORKFLOW:  # no worker has it: its timer says what follows
+            self.block(step, row.at_ms, on, str(data["attempt"]))
+            self.timer(step, BlockedOn.CHILD, None)
+            self.timer(step, on, due)
+            return
         if due <= self.now_ms:
             self.ready(step, due)  # it may be running: the process that runs it must find it held
             return
@@ -203,7 +252,7 @@ class _Work:
         self.made.limited.pop(step, None)
 
     def ready(self, step: str, since_ms: int) -> None:
-        if self.plan.workflow.steps[step].concurrency is not None:
+        if self.plan.steps[step].concurrency is not None:
             self.wait_turn(step, self.made.limited.get(step, since_ms))
             self.drop_timers(step)
             return
@@ -223,7 +272,7 @@ class _Work:
 
     def settle(self) -> None:
         """No timer for what has ended."""
-        ended = {name for name in self.plan.workflow.steps if self.word(name).state in TERMINAL_STEP}
+        ended = {name for name in self.plan.steps if self.word(name).state in TERMINAL_STEP}
         self.made.limited = {name: since for name, since in self.made.limited.items() if name not in ended}
         timers = self.made.timers.items()
         self.made.timers = {name: due for name, due in timers if name.split("/", 1)[0] not in ended}
@@ -238,5 +287,6 @@ class _Work:
                 self.made.inbox.append(signal_entry(row))
 
 
-def _ended_a_wait(row: EventRow) -> bool:
-    return row.data.get("how") == "applied"
+def _is_done(row: EventRow) -> bool:
+    """One that came late came after the outcome that it was late for, here too."""
+    return row.data.get("how") in ("applied", "late")

@@ -12,7 +12,7 @@ from convergio.graphflow.flow import expressions, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import StepState
-from convergio.graphflow.model.workflow import Durability, OnFailure, Retry, Step
+from convergio.graphflow.model.workflow import UNDO, Durability, OnFailure, Retry, Step, StepKind
 
 DONE: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
 """What needs not be done again."""
@@ -28,11 +28,12 @@ _HOW: Final[dict[str, Any]] = {
     "priority": None,
     "concurrency": None,
     "cache": None,
+    "compensate": None,
     "expected": None,
 }
 """Fields of a step that say how it is run, and not what comes of it when it succeeds."""
 
-PLAIN: Final = frozenset({"agent", "cache", "concurrency_key", "output", "queue", "task"})
+PLAIN: Final = frozenset({"agent", "cache", "concurrency_key", "output", "queue", "task", "workflow"})
 """Fields of a step whose expressions nothing comes of, or that hold none: names, and the schema of an answer."""
 
 
@@ -52,11 +53,13 @@ def of(
     *,
     anew: str | None = None,
     input_changed: bool = False,
+    children_changed: bool = False,
 ) -> Reuse:
     """What a run by `new` has from one by `old`, whose steps ended as `ends` says.
 
     A step is kept if it is done, means what it did, and everything it stands on is kept. `anew`: this step and all
     that follow from it are not. `input_changed`: nor is what reads the input, unless `anew` says where to begin.
+    `children_changed`: nor is what is a run of another workflow.
     """
     kept: dict[str, None] = {}
     resumed: dict[str, None] = {}
@@ -64,7 +67,10 @@ def of(
     for name, step in new.workflow.steps.items():  # in the order of the graph: what it needs was looked at before
         was = old.workflow.steps.get(name)
         stands = all(ground in kept for ground in _ground(new, step))
-        if name == anew or not stands or was is None or _meaning(was) != _meaning(step):
+        undone = f"{UNDO}{name}" in ends  # well or not: what it did is not as it was
+        if name == anew or undone or not stands or was is None or _meaning(was) != _meaning(step):
+            continue
+        if children_changed and step.kind is StepKind.WORKFLOW:
             continue
         if stale and _reads_input(new.workflow.document["steps"][name]):
             continue

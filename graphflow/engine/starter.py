@@ -129,7 +129,7 @@ class Starter:
         caller = Caller.of(ref_of(run), meta_of(run))
         try:
             for name in made.held:
-                was, step = made.values[fields.state(name)], plan.workflow.steps[name]
+                was, step = made.values[fields.state(name)], plan.steps[name]
                 if step.concurrency is not None:
                     self._wait_turn(epoch, caller.ref, name)
                     continue

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
-from convergio.graphflow import decide, draft, shortcut
+from convergio.graphflow import asking, decide, draft, shortcut
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.engine import bounded
@@ -31,7 +31,7 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import Outcome, Rows, encode
 from convergio.graphflow.model.states import BlockedOn, StepState
-from convergio.graphflow.model.workflow import Durability, Step
+from convergio.graphflow.model.workflow import Durability, OnFailure, Step
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ class Steps:
 
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
-        return claim.plan.workflow.steps[claim.held.step]
+        return claim.plan.steps[claim.held.step]
 
     def names(self, claim: Claim) -> Mapping[str, Any]:
         """What the step's expressions may name: `input` and the outputs of earlier steps.
@@ -233,15 +233,20 @@ class Steps:
         return self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=output, tokens=tokens, cache=cache))
 
     def fail(self, claim: Claim, error: errors.ConvergioError) -> bool:
-        """The attempt failed: PARK for a retry if the policy allows one, else ARRIVE as FAILED."""
+        """The attempt failed: PARK for a retry if the policy allows one, or to ask, else ARRIVE as FAILED."""
         step, held = self.step(claim), claim.held
-        if (
-            error.retryable
-            and held.attempt <= step.retry.max
-            and step.retry.covers(error.code, *bounded.classes(error))
-        ):
+        left = error.retryable and held.attempt <= step.retry.max
+        if left and step.retry.covers(error.code, *bounded.classes(error)):
             return self._retry(claim, error)
+        if step.on_failure is OnFailure.ASK:
+            return self._ask(claim, error)
         return self._arrive(claim, self._outcome(claim, StepState.FAILED, error=bounded.facts(error)))
+
+    def _ask(self, claim: Claim, error: errors.ConvergioError) -> bool:
+        """PARK until somebody has said what to do: an outcome would be final."""
+        facts, attempt = bounded.facts(error), claim.held.attempt
+        data = json.dumps({"error": facts, "attempt": attempt}, ensure_ascii=False)
+        return self._park_for(claim, BlockedOn.SIGNAL, None, attempt, asking.ASKED, data, asking.detail_of(facts))
 
     def block(self, claim: Claim, *, signal: str, data: Mapping[str, Any]) -> bool:
         """PARK until the signal of this name comes: no slot, no message. An earlier signal counts."""
@@ -306,18 +311,9 @@ class Steps:
         """RING again without an outcome: this worker stops before the body has run."""
 
         def deliver(held: scripts.Claimed) -> None:
-            was = f"{StepState.RUNNING}|{held.fence}"
-            step = self.step(claim)
-            sets = {f"d:{held.step}": ""}
-            self.ringer.again(
-                held.epoch,
-                Caller.of(held.ref, held.meta),
-                step,
-                was=was,
-                kind="step.given_back",
-                lease=held.fence,
-                sets=sets,
-            )
+            caller, was = Caller.of(held.ref, held.meta), f"{StepState.RUNNING}|{held.fence}"
+            kind, sets = "step.given_back", {f"d:{held.step}": ""}
+            self.ringer.again(held.epoch, caller, self.step(claim), was=was, kind=kind, lease=held.fence, sets=sets)
 
         return self.claims.settle(claim, deliver)
 
@@ -406,10 +402,12 @@ class Steps:
         return self._park_for(claim, BlockedOn.RETRY, seconds, held.attempt + 1, "step.retry", data, error.code)
 
     def _park_for(
-        self, claim: Claim, on: BlockedOn, seconds: float, attempt: int, kind: str, data: str, detail: str
+        self, claim: Claim, on: BlockedOn, seconds: float | None, attempt: int, kind: str, data: str, detail: str
     ) -> bool:
+        delay = None if seconds is None else max(0, round(seconds * 1000))
+
         def deliver(held: scripts.Claimed) -> None:
-            delay, key = max(0, round(seconds * 1000)), self.drain.limits.key_of(held.epoch, held.ref, self.step(claim))
+            key = self.drain.limits.key_of(held.epoch, held.ref, self.step(claim))
             scripts.park(
                 self.link,
                 held,

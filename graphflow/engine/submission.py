@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
@@ -16,6 +18,7 @@ from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.fork import Fork, Forked, planned
 from convergio.graphflow.engine.pressure import Pressure
 from convergio.graphflow.flow import inputs
+from convergio.graphflow.flow.family import Find, family, nobody
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.journal.doors import Doors
@@ -24,7 +27,7 @@ from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import encode
 from convergio.graphflow.model.states import RunState
-from convergio.graphflow.model.workflow import PRIORITIES, StepKind, Workflow
+from convergio.graphflow.model.workflow import PRIORITIES, OnFailure, StepKind, Workflow
 
 if TYPE_CHECKING:
     from convergio.graphflow.engine.starter import Starter
@@ -104,11 +107,13 @@ class Entrance:
         nonces: Nonces,
         blobs: Blobs | None = None,
         pressure: Pressure | None = None,
+        find: Find = nobody,
     ) -> None:
         """`blobs`: where inputs go that are too large to travel; without it they are refused. `pressure`: says when
-        nothing new is accepted; without it everything is."""
+        nothing new is accepted; without it everything is. `find`: the workflows that steps may start."""
         self.blobs = blobs
         self.pressure = pressure
+        self.find = find
         self.link = link
         self.doors = doors
         self.starter = starter
@@ -118,10 +123,10 @@ class Entrance:
     def submit(self, submission: Submission) -> RunRow:
         """Accepts the run and starts it. Once this returns, the run is in SQL and cannot be lost.
 
-        Raises InvalidInput and the like, KeyConflict, BoardUnavailable, JournalUnavailable, JournalBehind or
-        BoardNearlyFull: then nothing was accepted.
+        Raises InvalidInput and the like, UnknownWorkflow (a step's), KeyConflict, BoardUnavailable, JournalUnavailable,
+        JournalBehind or BoardNearlyFull: then nothing was accepted.
         """
-        return self._accept(submission, None).run
+        return self._accept(submission, None, *self._pins(submission.workflow)).run
 
     def fork(self, fork: Fork) -> Forked:
         """Accepts and starts a run that reuses outcomes of another one: a retry, a redrive or a fork.
@@ -130,7 +135,10 @@ class Entrance:
         RunNotEnded, NothingToRetry, UnknownStep.
         """
         basis = self.doors.basis(fork.ref.tenant, fork.ref.run)
-        plan = planned(fork, basis)
+        pins, pinned = basis.run.pins or {}, tuple[Workflow, ...]()
+        if fork.definition is not None:
+            pins, pinned = self._pins(fork.definition)
+        plan = planned(fork, basis, pins)
         submission = Submission(
             workflow=plan.workflow,
             input=plan.input,
@@ -140,11 +148,18 @@ class Entrance:
             key=fork.key,
             priority=basis.run.priority if fork.definition is None else None,
         )
-        accepted = self._accept(submission, plan.origin)
+        accepted = self._accept(submission, plan.origin, pins, pinned)
         reused, steps = len(plan.origin.reused), len(plan.workflow.steps)
         return Forked(run=accepted.run, created=accepted.created, reused=reused, steps=steps)
 
-    def _accept(self, submission: Submission, origin: Origin | None) -> Accepted:
+    def _pins(self, workflow: Workflow) -> tuple[Mapping[str, str], tuple[Workflow, ...]]:
+        """The definitions of a run's children, theirs, and so on: by name, and whole. Raises UnknownWorkflow."""
+        found = family(workflow, self.find)
+        return {name: one.digest for name, one in found.items()}, tuple(found.values())
+
+    def _accept(
+        self, submission: Submission, origin: Origin | None, pins: Mapping[str, str], pinned: tuple[Workflow, ...]
+    ) -> Accepted:
         text = submission.check(self.blobs)
         self._check_pressure(submission)
         reference = self.blobs.kept(submission.tenant, text) if self.blobs is not None else None
@@ -160,6 +175,8 @@ class Entrance:
             not_after_ms=not_after,
             created_ms=now,
             priority=submission.priority or submission.workflow.priority,
+            pins=pins,
+            pinned=pinned,
         )
         accepted = self.doors.accept(run) if origin is None else self.doors.fork(run, origin)
         if accepted.created:
@@ -288,6 +305,15 @@ def check_decision(data: Any) -> None:
         raise errors.InvalidInput("the signal's data does not say what was decided", hint=hint)
 
 
+def check_answer(plan: Plan, data: Any) -> None:
+    """Raises InvalidInput unless `data` says what to do about a step that has failed."""
+    said = data.get("decision") if isinstance(data, dict) else None
+    known = [answer.value for answer in Answer if plan.undone or answer is not Answer.COMPENSATE]
+    if said not in known:
+        hint = f'send {{"decision": "retry"}}; known: {", ".join(known)}'
+        raise errors.InvalidInput("the signal's data does not say what to do about the step", hint=hint)
+
+
 def check_signal(plan: Plan, name: str, data: Any) -> None:
     """Raises UnknownStep unless a step of the workflow waits for this signal, InvalidInput if an approval does and
     `data` is no decision."""
@@ -295,5 +321,8 @@ def check_signal(plan: Plan, name: str, data: Any) -> None:
     if waiters is None:
         known = ", ".join(plan.waiters) or "none"
         raise errors.UnknownStep(f"'{name}' waits for no signal", hint=f"signals of this workflow: {known}")
-    if any(plan.workflow.steps[step].kind is StepKind.APPROVAL for step in waiters):
+    steps = [plan.workflow.steps[step] for step in waiters]
+    if any(step.kind is StepKind.APPROVAL for step in steps):
         check_decision(data)
+    if any(step.on_failure is OnFailure.ASK for step in steps):
+        check_answer(plan, data)

@@ -162,7 +162,7 @@ class Sweeper:
         self._each(epoch, self.link.keys(epoch).timers, now_ms, self._timer)
 
     def _timer(self, epoch: Epoch, found: Found, on: str) -> bool:
-        if on in waiting.VERDICTS:
+        if waiting.is_verdict(found.step, on):
             return self._verdict(found, on)
         if on == LEAVE:
             self.drain.limits.leave(epoch, found)

@@ -30,6 +30,8 @@ Join = str | Mapping[str, int]
 Concurrency = str | Mapping[str, Any]
 Cache = Duration | Mapping[str, Duration]
 Schema = Mapping[str, Any] | type[Any]
+Compensation = Callable[..., Any] | str | Mapping[str, Any]
+"""What undoes a step: a function, or a mapping with `task`, and perhaps `with`, `retry`, `timeout` and `queue`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +75,7 @@ class WorkflowBuilder:
         output: Mapping[str, Constant] | None = None,
         priority: str = "medium",
         sla: Duration | None = None,
+        on_failure: str = "fail",
         registry: Registry = REGISTRY,
     ) -> None:
         """The fields of a document. `input`: JSON Schema, or a type (pydantic model, dataclass, TypedDict) that has
@@ -89,6 +92,7 @@ class WorkflowBuilder:
             "description": description,
             "priority": priority,
             "sla": sla,
+            "on_failure": on_failure,
             "input": {} if input is None else _schema(input),
             "output": None if output is None else dict(output),
         }
@@ -103,6 +107,7 @@ class WorkflowBuilder:
         when: str | None = None,
         join: Join = "all",
         on_failure: str = "fail",
+        compensate: Compensation | None = None,
         retry: int | Mapping[str, Any] | None = None,
         timeout: Timeout | None = None,
         expected: Duration | None = None,
@@ -121,7 +126,7 @@ class WorkflowBuilder:
         given = {"retry": retry, "timeout": timeout, "expected": expected, "durability": durability, "queue": queue}
         fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
         fields |= {"join": join, "on_failure": on_failure, "priority": priority, "concurrency_key": concurrency_key}
-        fields["cache"] = cache
+        fields |= {"cache": cache, "compensate": self._undo(name, compensate)}
         return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
 
     def agent(
@@ -135,6 +140,7 @@ class WorkflowBuilder:
         when: str | None = None,
         join: Join = "all",
         on_failure: str = "fail",
+        compensate: Compensation | None = None,
         output: Schema | None = None,
         max_tokens: int | None = None,
         retry: int | Mapping[str, Any] = 0,
@@ -149,6 +155,7 @@ class WorkflowBuilder:
         fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
         fields |= {"timeout": timeout, "expected": expected, "output": None if output is None else _schema(output)}
         fields |= {"join": join, "on_failure": on_failure, "priority": priority, "concurrency_key": concurrency_key}
+        fields["compensate"] = self._undo(name, compensate)
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
     def approval(
@@ -191,6 +198,34 @@ class WorkflowBuilder:
         wait = {field: value for field, value in given.items() if value is not None}
         return self._add(name, after, when, {"wait": wait, "join": join, "on_failure": on_failure})
 
+    def workflow(
+        self,
+        name: str,
+        workflow: str,
+        /,
+        *,
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
+        compensate: Compensation | None = None,
+        retry: int | Mapping[str, Any] = 0,
+        timeout: Duration | None = None,
+        with_: Mapping[str, Constant] | None = None,
+        **arguments: Constant,
+    ) -> StepRef:
+        """A step that is a run of another workflow, by its name. Keywords are its input, as CEL; those that are named
+        like a keyword here go into `with_`. A new attempt is a new run; one that takes longer than `timeout` is
+        cancelled."""
+        fields: dict[str, Any] = {"workflow": workflow, "with": {**(with_ or {}), **arguments}, "retry": retry}
+        fields |= {
+            "timeout": timeout,
+            "join": join,
+            "on_failure": on_failure,
+            "compensate": self._undo(name, compensate),
+        }
+        return self._add(name, after, when, fields)
+
     def build(self, known: Known | None = None) -> Workflow:
         """The workflow. InvalidWorkflow with every problem at once. `known`: without it, names of functions are
         taken as they are, and arguments of functions that were given themselves are checked."""
@@ -222,6 +257,15 @@ class WorkflowBuilder:
         self._functions[entry.name] = entry.parameters
         defaults = {"retry": entry.retry, "timeout": entry.timeout, "queue": entry.queue}
         return entry.name, {field: value for field, value in defaults.items() if value is not None}
+
+    def _undo(self, step: str, compensate: Compensation | None) -> dict[str, Any] | None:
+        if compensate is None:
+            return None
+        given = compensate if isinstance(compensate, Mapping) else {"task": compensate}
+        if "task" not in given:
+            return dict(given)
+        function, defaults = self._function(step, given["task"])
+        return {**defaults, **given, "task": function}
 
     def _add(self, name: str, after: Need | Sequence[Need], when: str | None, fields: Mapping[str, Any]) -> StepRef:
         if name in self._steps:

@@ -18,11 +18,15 @@ from typing import Any, Final, TypeVar
 from pydantic import ValidationError
 from pydantic_core import PydanticCustomError
 
-from convergio.graphflow.flow import form, graph, reader, refusal, schema, storable, validate, values
+from convergio.graphflow.flow import form, graph, reader, refusal, scalars, schema, storable, validate, values
 from convergio.graphflow.flow.form import (
     AgentForm,
+    AnyStep,
     ApprovalForm,
+    ChildForm,
+    CompensateForm,
     ConcurrencyForm,
+    DoingForm,
     HeaderForm,
     RetryForm,
     TaskForm,
@@ -36,6 +40,7 @@ from convergio.graphflow.model.errors import Problem
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
     DEFAULT_QUEUE,
+    UNDO,
     Cache,
     Concurrency,
     Durability,
@@ -49,8 +54,6 @@ from convergio.graphflow.model.workflow import (
     Workflow,
 )
 
-AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm
-
 AnyForm = TypeVar("AnyForm", bound=form.Form)
 
 _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
@@ -58,8 +61,9 @@ _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "agent": {"agent": "unread", "prompt": "unread"},
     "approval": {"approval": {}},
     "wait": {"wait": {"for": 1}},
+    "workflow": {"workflow": "unread"},
 }
-_LATER: Final = frozenset({"branch", "conversation", "loop", "map", "workflow"})
+_LATER: Final = frozenset({"branch", "conversation", "loop", "map"})
 
 
 def load(path: str | Path, *, known: Known | None = None) -> Workflow:
@@ -167,7 +171,7 @@ def _formed(
 def _step(name: str, value: Any, found: list[Problem]) -> AnyStep | None:
     path = f"steps.{name[:80]}"
     try:
-        form.check_step_name(name)
+        scalars.check_step_name(name)
     except PydanticCustomError as error:
         context = error.context or {}
         found.append(Problem(code=context["code"], path=path, message=context["said"], hint=context["hint"]))
@@ -220,6 +224,7 @@ def _workflow(header: HeaderForm, steps: Mapping[str, AnyStep]) -> Workflow:
         output=header.output,
         sla=header.sla,
         priority=header.priority,
+        on_failure=OnFailure(header.on_failure),
     )
 
 
@@ -240,11 +245,28 @@ def _model_step(name: str, step: AnyStep) -> Step:
         kind=_KIND_OF[type(step)],
         needs=tuple(Edge(step=edge.step, when=edge.when) for edge in step.needs),
         when=step.when,
-        arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm) else {}),
+        arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm | ChildForm) else {}),
         spec=_spec(step),
         join=Join(kind=JoinKind(step.join.policy), count=step.join.count),
         on_failure=OnFailure(step.on_failure),
+        compensate=_undo(name, step.compensate) if isinstance(step, DoingForm) else None,
         **_policies(step),
+    )
+
+
+def _undo(name: str, form: CompensateForm | None) -> Step | None:
+    """The step that undoes another one. Nothing follows from it before it is in SQL: it must not happen twice."""
+    if form is None:
+        return None
+    return Step(
+        name=f"{UNDO}{name}",
+        kind=StepKind.TASK,
+        arguments=MappingProxyType(form.with_),
+        spec={"function": form.task},
+        retry=_retry(form.retry),
+        timeout=form.timeout,
+        durability=Durability.STEP,
+        queue=form.queue,
     )
 
 
@@ -256,6 +278,10 @@ def _policies(step: AnyStep) -> dict[str, Any]:
             return {"timeout": step.wait.timeout, "durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
         case ApprovalForm():
             return {"durability": Durability(step.durability), "queue": step.queue, "priority": step.priority}
+        case ChildForm():
+            kind = StepKind.WORKFLOW
+            waits = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            return {"retry": _retry(step.retry), "timeout": step.timeout, **waits}
         case _:
             timeout = step.timeout
             return {
@@ -280,6 +306,8 @@ def _spec(step: AnyStep) -> dict[str, Any]:
         return {"function": step.task}
     if isinstance(step, ApprovalForm):
         return step.approval.model_dump()
+    if isinstance(step, ChildForm):
+        return {"workflow": step.workflow}
     if isinstance(step, WaitForm):
         return {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
     return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}

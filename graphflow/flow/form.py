@@ -5,24 +5,24 @@ Only form: whether names exist and expressions hold is for `validate`.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    JsonValue,
-    WithJsonSchema,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from convergio.graphflow.flow import durations, expressions, syntax, values
+from convergio.graphflow.flow.scalars import (
+    Condition,
+    Duration,
+    Expressions,
+    FunctionName,
+    JsonSchema,
+    Label,
+    Name,
+    Pause,
+    Priority,
+    Text,
+    refused,
+    some_time,
+)
 from convergio.graphflow.model import ids
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
@@ -36,70 +36,7 @@ from convergio.graphflow.model.workflow import (
 LONGEST_PROMPT: Final = 20_000
 LONGEST_KEY: Final = 500
 
-_DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
-_IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
-_LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 _RETRY: Final = Retry()
-
-
-def refused(code: str, message: str, hint: str = "") -> PydanticCustomError:
-    """An error that becomes a Problem with this code."""
-    return PydanticCustomError("problem", "{said}", {"said": message, "code": code, "hint": hint})
-
-
-def check_name(name: str) -> str:
-    """A workflow's or a step's name: an identifier of CEL and a part of keys."""
-    if not ids.NAME.fullmatch(name):
-        hint = "use a-z, 0-9 and _, a letter first, at most 63 characters"
-        raise refused("BAD_NAME", f"'{name[:64]}' is not a name", hint)
-    return name
-
-
-def check_step_name(name: str) -> str:
-    """A step's name, which must not mean something else in expressions."""
-    if name == expressions.INPUT or name in syntax.RESERVED | syntax.TYPES:
-        raise refused("BAD_NAME", f"'{name}' has a meaning of its own in expressions", "choose another name")
-    return check_name(name)
-
-
-def _pattern(pattern: re.Pattern[str], said: str, hint: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if len(text) > 200 or not pattern.fullmatch(text):
-            raise refused("BAD_NAME", f"'{text[:64]}' {said}", hint)
-        return text
-
-    return check
-
-
-def _duration(value: object) -> float:
-    try:
-        return durations.seconds(value)
-    except ValueError as error:
-        raise refused("BAD_DURATION", str(error), durations.EXPECTED) from None
-
-
-def _some_time(value: object) -> float:
-    length = _duration(value)
-    if length == 0:
-        raise refused("BAD_DURATION", "must be longer than nothing", durations.EXPECTED)
-    return length
-
-
-def _expression(value: Any) -> Any:
-    """CEL for a value under `with`: text is CEL already, other scalars are constants."""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "null"
-    if isinstance(value, int) and not values.INT_MIN <= value <= values.INT_MAX:
-        raise refused("BAD_VALUE", "is a whole number of more than 64 bits", "write it as text: \"'...'\"")
-    if isinstance(value, int) or (isinstance(value, float) and math.isfinite(value)):
-        return repr(value)
-    if isinstance(value, dict | list):
-        raise refused(
-            "BAD_VALUE", "is not an expression", "write CEL in quotes, such as \"[input.a, 'b']\" or \"{'a': 1}\""
-        )
-    return value
 
 
 def _edge(value: Any) -> Any:
@@ -118,18 +55,22 @@ def _retry(value: Any) -> Any:
     return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
 
 
+def _compensate(value: Any) -> Any:
+    return {"task": value} if isinstance(value, str) else value
+
+
 def _timeout(value: Any) -> Any:
     if value is None:
         return {}
     if isinstance(value, dict | TimeoutForm):
         return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
-    return {"run": _some_time(value)}
+    return {"run": some_time(value)}
 
 
 def _cached(value: Any) -> Any:
     if value is None or isinstance(value, dict | CacheForm):
         return value  # pyright: ignore[reportUnknownVariableType] -- checked by the form
-    return {"ttl": _some_time(value)}
+    return {"ttl": some_time(value)}
 
 
 def _limited(value: Any) -> Any:
@@ -143,34 +84,6 @@ def _join(value: Any) -> Any:
         ((policy, count),) = value.items()  # pyright: ignore[reportUnknownVariableType]
         return {"policy": policy, "count": count}
     return value  # pyright: ignore[reportUnknownVariableType] -- a canonical one, or for the form to refuse
-
-
-_DURATION_SCHEMA: Final = {
-    "anyOf": [{"type": "string", "pattern": durations.PATTERN}, {"type": "number", "minimum": 0}],
-    "description": "250ms, 30s, 5m, 2h, 1d, or a number of seconds",
-}
-
-Name = Annotated[
-    str, AfterValidator(check_name), WithJsonSchema({"type": "string", "pattern": f"^{ids.NAME.pattern}$"})
-]
-FunctionName = Annotated[str, AfterValidator(_pattern(_DOTTED, "is not a function", "write it as module.function"))]
-Label = Annotated[str, AfterValidator(_pattern(_LABEL, "is not a name", "use letters, digits, '.', '_' and '-'"))]
-Pause = Annotated[float, BeforeValidator(_duration), WithJsonSchema(_DURATION_SCHEMA)]
-Duration = Annotated[float, BeforeValidator(_some_time), WithJsonSchema(_DURATION_SCHEMA)]
-Priority = Literal["low", "medium", "high", "critical"]
-Condition = Annotated[str, Field(max_length=syntax.LONGEST, description="CEL that gives true or false")]
-Text = Annotated[str, Field(max_length=4_000)]
-JsonSchema = Annotated[dict[str, Any], Field(description="JSON Schema, draft 2020-12")]
-Key = Annotated[str, AfterValidator(_pattern(_IDENTIFIER, "is not a name", "use a-z, A-Z, 0-9 and _, no digit first"))]
-Expressions = dict[
-    Key,
-    Annotated[
-        str,
-        Field(max_length=syntax.LONGEST),
-        BeforeValidator(_expression),
-        WithJsonSchema({"type": ["string", "number", "boolean", "null"], "description": "CEL, or a constant"}),
-    ],
-]
 
 
 class Form(BaseModel):
@@ -266,6 +179,20 @@ ConcurrencyField = Annotated[
 RetryField = Annotated[RetryForm, BeforeValidator(_retry, json_schema_input_type=int | RetryForm)]
 
 
+class CompensateForm(Form):
+    """What undoes a step that succeeded: a function, called when the run is undone."""
+
+    model_config = ConfigDict(title="Compensation")
+
+    task: FunctionName = Field(description="the function, as module.function")
+    with_: Expressions = Field(
+        {}, alias="with", description="its arguments by name; CEL that may use the step's own result"
+    )
+    retry: RetryField = RetryForm()
+    timeout: Duration | None = None
+    queue: Label = DEFAULT_QUEUE[StepKind.TASK]
+
+
 class StepForm(Form):
     """What every kind of step has."""
 
@@ -275,12 +202,33 @@ class StepForm(Form):
         JoinForm(policy="all", count=0),
         description="when it starts: all (resolved), any (taken), {quorum: n} (taken), {tolerate: n} (not taken)",
     )
-    on_failure: Literal["fail", "continue"] = Field(
-        "fail", description="continue: the run goes on when the step fails for good, with null as its result"
+
+
+class AwaitingForm(StepForm):
+    """What a step has that does nothing but wait."""
+
+    on_failure: Literal["fail", "continue", "compensate"] = Field(
+        "fail",
+        description="continue: the run goes on when the step fails for good, with null as its result; "
+        "compensate: the steps that succeeded are undone, then the run has failed",
     )
 
 
-class TaskForm(StepForm):
+class DoingForm(StepForm):
+    """What a step has that may do something to the world."""
+
+    on_failure: Literal["fail", "continue", "compensate", "ask"] = Field(
+        "fail",
+        description="continue: the run goes on when the step fails for good, with null as its result; "
+        "compensate: the steps that succeeded are undone, then the run has failed; "
+        "ask: the step waits until somebody says what to do",
+    )
+    compensate: Annotated[
+        CompensateForm | None, BeforeValidator(_compensate, json_schema_input_type=str | CompensateForm | None)
+    ] = Field(None, description="what undoes it, when the run is undone; a function alone is called without arguments")
+
+
+class TaskForm(DoingForm):
     """A step that calls a registered function."""
 
     model_config = ConfigDict(title="Task step")
@@ -304,7 +252,7 @@ class TaskForm(StepForm):
     cache: CacheField = None
 
 
-class AgentForm(StepForm):
+class AgentForm(DoingForm):
     """A step in which one agent gives one answer."""
 
     model_config = ConfigDict(title="Agent step")
@@ -336,7 +284,7 @@ class ApprovalDetails(Form):
     risk: Literal["low", "medium", "high", "critical"] = "medium"
 
 
-class ApprovalForm(StepForm):
+class ApprovalForm(AwaitingForm):
     """A step in which a person decides."""
 
     model_config = ConfigDict(title="Approval step")
@@ -367,12 +315,23 @@ class WaitDetails(Form):
         return self
 
 
-class WaitForm(StepForm):
+class WaitForm(AwaitingForm):
     """A step that waits, without a worker."""
 
     model_config = ConfigDict(title="Wait step")
 
     wait: WaitDetails
+
+
+class ChildForm(DoingForm):
+    """A step that is a run of another workflow: its input is `with`, its result the child's output."""
+
+    model_config = ConfigDict(title="Workflow step")
+
+    workflow: Name = Field(description="the workflow, as the catalog of who submits knows it")
+    with_: Expressions = Field({}, alias="with", description="the child's input by name; text is CEL")
+    retry: RetryField = RetryForm()
+    timeout: Duration | None = Field(None, description="how long the child may take; then it is cancelled")
 
 
 class HeaderForm(Form):
@@ -384,6 +343,9 @@ class HeaderForm(Form):
     description: Text = ""
     priority: Priority = DEFAULT_PRIORITY
     sla: Duration | None = None
+    on_failure: Literal["fail", "compensate"] = Field(
+        "fail", description="compensate: when the run fails or is cancelled, the steps that succeeded are undone first"
+    )
     input: JsonSchema = {}
     output: Expressions | None = Field(
         None, description="the run's result; without it the result of the last step, if only one is last, else null"
@@ -393,19 +355,23 @@ class HeaderForm(Form):
 _STEPS: Final[dict[str, JsonValue]] = {"propertyNames": {"pattern": f"^{ids.NAME.pattern}$"}, "minProperties": 1}
 
 
+AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm | ChildForm
+
+
 class WorkflowForm(HeaderForm):
     """A workflow: steps that need each other."""
 
     model_config = ConfigDict(title="Workflow")
 
-    steps: Annotated[dict[str, TaskForm | AgentForm | ApprovalForm | WaitForm], Field(json_schema_extra=_STEPS)]
+    steps: Annotated[dict[str, AnyStep], Field(json_schema_extra=_STEPS)]
 
 
-KINDS: Final[dict[str, type[TaskForm] | type[AgentForm] | type[ApprovalForm] | type[WaitForm]]] = {
+KINDS: Final[dict[str, type[AnyStep]]] = {
     StepKind.TASK.value: TaskForm,
     StepKind.AGENT.value: AgentForm,
     StepKind.APPROVAL.value: ApprovalForm,
     StepKind.WAIT.value: WaitForm,
+    StepKind.WORKFLOW.value: ChildForm,
 }
 
 

@@ -16,10 +16,11 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Known:
-    """Functions and agents that exist. None: not known here, so not checked.
+    """Functions, agents and workflows that exist. None: not known here, so not checked.
 
     `functions`: parameters by function name, None where the parameters are not known. `agents`: names of the roster.
     """
 
     functions: Mapping[str, Parameters | None] | None = None
     agents: Collection[str] | None = None
+    workflows: Collection[str] | None = None

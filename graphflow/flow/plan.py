@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Self
 
 from convergio.graphflow.flow import document, expressions
-from convergio.graphflow.model.workflow import Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import OnFailure, Step, StepKind, Workflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +34,9 @@ class Plan:
     `leaves`: steps nobody needs. `references`: the steps whose results the step's `with`, prompt or description reads
     when it is claimed. `when_references`: the steps whose results its `when` and the conditions of the edges that end
     at it read. `waiters`: the steps that wait for a signal, by its name.
+
+    Beside them there are the steps that undo others: `steps` has both kinds, and `references` too. `undone`: the steps
+    that can be undone, the last one first.
     """
 
     workflow: Workflow
@@ -45,6 +48,8 @@ class Plan:
     references: Mapping[str, tuple[str, ...]]
     when_references: Mapping[str, tuple[str, ...]]
     waiters: Mapping[str, tuple[str, ...]]
+    steps: Mapping[str, Step]
+    undone: tuple[str, ...]
 
     @property
     def size(self) -> int:
@@ -58,6 +63,8 @@ class Plan:
         successors = _successors(steps)
         ranks = _ranks(steps, successors)
         indegree = {name: len(step.needs) for name, step in steps.items()}
+        undo = {step.compensate.name: step.compensate for step in steps.values() if step.compensate is not None}
+        everyone = {**steps, **undo}
         return cls(
             workflow=workflow,
             digest=workflow.digest,
@@ -65,7 +72,9 @@ class Plan:
             indegree=MappingProxyType(indegree),
             roots=tuple(sorted((name for name in steps if not indegree[name]), key=lambda name: -ranks[name])),
             leaves=tuple(name for name, edges in successors.items() if not edges),
-            references=MappingProxyType({name: _results(_body(step)) for name, step in steps.items()}),
+            references=MappingProxyType({name: _results(_body(step)) for name, step in everyone.items()}),
+            steps=MappingProxyType(everyone),
+            undone=tuple(name for name in reversed(list(steps)) if steps[name].compensate is not None),
             waiters=MappingProxyType(_waiters(steps)),
             when_references=MappingProxyType({name: _results(_conditions(step)) for name, step in steps.items()}),
         )
@@ -104,10 +113,11 @@ def _urgent(edges: tuple[OutEdge, ...], ranks: Mapping[str, float]) -> tuple[Out
 
 
 def _waiters(steps: Mapping[str, Step]) -> dict[str, tuple[str, ...]]:
-    """An approval waits for the signal of its own name."""
+    """An approval, and a step that asks what to do when it fails, waits for the signal of its own name."""
     found: dict[str, tuple[str, ...]] = {}
     for name, step in steps.items():
-        signal = name if step.kind is StepKind.APPROVAL else step.spec.get("signal")
+        asks = step.kind is StepKind.APPROVAL or step.on_failure is OnFailure.ASK
+        signal = name if asks else step.spec.get("signal")
         if signal is not None:
             found[signal] = (*found.get(signal, ()), name)
     return found

@@ -13,7 +13,7 @@ from convergio.graphflow.flow.known import Known, Parameters
 from convergio.graphflow.flow.spelling import Spelling, did_you_mean
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.errors import Problem
-from convergio.graphflow.model.workflow import JoinKind, Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import JoinKind, OnFailure, Step, StepKind, Workflow
 
 _MOST_CYCLES: Final = 20
 
@@ -44,6 +44,7 @@ class _Validation:
     steps: Spelling = field(init=False)
     functions: Spelling = field(init=False)
     agents: Spelling = field(init=False)
+    workflows: Spelling = field(init=False)
     never: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
@@ -56,6 +57,7 @@ class _Validation:
         self.steps = Spelling(declared)
         self.functions = Spelling(self.known.functions or {})
         self.agents = Spelling(self.known.agents or ())
+        self.workflows = Spelling(self.known.workflows or ())
 
     def run(self) -> Iterator[Problem]:
         if not self.workflow.steps and not self.unread:
@@ -64,6 +66,8 @@ class _Validation:
             yield _bad_schema("input", where, said)
         for name, step in self.workflow.steps.items():
             yield from self._step(f"steps.{name}", step)
+        if self.workflow.on_failure is OnFailure.COMPENSATE:
+            yield from self._undoes("on_failure")
         yield from self._cycles()
         yield from self._unreachable()
         for name, text in (self.workflow.output or {}).items():
@@ -78,6 +82,10 @@ class _Validation:
             yield Problem(code="BAD_JOIN", path=f"{path}.join", message=said, hint="it could never start")
         for name, text in step.arguments.items():
             yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False)
+        if step.compensate is not None:
+            yield from self._compensate(path, step, step.compensate)
+        if step.on_failure is OnFailure.COMPENSATE:
+            yield from self._undoes(f"{path}.on_failure")
         if step.when is not None:
             yield from self._expression(f"{path}.when", step.when, step.name, condition=True)
         if step.concurrency is not None:
@@ -90,6 +98,20 @@ class _Validation:
             yield from self._expression(f"{path}.wait.until", step.spec["until"], step.name, condition=False)
         elif step.kind is StepKind.APPROVAL:
             yield from self._template(f"{path}.approval.description", step.spec.get("description", ""), step.name)
+
+    def _compensate(self, path: str, step: Step, undo: Step) -> Iterator[Problem]:
+        """It knows what the step knew, and the step's own result. A success of another run is that run's to undo."""
+        for name, text in undo.arguments.items():
+            yield from self._expression(f"{path}.compensate.with.{name}", text, step.name, condition=False, edge=True)
+        yield from self._function(f"{path}.compensate", undo)
+        if step.cache is not None:
+            said, hint = "is of a step that can be undone", "another run's work must not be undone: remove one"
+            yield Problem(code="BAD_CACHE", path=f"{path}.cache", message=said, hint=hint)
+
+    def _undoes(self, path: str) -> Iterator[Problem]:
+        if not self.unread and all(step.compensate is None for step in self.workflow.steps.values()):
+            hint = "give steps a `compensate: {task: module.function}`"
+            yield Problem(code="NOTHING_TO_UNDO", path=path, message="no step says what undoes it", hint=hint)
 
     def _needs(self, path: str, step: Step) -> Iterator[Problem]:
         seen: set[str] = set()
@@ -110,18 +132,28 @@ class _Validation:
 
     def _outside(self, path: str, step: Step) -> Iterator[Problem]:
         """What the step names outside the workflow."""
-        if step.kind is StepKind.TASK and self.known.functions is not None:
-            name = step.spec["function"]
-            if name not in self.known.functions:
-                hint = self.functions.hint(name) or "register it with @step, or import the module that does"
-                yield Problem(code="UNKNOWN_FUNCTION", path=f"{path}.task", message=f"names '{name}'", hint=hint)
-            else:
-                yield from _arguments(path, step, self.known.functions[name])
+        if step.kind is StepKind.TASK:
+            yield from self._function(path, step)
         if step.kind is StepKind.AGENT and self.known.agents is not None:
             name = step.spec["agent"]
             if name not in self.known.agents:
                 hint = self.agents.hint(name) or "no agent of this name is in the roster"
                 yield Problem(code="UNKNOWN_AGENT", path=f"{path}.agent", message=f"names '{name}'", hint=hint)
+        if step.kind is StepKind.WORKFLOW and self.known.workflows is not None:
+            name = step.spec["workflow"]
+            if name not in self.known.workflows and name != self.workflow.name:
+                hint = self.workflows.hint(name) or "put its file into a directory of CONVERGIO_WORKFLOWS"
+                yield Problem(code="UNKNOWN_WORKFLOW", path=f"{path}.workflow", message=f"names '{name}'", hint=hint)
+
+    def _function(self, path: str, step: Step) -> Iterator[Problem]:
+        if self.known.functions is None:
+            return
+        name = step.spec["function"]
+        if name not in self.known.functions:
+            hint = self.functions.hint(name) or "register it with @step, or import the module that does"
+            yield Problem(code="UNKNOWN_FUNCTION", path=f"{path}.task", message=f"names '{name}'", hint=hint)
+        else:
+            yield from _arguments(path, step, self.known.functions[name])
 
     def _template(self, path: str, text: str, step: str) -> Iterator[Problem]:
         try:
@@ -203,7 +235,7 @@ def _sight(name: str, step: str, *, edge: bool) -> str:
     if name == step:
         return "a step cannot use its own result"
     if edge:
-        return f"the condition of an edge from '{step}' sees only '{step}' and what it needs; use the step's own `when`"
+        return f"here only '{step}' and what it needs are known; a condition may be the step's own `when`"
     return f"add '{name}' to its needs"
 
 

@@ -10,9 +10,10 @@ import sqlalchemy as sa
 from convergio.graphflow.journal import payload, tables
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.history import find_definition, find_run, unknown_run
-from convergio.graphflow.journal.rows import Accepted, Basis, NewRun, NewSignal, Origin, RunRow, SignalRow
+from convergio.graphflow.journal.rows import Accepted, Basis, NewRun, NewSignal, Origin, Parent, RunRow, SignalRow
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
+from convergio.graphflow.model.workflow import Workflow
 
 _runs: Final = tables.runs.c
 _signals: Final = tables.signals.c
@@ -47,7 +48,8 @@ class Doors:
     def _accept(self, run: NewRun, origin: Origin | None) -> Accepted:
         columns = {**_run_columns(run), **_origin_columns(origin)}
         with self._database.write() as connection:
-            connection.execute(self._database.insert_once(tables.definitions), _definition_columns(run))
+            definitions = [_definition_columns(one, run.created_ms) for one in (run.workflow, *run.pinned)]
+            connection.execute(self._database.insert_once(tables.definitions), definitions)
             insert = self._database.insert_once(tables.runs).returning(tables.runs)
             row = connection.execute(insert, columns).first()
             if row is not None:
@@ -144,14 +146,13 @@ class Doors:
 # --- rows ---------------------------------------------------------------------------------------------------------
 
 
-def _definition_columns(run: NewRun) -> dict[str, Any]:
-    workflow = run.workflow
+def _definition_columns(workflow: Workflow, created_ms: int) -> dict[str, Any]:
     return {
         "digest": workflow.digest,
         "name": workflow.name,
         "version": workflow.version,
         "document": payload.plain(workflow.text, what="the definition"),
-        "created_ms": run.created_ms,
+        "created_ms": created_ms,
     }
 
 
@@ -176,7 +177,15 @@ def _run_columns(run: NewRun) -> dict[str, Any]:
         "control_version": 0,
         "not_after_ms": run.not_after_ms,
         "created_ms": run.created_ms,
+        "pins": payload.to_text(run.pins, what="the definitions of children") if run.pins else None,
+        **_parent_columns(run.parent),
     }
+
+
+def _parent_columns(parent: Parent | None) -> dict[str, Any]:
+    if parent is None:
+        return {}
+    return {"parent_run": parent.run_id, "parent_step": parent.step, "depth": parent.depth}
 
 
 def _origin_columns(origin: Origin | None) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from convergio.graphflow.journal import payload
 from convergio.graphflow.journal.rows import StepKey, StreamEvent
 from convergio.graphflow.model import errors
+from convergio.graphflow.model.ids import RunRef, child_of
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, RunState
 
 Columns = dict[str, Any]
@@ -29,6 +30,7 @@ class Group:
         self.applied: list[Columns] = []
         self.started: list[Columns] = []
         self.controlled: list[Columns] = []
+        self.children: list[Columns] = []
         self.finished: dict[str, Columns] = {}
         self._epoch = epoch
         self._domain_tables = domain_tables
@@ -135,8 +137,28 @@ class Group:
         self._event(event)
 
     def _control(self, event: StreamEvent) -> None:
-        state = RunState.PAUSED if event.type == "run.paused" else RunState.RUNNING
+        state = _CONTROLS[event.type]
         self.controlled.append({"the_run": event.run_id, "state": state.value})
+        self._event(event)
+
+    def _child(self, event: StreamEvent) -> None:
+        """A child is started from its row, in this transaction or in a later one."""
+        parent, attempt = RunRef(tenant=event.tenant, run=event.run_id), event.data.get("attempt")
+        if event.step is None or not isinstance(attempt, int):
+            raise errors.InvalidPayload(f"{event.type} without a step and its attempt")
+        self.children.append(
+            {
+                "child_id": child_of(parent, event.step, attempt).run,
+                "tenant": event.tenant,
+                "submitter": event.submitter,
+                "run_id": event.run_id,
+                "step": event.step,
+                "attempt": attempt,
+                "workflow": _named(event, "workflow"),
+                "wanted_ms": event.at_ms,
+                "settled_ms": None,
+            }
+        )
         self._event(event)
 
     def _finish(self, event: StreamEvent) -> None:
@@ -184,12 +206,18 @@ def _named(event: StreamEvent, name: str) -> str:
     return value
 
 
+_CONTROLS: Final = {
+    "run.paused": RunState.PAUSED,
+    "run.resumed": RunState.RUNNING,
+    "run.compensating": RunState.COMPENSATING,
+}
+
 _EFFECTS: Final[Mapping[str, Callable[[Group, StreamEvent], None]]] = {
     **{f"step.{state.value.lower()}": Group._outcome for state in TERMINAL_STEP},
     **{f"run.{state.value.lower()}": Group._finish for state in TERMINAL_RUN},
     "run.started": Group._start,
-    "run.paused": Group._control,
-    "run.resumed": Group._control,
+    **dict.fromkeys(_CONTROLS, Group._control),
     "step.recorded": Group._record,
     "signal.applied": Group._signal,
+    "child.wanted": Group._child,
 }

@@ -10,7 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from convergio.graphflow.journal import payload
-from convergio.graphflow.model.ids import DEFAULT_TENANT
+from convergio.graphflow.model.ids import DEFAULT_TENANT, RunRef
 from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
 
@@ -42,6 +42,20 @@ class NewRun:
     start_key: str | None = None
     priority: str = "medium"
     trace: str | None = None
+    pins: Mapping[str, str] = field(default_factory=dict[str, str])
+    """digests of the definitions that its children have, by the workflows' names"""
+    pinned: tuple[Workflow, ...] = ()
+    """those of them that the journal may not know yet"""
+    parent: Parent | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parent:
+    """The step that a run is for. `depth`: how many runs are above it."""
+
+    run_id: str
+    step: str
+    depth: int
 
 
 class ForkKind(StrEnum):
@@ -108,7 +122,9 @@ class RunRow:
     """A run as the journal knows it; the board may be ahead.
 
     `forked_from`, `fork_kind` and `fork_step`: the run it was made from, why, and the step that was named. `paused_ms`,
-    `paused_by`: since when it is to be paused, and by whose wish; `state` says whether it is.
+    `paused_by`: since when it is to be paused, and by whose wish; `state` says whether it is. `pins`: digests of the
+    definitions that its children have, by the workflows' names. `parent_run`, `parent_step`, `depth`: the step that it
+    is for, and how many runs are above it.
     """
 
     run_id: str
@@ -137,11 +153,15 @@ class RunRow:
     fork_step: str | None = None
     paused_ms: int | None = None
     paused_by: str | None = None
+    pins: Mapping[str, str] | None = None
+    parent_run: str | None = None
+    parent_step: str | None = None
+    depth: int | None = None
 
     @classmethod
     def of(cls, row: sa.Row[Any]) -> RunRow:
         """From a row of the table."""
-        return cls(**_decoded(row, "input", "output", "error", state=RunState, fork_kind=_fork_kind))
+        return cls(**_decoded(row, "input", "output", "error", "pins", state=RunState, fork_kind=_fork_kind))
 
     @property
     def terminal(self) -> bool:
@@ -265,6 +285,25 @@ class SignalRow:
     def of(cls, row: sa.Row[Any]) -> SignalRow:
         """From a row of the table."""
         return cls(**_decoded(row, "data"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChildRow:
+    """A child that a step wants or wanted, of which something is to do. `left`: nobody waits for it any more.
+
+    `state`, `output`, `error`: what the child's own run came to, None while there is none.
+    """
+
+    ref: RunRef
+    parent: RunRef
+    submitter: str
+    step: str
+    attempt: int
+    workflow: str
+    left: bool
+    state: RunState | None
+    output: Any
+    error: Mapping[str, Any] | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

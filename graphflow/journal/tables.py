@@ -41,6 +41,9 @@ UNSETTLED_RUNS: Final = "(paused_ms IS NOT NULL AND state = 'RUNNING') OR (pause
 
 CANCELLING_RUNS: Final = f"cancel_requested_ms IS NOT NULL AND {LIVE_RUNS}"
 CACHED_OUTCOMES: Final = "cache_digest IS NOT NULL"
+OPEN_CHILDREN: Final = "settled_ms IS NULL"
+"""Children of which something may still be to do: to start them, to tell their parent, to cancel them."""
+
 OPEN_SIGNALS: Final = "applied_ms IS NULL AND dropped_ms IS NULL"
 
 
@@ -99,6 +102,10 @@ runs: Final = _table(
     _text("fork_step", null=True),
     _int("paused_ms", null=True),
     _text("paused_by", null=True),
+    _text("pins", null=True),
+    _text("parent_run", null=True),
+    _text("parent_step", null=True),
+    _int("depth", null=True),
     sa.CheckConstraint(f"state IN ({_listed(states.RunState)})", name="state"),
     sa.CheckConstraint(f"length(start_key) <= {KEY_LIMIT}", name="start_key"),
 )
@@ -110,6 +117,22 @@ _partial("ix_runs_accepted", runs.c.not_after_ms, where=ACCEPTED_RUNS)
 _partial("ix_runs_cancelling", runs.c.cancel_requested_ms, where=CANCELLING_RUNS)
 _partial("ix_runs_unsettled", runs.c.run_id, where=UNSETTLED_RUNS)
 _partial("ix_runs_forked_from", runs.c.forked_from, where="forked_from IS NOT NULL")
+
+_partial("ix_runs_parent_run", runs.c.parent_run, where="parent_run IS NOT NULL")
+
+children: Final = _table(
+    "children",
+    _text("child_id", key=True),
+    _text("tenant"),
+    _text("submitter"),
+    _text("run_id"),
+    _text("step"),
+    _int("attempt"),
+    _text("workflow"),
+    _int("wanted_ms"),
+    _int("settled_ms", null=True),
+)
+_partial("ix_children_open", children.c.run_id, children.c.step, where=OPEN_CHILDREN)
 
 outcomes: Final = _table(
     "outcomes",

@@ -72,6 +72,7 @@ class Writer:
         self._insert_outcomes = BulkInsert(database, tables.outcomes)
         self._insert_events = BulkInsert(database, tables.events)
         self._insert_records = BulkInsert(database, tables.records)
+        self._insert_children = BulkInsert(database, tables.children)
 
     def commit(self, events: Sequence[StreamEvent], *, epoch: int, high_water: int, new_high_water: int) -> Committed:
         """Writes the events that follow `high_water` in the stream of `epoch`: all of them, or nothing.
@@ -126,6 +127,7 @@ class Writer:
             connection.execute(self._database.insert_once(self._domain_tables[name]), rows)
         self._insert_events(connection, group.events)
         self._insert_records(connection, group.records)
+        self._insert_children(connection, group.children)
         if group.started:
             connection.execute(_START, group.started)
         if group.controlled:

@@ -393,3 +393,25 @@ class BoardNearlyFull(Overloaded):
     """Redis has little memory left."""
 
     code = "BOARD_NEARLY_FULL"
+
+
+# --- children -------------------------------------------------------------------------------------------------------
+
+
+class ChildFailed(ConvergioError):
+    """The run that a step started has failed."""
+
+    code = "CHILD_FAILED"
+    retryable = True
+
+
+class ChildCancelled(ConvergioError):
+    """Somebody cancelled the run that a step started."""
+
+    code = "CHILD_CANCELLED"
+
+
+class ChildTooDeep(ConvergioError):
+    """Too many runs are above this one."""
+
+    code = "CHILD_TOO_DEEP"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import os
 import re
@@ -29,6 +30,10 @@ def new_run_id() -> str:
     return f"{time.time_ns() // 1_000_000:012x}{secrets.token_hex(10)}"
 
 
+CHILD: Final = "child-"
+"""Begins the id of a run that a step of another run started. Others may use it; it only saves looking them up."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRef:
     """Which run: its tenant and its id."""
@@ -44,6 +49,12 @@ class RunRef:
         """The inverse of `str()`."""
         tenant, run = text.split("/", 1)
         return cls(tenant=tenant, run=run)
+
+
+def child_of(ref: RunRef, step: str, attempt: int) -> RunRef:
+    """The run that is this attempt of a step: the same, however often it is asked for."""
+    name = f"{ref}/{step}/{attempt}".encode()
+    return RunRef(tenant=ref.tenant, run=f"{CHILD}{hashlib.blake2b(name, digest_size=16).hexdigest()}")
 
 
 class Nonces:

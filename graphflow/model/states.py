@@ -42,6 +42,7 @@ class BlockedOn(StrEnum):
     HOOK = "HOOK"
     TIMER = "TIMER"
     LIMIT = "LIMIT"
+    CHILD = "CHILD"
 
 
 TERMINAL_RUN: Final = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})
@@ -62,6 +63,7 @@ RUN_TRANSITIONS: Final = MappingProxyType(
         (RunState.PAUSED, "succeed"): RunState.SUCCEEDED,
         (RunState.PAUSED, "fail"): RunState.FAILED,
         (RunState.PAUSED, "cancel"): RunState.CANCELLED,
+        (RunState.PAUSED, "compensate"): RunState.COMPENSATING,
         (RunState.COMPENSATING, "fail"): RunState.FAILED,
         (RunState.COMPENSATING, "cancel"): RunState.CANCELLED,
     }

@@ -26,6 +26,7 @@ class StepKind(StrEnum):
     AGENT = "agent"
     APPROVAL = "approval"
     WAIT = "wait"
+    WORKFLOW = "workflow"
 
 
 class JoinKind(StrEnum):
@@ -63,10 +64,17 @@ class Join:
 
 
 class OnFailure(StrEnum):
-    """What the failure of a step does to its run: end it, or let it go on with null as the step's result."""
+    """What the failure of a step does to its run: end it, let it go on with null as the step's result, end it when
+    what it did is undone, or let it wait until somebody has said which."""
 
     FAIL = "fail"
     CONTINUE = "continue"
+    COMPENSATE = "compensate"
+    ASK = "ask"
+
+
+UNDO: Final = "undo:"
+"""Begins the name of a step that undoes another one: no step that anybody writes has such a name."""
 
 
 class Durability(StrEnum):
@@ -82,7 +90,13 @@ PRIORITIES: Final = ("low", "medium", "high", "critical")
 DEFAULT_PRIORITY: Final = "medium"
 
 DEFAULT_QUEUE: Final = MappingProxyType(
-    {StepKind.TASK: "steps", StepKind.AGENT: "turns", StepKind.APPROVAL: "control", StepKind.WAIT: "control"}
+    {
+        StepKind.TASK: "steps",
+        StepKind.AGENT: "turns",
+        StepKind.APPROVAL: "control",
+        StepKind.WAIT: "control",
+        StepKind.WORKFLOW: "control",
+    }
 )
 DEFAULT_DURABILITY: Final = MappingProxyType(
     {
@@ -90,6 +104,7 @@ DEFAULT_DURABILITY: Final = MappingProxyType(
         StepKind.AGENT: Durability.STEP,
         StepKind.APPROVAL: Durability.STEP,
         StepKind.WAIT: Durability.STREAM,
+        StepKind.WORKFLOW: Durability.STREAM,
     }
 )
 
@@ -176,6 +191,8 @@ class Step:
     priority: str | None = None
     concurrency: Concurrency | None = None
     cache: Cache | None = None
+    compensate: Step | None = None
+    """the step that undoes this one; its name is this one's with UNDO before it"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +209,7 @@ class Workflow:
     output: Mapping[str, str] | None = None
     sla: float | None = None
     priority: str = DEFAULT_PRIORITY
+    on_failure: OnFailure = OnFailure.FAIL
 
     @cached_property
     def text(self) -> str:
@@ -202,6 +220,12 @@ class Workflow:
     def digest(self) -> str:
         """SHA-256 of the canonical document, 32 hex characters: the version a run is pinned to."""
         return _digest_of(self.text)
+
+    @property
+    def children(self) -> frozenset[str]:
+        """Names of the workflows that its steps start."""
+        steps = self.steps.values()
+        return frozenset(step.spec["workflow"] for step in steps if step.kind is StepKind.WORKFLOW)
 
 
 def canonical(document: Mapping[str, Any]) -> str:

@@ -103,6 +103,25 @@ def test_a_signal_that_came_first_is_kept(town: Place, tmp_path: Path) -> None:
     assert town.cli("runs", "watch", run).returncode == 0
 
 
+ASKS = """
+workflow: asks
+version: 1
+steps:
+  input_of: {task: demo.echo, with: {value: "'x'"}, compensate: demo.echo}
+  below: {workflow: market_entry, needs: [input_of], with: {}, on_failure: ask}
+"""
+
+
+def test_a_failed_step_asks_and_is_answered_from_the_command_line(town: Place, tmp_path: Path) -> None:
+    """A child of a workflow that ships, whose input does not fit."""
+    run = started(town, tmp_path, ASKS)
+    wait_until(lambda: town.state(run, "below") == "BLOCKED", timeout=30)
+    wait_until(lambda: "--answer retry (or skip, fail, compensate)" in town.ok("runs", "why", run), timeout=30)
+    assert "asks what to do: INVALID_INPUT" in town.ok("runs", "show", run)
+    assert town.ok("runs", "signal", run, "below", "--answer", "skip").endswith("is told: skip\n")
+    assert town.cli("runs", "watch", run).returncode == 0
+
+
 def test_watching_with_json_prints_every_event_once(town: Place, tmp_path: Path) -> None:
     run = started(town, tmp_path, "workflow: e\nversion: 1\nsteps: {a: {task: demo.echo, with: {value: 1}}}\n")
     events = [json.loads(line) for line in town.ok("runs", "watch", run, "--json").splitlines()]

@@ -223,7 +223,7 @@ class Stage:
         facts = json.loads(self.client.hget(self.keys.run(ref), fields.META))
         plan = self.service.sweeper.plans.get(facts["digest"])
         fresh, priority = step in plan.roots and ring.endswith(".1"), Caller.of(ref, facts).priority
-        route = route_of(plan.workflow.steps[step], priority=priority, fresh=fresh)
+        route = route_of(plan.steps[step], priority=priority, fresh=fresh)
         queue_list = taker.process.core.ringer.bell.list_of(route)
         return taker.steps.claim(ref, step=step, ring=ring, queue_list=queue_list)
 

@@ -12,9 +12,11 @@ from convergio.graphflow.engine.restore import restore
 from convergio.graphflow.engine.starter import START_NEEDS
 from convergio.graphflow.engine.submission import control_entry, granted_version, meta_of, signal_entry
 from convergio.graphflow.journal.rows import SignalRow
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import canonical
-from convergio.graphflow.waiting import QUEUE, VERDICTS
+from convergio.graphflow.nested import WANTED
+from convergio.graphflow.waiting import QUEUE, is_verdict
 from tests.property import turns
 from tests.property.model_board import ModelBoard
 from tests.property.model_run import ModelRun
@@ -81,6 +83,24 @@ def signal(world: World) -> None:
         _send(world, world.ledger.signal(node.signal, data, world.board.now_ms, id=id))
 
 
+def answer(world: World) -> None:
+    """Somebody says what to do about a step that asks; also when it does not, or not any more."""
+    asking = [node for node in world.nodes.values() if node.asks]
+    if not world.faults:
+        asking = [node for node in asking if world.word(node.name).blocked_on is BlockedOn.SIGNAL]
+    if not asking or (world.faults and world.draw(2)):
+        return
+    node, number = world.pick(asking), len(world.ledger.signals)
+    said = ["skip", "skip", "fail", *(["compensate"] if world.plan.undone else [])]
+    if world.faults and not node.lonely:  # a person's retry waits for a worker as long as it takes
+        said += ["retry"] * 3
+    decision = world.pick(said)
+    blocked = world.word(node.name).blocked_on is BlockedOn.SIGNAL
+    world.met[f"an answer: {decision}" if blocked else "an answer to no question"] += 1
+    id = f"answer-{node.name}-{number}"
+    _send(world, world.ledger.signal(node.name, {"decision": decision}, world.board.now_ms, id=id))
+
+
 def _send(world: World, row: SignalRow) -> None:
     if not world.fault("a wake-up gets lost", 4):
         world.post(json.dumps(signal_entry(row)))
@@ -128,6 +148,25 @@ def repeat(world: World) -> None:
     world.post(world.pick(entries))
 
 
+def tend(world: World) -> None:
+    """Children that SQL knows to be wanted, and that still are, end: their parent is told; and again by `repeat`."""
+    wanted = [event for event in world.ledger.events if event.type == WANTED]
+    last = {event.step: event.data["attempt"] for event in wanted}
+    for event in wanted:
+        step, attempt = event.step or "", event.data["attempt"]
+        if world.over or step in world.ledger.outcomes or attempt < last[step]:
+            continue
+        node = world.nodes[step]
+        good = attempt > node.flaky and node.ends == "SUCCEEDED"
+        error = {**errors.ChildFailed("no").as_dict(), "retryable": attempt <= node.flaky}
+        facts = {"state": "SUCCEEDED", "output": node.result} if good else {"state": "FAILED", "error": error}
+        world.met["a child ends" if good else "a child fails"] += 1
+        told = json.dumps({"t": "child", "step": step, "attempt": attempt, **facts})
+        world.wishes.append(told)
+        if not world.fault("a child's end gets lost", 4):
+            world.post(told)
+
+
 # --- sweeper ----------------------------------------------------------------------------------------------------------
 
 
@@ -173,10 +212,11 @@ def pass_time(world: World) -> None:
         _expire(world, member)
     for member in [name for name, due in board.timers.items() if due <= board.now_ms]:
         _, _, step, on = member.split("/")
-        if on in (ASK, LEAVE, BlockedOn.LIMIT) or (world.nodes[step].limit and on not in VERDICTS):
+        verdict = is_verdict(world.plan.steps[step], on)
+        if on in (ASK, LEAVE, BlockedOn.LIMIT) or (world.nodes[step].limit and not verdict):
             _turn(world, member, step, on)
             continue
-        if on in VERDICTS:
+        if verdict:
             _verdict(world, member, step, on)
             continue
         assert world.word(step).blocked_on == on, f"a timer for a step that does not wait: {member}"

@@ -16,8 +16,10 @@ from convergio.graphflow.flow import document, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import OutcomeRow
 from convergio.graphflow.model.states import STEP_TRANSITIONS, RunState, StepState
+from convergio.graphflow.model.workflow import UNDO
 from tests.property import clerk, hands, reference, turns
 from tests.property.reference import Cond, Node
+from tests.property.undone import check_undone
 from tests.property.world import LIST, REF, Draw, World
 
 Move = Callable[[World], None]
@@ -27,13 +29,15 @@ MOVES: Final[Sequence[Move]] = [
     *[hands.deliver] * 4,
     *[hands.work] * 4,
     *[clerk.journal] * 2,
+    *[clerk.decision] * 2,
     *[clerk.ring_lost] * 2,
-    *[clerk.pass_time, clerk.sweep, clerk.decision, clerk.signal, clerk.apply_rows],
-    *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.control, clerk.wipe],
+    *[clerk.pass_time, clerk.sweep, clerk.signal, clerk.apply_rows, clerk.tend, clerk.answer],
+    *[hands.replay, hands.haunt, clerk.repeat, clerk.cancel, clerk.wipe],
+    *[clerk.control] * 2,
 ]
 SETTLING: Final[Sequence[Move]] = [
     *[clerk.resume, clerk.journal, clerk.sweep, clerk.ring_lost, clerk.decision, clerk.signal, clerk.apply_rows],
-    clerk.pass_time,
+    *[clerk.tend, clerk.answer, clerk.pass_time],
 ]
 ALLOWED: Final = frozenset((source, target) for (source, _), target in STEP_TRANSITIONS.items())
 RUNS: Final = ("SUCCEEDED", "FAILED", "QUARANTINED")
@@ -49,6 +53,7 @@ class Play:
     nodes: Sequence[Node]
     n: int
     plan: Plan
+    undone: bool
     judge: Sequence[Node]
 
 
@@ -58,17 +63,37 @@ def make_play(draw: Draw) -> Play:
     limit = (0, 0, 1, 2)[draw(4)]
     for index in range(1 + draw(7)):
         nodes.append(_limited(_node("abcdefg"[index], nodes, draw), limit, draw))
-    return play_of(nodes, reference.THRESHOLD - 2 + 5 * draw(2))
+    return play_of(
+        _undoing([_asking(node, draw) for node in nodes], draw),
+        reference.THRESHOLD - 2 + 5 * draw(2),
+        undone=draw(4) == 0,
+    )
 
 
-def play_of(nodes: Sequence[Node], n: int) -> Play:
-    """The graph of `nodes` on the input n."""
-    plan = Plan.of(document.parse_document(reference.document(nodes)))
-    return Play(nodes=nodes, n=n, plan=plan, judge=nodes)
+def play_of(nodes: Sequence[Node], n: int, *, undone: bool = False) -> Play:
+    """The graph of `nodes` on the input n; `undone`: the whole run is, when it fails or is cancelled."""
+    undone = undone and any(node.undo for node in nodes)
+    plan = Plan.of(document.parse_document(reference.document(nodes, undone=undone)))
+    return Play(nodes=nodes, n=n, plan=plan, judge=nodes, undone=undone)
+
+
+def _asking(node: Node, draw: Draw) -> Node:
+    """A step that does something may ask what to do when it fails."""
+    idle = node.approval or node.waits or node.signal or node.lenient
+    return node if idle or draw(3) else replace(node, asks=True, ends="FAILED" if draw(2) else node.ends)
+
+
+def _undoing(nodes: Sequence[Node], draw: Draw) -> Sequence[Node]:
+    """In half of the graphs most steps that do something can be undone, and some have the run undone."""
+    if draw(2):
+        return nodes
+    plain = {node.name for node in nodes if not (node.approval or node.waits or node.signal) and draw(4)}
+    ends = {node.name for node in nodes if plain and not (node.lenient or node.asks) and draw(2)}
+    return [replace(node, undo=node.name in plain, undoing=node.name in ends) for node in nodes]
 
 
 def _limited(node: Node, limit: int, draw: Draw) -> Node:
-    works = not (node.approval or node.waits or node.signal)
+    works = not (node.approval or node.waits or node.signal or node.child)
     return replace(node, limit=limit) if works and limit and draw(3) else node
 
 
@@ -101,6 +126,8 @@ def _kind(draw: Draw) -> dict[str, Any]:
         return {"waits": (0.05, 1, 5)[draw(3)]}
     if kind in (4, 5):
         return _signalled(draw)
+    if kind == 7:
+        return {"child": True, "flaky": draw(3), "ends": "FAILED" if fails else "SUCCEEDED", "ok": draw(4) > 0}
     if kind == 6 and draw(2):
         return {"lonely": True, "timeout": 2.0, "ends": "FAILED"}
     timeout = (1.0, 4.0)[draw(2)] if draw(8) == 0 else 0
@@ -145,7 +172,7 @@ def _condition(steps: Sequence[str], draw: Draw, *, boom: bool = True) -> Cond |
 
 def explore(play: Play, draw: Draw, *, moves: int) -> World:
     """One history of the play: so many random moves with faults, then everything that is left, without. Checked."""
-    nodes = {node.name: node for node in play.nodes}
+    nodes = {node.name: node for node in (*play.nodes, *map(reference.undo_of, filter(_can_be_undone, play.nodes)))}
     world = World(
         plan=play.plan,
         nodes=nodes,
@@ -165,6 +192,10 @@ def explore(play: Play, draw: Draw, *, moves: int) -> World:
     settle(world)
     check(world, play)
     return world
+
+
+def _can_be_undone(node: Node) -> bool:
+    return node.undo
 
 
 def settle(world: World) -> None:
@@ -209,6 +240,7 @@ def _settled(world: World) -> bool:
 def check(world: World, play: Play) -> None:
     """What must hold at the end of every history."""
     ledger = world.ledger
+    play = replace(play, judge=[answered(node, ledger.outcomes.get(node.name)) for node in play.judge])
     races = {node.name: _race(node, ledger.outcomes.get(node.name)) for node in play.judge if node.open_end}
     expected = reference.expected(play.judge, play.n, races)
     if ledger.state is RunState.SUCCEEDED:
@@ -221,8 +253,11 @@ def check(world: World, play: Play) -> None:
     else:
         assert ledger.cancel_requested, "nobody asked for the run's end"
     for step, row in ledger.outcomes.items():
+        if step.startswith(UNDO):
+            continue
         assert row.state.value in (expected.states[step], StepState.CANCELLED.value), f"{step} ended otherwise"
-    assert world.ran <= _may_run(play), "a dead path ran"
+    assert {step for step in world.ran if not step.startswith(UNDO)} <= _may_run(play), "a dead path ran"
+    check_undone(world, play.judge, undone=play.undone)
     assert world.board.moves - ALLOWED == frozenset(), f"not in the table: {world.board.moves - ALLOWED}"
     _check_order(world, play)
     _check_waits(world)
@@ -230,6 +265,15 @@ def check(world: World, play: Play) -> None:
     _check_signals(world, play)
     _check_nothing_is_left(world)
     _count(world, play)
+
+
+def answered(node: Node, row: OutcomeRow | None) -> Node:
+    """A step that asked, as somebody has answered."""
+    said = None if row is None else row.error
+    answer = "" if said is None else said.get("answer", "")
+    survived, undoing = node.lenient or answer == "skip", node.undoing or answer == "compensate"
+    ends = "FAILED" if node.asks and node.ends == "QUARANTINED" else node.ends
+    return replace(node, lenient=survived, undoing=undoing, ends=ends)
 
 
 def _may_run(play: Play) -> set[str]:

@@ -8,15 +8,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from convergio.graphflow import decide, draft, shortcut
+from convergio.graphflow import asking, decide, draft, shortcut
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
 from convergio.graphflow.decision import START, Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.flow import values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import StepState
+from convergio.graphflow.model.workflow import UNDO
 from tests.property import turns
+from tests.property.reference import Node
+from tests.property.undone import check_may_undo
 from tests.property.world import LIST, REF, Body, Drainer, World
 
 # --- doorbells --------------------------------------------------------------------------------------------------------
@@ -46,8 +50,11 @@ def _claim(world: World, bell: str) -> None:
     nonce = world.name()
     held = world.board.claim(REF, step=step, ring=ring, nonce=nonce, queue_list=LIST)
     if isinstance(held, Claimed):
-        assert not world.paused, f"{step} is claimed, and the run is paused"
-        _check_may_run(world, step)
+        if step.startswith(UNDO):
+            check_may_undo(world, step)
+        else:
+            assert not world.paused, f"{step} is claimed, and the run is paused"
+            _check_may_run(world, step)
         world.bodies.append(Body(held, nonce))
     else:
         world.met[f"a doorbell is refused: {held.why}"] += 1
@@ -62,14 +69,20 @@ def _check_may_run(world: World, step: str) -> None:
     join, resolved = world.nodes[step], 0
     for edge in world.plan.workflow.steps[step].needs:
         state, node = world.word(edge.step).state, world.nodes[edge.step]
-        ended = state is StepState.SUCCEEDED or (node.lenient and state in decide.BROKEN)
+        ended = state is StepState.SUCCEEDED or (_is_survived(world, node) and state in decide.BROKEN)
         resolved += ended or (state is StepState.SKIPPED and join.join[0] in ("all", "tolerate"))
         if (node.durable or node.approval) and state is StepState.SUCCEEDED:
             assert edge.step in world.ledger.outcomes, f"{step} runs before SQL has {edge.step}"
     assert resolved >= join.least, f"{step} runs, and only {resolved} of its needs are resolved"
-    assert (join.waits, join.signal) == (0, ""), f"{step} only waits, and a worker has it"
+    assert (join.waits, join.signal, join.child) == (0, "", False), f"{step} only waits, and a worker has it"
     world.met["a join runs before all its needs are resolved"] += resolved < len(join.needs)
     world.ran.add(step)
+
+
+def _is_survived(world: World, node: Node) -> bool:
+    """Whether the run goes on without the step."""
+    kept: Any = json.loads(world.values().get(fields.output(node.name), "null"))
+    return node.lenient or (node.asks and values.is_map(kept) and kept.get("answer") == "skip")
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -148,11 +161,30 @@ def _run(world: World, body: Body) -> None:
 
 def _finish(world: World, body: Body) -> None:
     node, attempt = world.nodes[body.held.step], body.held.attempt
+    if node.asks and node.ends != "SUCCEEDED":
+        _ask(world, body)
+        return
     if node.ends == "SUCCEEDED":
         body.outcome = Outcome(state=StepState.SUCCEEDED, output=node.result, attempt=attempt)
     else:
         body.outcome = Outcome.failed(errors.Permanent("no"), attempt=attempt)
     _hand_over(world, body)
+
+
+def _ask(world: World, body: Body) -> None:
+    """The step has failed for good, and nobody has said what to do."""
+    error, held = errors.Permanent("no").as_dict(), body.held
+    data = json.dumps({"error": error, "attempt": held.attempt})
+    told: dict[str, Any] = {"kind": asking.ASKED, "data": data, "detail": asking.detail_of(error)}
+    world.met["a step asks"] += 1
+    try:
+        key = turns.key_of(world, held.step)
+        world.met["a step asks and leaves its key"] += key is not None
+        world.board.park(held, on="SIGNAL", delay_ms=None, attempt=held.attempt, key=key, **told)
+    except errors.StaleFence:
+        _check_stale(world, body)
+    turns.serve(world)
+    _leave(world, body)
 
 
 def _hand_over(world: World, body: Body) -> None:
@@ -178,7 +210,7 @@ def _hand_over(world: World, body: Body) -> None:
 def _tell(world: World, held: Claimed, outcome: Outcome) -> scripts.Locked | Parked | None:
     """COMPLETE where the engine would; now and then ARRIVE instead, which must come to the same."""
     durable = world.nodes[held.step].durable
-    kept = draft.kept(world.plan.workflow.steps[held.step], outcome)
+    kept = draft.kept(world.plan.steps[held.step], outcome)
     output = "" if kept is None else json.dumps(kept)
     told: dict[str, Any] = {"output": output, "outcome": outcome.as_json(), "token": world.name()}
     wanted = [] if durable else decide.wanted(world.plan, held.step)

@@ -13,7 +13,11 @@ from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, RunSta
 
 OUTCOMES: Final = frozenset(f"step.{state.lower()}" for state in TERMINAL_STEP)
 ENDS: Final = frozenset(f"run.{state.lower()}" for state in TERMINAL_RUN)
-CONTROLS: Final = {"run.paused": RunState.PAUSED, "run.resumed": RunState.RUNNING}
+CONTROLS: Final = {
+    "run.paused": RunState.PAUSED,
+    "run.resumed": RunState.RUNNING,
+    "run.compensating": RunState.COMPENSATING,
+}
 
 
 @dataclass(slots=True)
@@ -90,7 +94,7 @@ class Ledger:
     def _event(self, kind: str, step: str, data: Any, entry: Mapping[str, str], epoch: int, sequence: int) -> None:
         if kind == "run.started" and self.state is RunState.ACCEPTED:
             self.state = RunState.RUNNING
-        elif kind in CONTROLS and self.state in CONTROLS.values():
+        elif kind in CONTROLS and self.state in (RunState.RUNNING, RunState.PAUSED):
             self.state = CONTROLS[kind]
         elif kind in ENDS and self.state in TERMINAL_RUN:
             self.refused.append((kind, step))

@@ -144,7 +144,8 @@ class ModelBoard:
         again = word == f"RUNNING|{fence}"
         if word != f"READY|{ring}" and not again:
             return Refused(why="DUPLICATE", state=word)
-        if values["@state"] != "RUNNING" or "@stop" in values:
+        undoes = values["@state"] == "COMPENSATING" and step.startswith("undo:")
+        if (values["@state"] != "RUNNING" and not undoes) or "@stop" in values:
             return Refused(why="STOPPED")
         if not again:
             self._set(run, f"s:{step}", f"RUNNING|{fence}")

@@ -70,6 +70,8 @@ class Node:
     """policy and number"""
     when: Cond | None = None
     approval: bool = False
+    child: bool = False
+    """a step that is a run of its own"""
     waits: float = 0
     """a step that waits for so many seconds, without a worker"""
     signal: str = ""
@@ -86,6 +88,12 @@ class Node:
     ok: bool = True
     limit: int = 0
     """how many steps of its concurrency key run at once; 0: it has none. Nothing comes of it but an order."""
+    asks: bool = False
+    """its failure is a question"""
+    undo: bool = False
+    """it can be undone"""
+    undoing: bool = False
+    """its failure has the run undone"""
     lonely: bool = False
     """no worker listens to its queue"""
 
@@ -168,14 +176,27 @@ def _state(node: Node, ends: str, states: Mapping[str, str], results: Mapping[st
         return "FAILED"
 
 
-def document(nodes: Sequence[Node]) -> dict[str, Any]:
-    """The workflow that the nodes describe; its output names every step's result."""
+def undo_of(node: Node) -> Node:
+    """The step that undoes this one. It does not end well for one that is not ok."""
+    ends = "SUCCEEDED" if node.ok else "FAILED"
+    return Node(name=f"undo:{node.name}", durable=True, flaky=min(1, node.flaky), ends=ends)
+
+
+def document(nodes: Sequence[Node], *, undone: bool = False) -> dict[str, Any]:
+    """The workflow that the nodes describe; its output names every step's result. `undone`: so it is when it fails."""
     return {
         "workflow": "play",
         "version": 1,
+        "on_failure": "compensate" if undone else "fail",
         "steps": {node.name: _step(node) for node in nodes},
         "output": {node.name: node.name for node in nodes},
     }
+
+
+def _on_failure(node: Node) -> str:
+    if node.lenient:
+        return "continue"
+    return "ask" if node.asks else "compensate" if node.undoing else "fail"
 
 
 def _step(node: Node) -> dict[str, Any]:
@@ -184,11 +205,15 @@ def _step(node: Node) -> dict[str, Any]:
         "needs": [name if when is None else {"step": name, "when": when.cel} for name, when in node.needs],
         "join": {policy: count} if policy in ("quorum", "tolerate") else policy,
         "when": None if node.when is None else node.when.cel,
-        "on_failure": "continue" if node.lenient else "fail",
+        "on_failure": _on_failure(node),
     }
+    if node.undo:
+        made["compensate"] = {"task": "play.undo", "retry": undo_of(node).flaky}
     timeout = node.timeout or None
     if node.approval:
         return {**made, "approval": {"title": node.name}}
+    if node.child:
+        return {**made, "workflow": "other", "retry": node.flaky}
     if node.waits:
         return {**made, "wait": {"for": node.waits}}
     if node.signal:

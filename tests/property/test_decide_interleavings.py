@@ -42,6 +42,10 @@ FAULTS = {
     *["a timer is due: TIMER", "a timer is due: SIGNAL", "a timer is due: QUEUE", "a timer comes too late"],
     *["a drainer dies before it asks for a key", "a grant is not rung", "a step waits for its turn", "a key is shared"],
     *["a key is held again after a rebuild"],
+    *["a child ends", "a child fails", "a child's end gets lost"],
+    *["a run is undone", "an undone run is cancelled", "an undo fails", "a run has nothing to undo"],
+    *[f"an answer: {said}" for said in ("retry", "skip", "fail", "compensate")],
+    *["an answer to no question", "a step asks", "a step asks and leaves its key"],
     *["a wait takes its time", "a wait times out", "a queue timeout"],
 }
 """What a suite of histories must have seen, each more than once in five hundred of them."""

@@ -74,7 +74,7 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         common["needs"] = needs
     name = draw(st.sampled_from(["input", *seen]))
     prompt = draw(texts) + f"{{{{ {name}.text }}}}" + draw(texts)
-    kind = draw(st.sampled_from(["task", "agent", "approval"]))
+    kind = draw(st.sampled_from(["task", "agent", "approval", "workflow"]))
     if kind == "approval":
         details = {
             "title": texts,
@@ -84,23 +84,25 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         return {**common, "approval": draw(st.fixed_dictionaries({}, optional=details))}
     urgency = st.sampled_from([None, "low", "high"])
     keyed = st.sampled_from([None, "k", {"key": "a-{{ input.x }}"}, {"key": "k", "limit": 3}])
-    optional: dict[str, Any] = {
-        "priority": urgency,
-        "concurrency_key": keyed,
-        "retry": retries,
-        "timeout": st.one_of(st.none(), durations, st.fixed_dictionaries({}, optional={"idle": durations})),
-    }
-    if kind == "agent":
-        optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
-        return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}
+    optional: dict[str, Any] = {"retry": retries}
+    optional["compensate"] = st.one_of(st.none(), st.just({"task": "m.undo", "retry": 1, "with": {"x": f"{name}.id"}}))
     arguments = st.one_of(
         constants, st.just(f"{name}.total"), texts.map(lambda text: json.dumps(text, ensure_ascii=False))
     )
-    optional |= {
-        "with": st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), arguments),
-        "durability": st.sampled_from(["step", "stream"]),
-        "cache": st.one_of(st.none(), durations, st.fixed_dictionaries({"ttl": durations, "version": texts})),
-    }
+    given = st.dictionaries(st.sampled_from(["a", "b", "after", "timeout", "name_1"]), arguments)
+    if kind == "workflow":
+        common.pop("queue", None)
+        optional |= {"with": given, "timeout": st.one_of(st.none(), durations)}
+        return {**common, "workflow": "other", **draw(st.fixed_dictionaries({}, optional=optional))}
+    idle = st.fixed_dictionaries({}, optional={"idle": durations})
+    optional |= {"priority": urgency, "concurrency_key": keyed, "timeout": st.one_of(st.none(), durations, idle)}
+    if kind == "agent":
+        optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
+        return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}
+    optional |= {"with": given, "durability": st.sampled_from(["step", "stream"])}
+    if draw(st.booleans()):  # what can be undone is not cached
+        optional.pop("compensate")
+        optional["cache"] = st.one_of(st.none(), durations, st.fixed_dictionaries({"ttl": durations, "version": texts}))
     return {**common, "task": "market.research", **draw(st.fixed_dictionaries({}, optional=optional))}
 
 
@@ -182,6 +184,8 @@ def test_the_builder_makes_the_same_workflow(written: dict[str, Any]) -> None:
             flow.task(name, fields.pop("task"), after=after, with_=fields.pop("with", None), **fields)
         elif "agent" in fields:
             flow.agent(name, fields.pop("agent"), after=after, **fields)
+        elif "workflow" in fields:
+            flow.workflow(name, fields.pop("workflow"), after=after, with_=fields.pop("with", None), **fields)
         else:
             details = fields.pop("approval")
             flow.approval(name, after=after, **details, **fields)

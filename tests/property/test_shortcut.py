@@ -19,7 +19,7 @@ from tests.property.explorer import Play
 from tests.property.model_board import ModelBoard
 from tests.property.world import LIST, REF, World
 
-GRAPHS = 1_700
+GRAPHS = 2_200
 
 
 def board_after(world: World) -> dict[str, Any]:

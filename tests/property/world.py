@@ -76,7 +76,7 @@ class World:
     drainers: list[Drainer] = field(default_factory=list[Drainer])
     old_bells: list[str] = field(default_factory=list[str])
     wishes: list[str] = field(default_factory=list[str])
-    """what people asked for, as it was put in the inbox"""
+    """what people asked for, and how children ended, as it was put in the inbox"""
     ran: set[str] = field(default_factory=set[str])
     returned: set[str] = field(default_factory=set[str])
     """steps that a worker took and gave back before it ran them"""

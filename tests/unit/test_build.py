@@ -239,3 +239,17 @@ def test_the_bare_decorator_registers_in_the_process_wide_registry(monkeypatch: 
     entry = REGISTRY.of(bare)
     assert entry is not None
     assert entry.name == "test_build.bare"
+
+
+def test_what_undoes_a_step_may_be_a_function_its_name_or_a_mapping() -> None:
+    made = WorkflowBuilder("trip", version=1, on_failure="compensate")
+    made.task("a", "m.f", compensate="m.undo")
+    made.agent("b", "amy-cfo", prompt="x", compensate={"task": "m.undo", "with": {"x": "b"}, "retry": 2})
+    made.workflow("c", "other", compensate={"with": {"x": "c"}})
+    with pytest.raises(errors.InvalidWorkflow, match=r"steps.c.compensate.task is missing"):
+        made.build()
+    made = WorkflowBuilder("trip", version=1)
+    made.task("a", "m.f", compensate="m.undo")
+    undo = made.build().steps["a"].compensate
+    assert undo is not None
+    assert (undo.name, undo.spec, undo.durability) == ("undo:a", {"function": "m.undo"}, "step")

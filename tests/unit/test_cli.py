@@ -90,7 +90,7 @@ def test_help_lists_every_command_but_the_internal_one() -> None:
         (["rnus"], "did you mean 'runs'?"),
         (["runs", "lst"], "No such command 'lst'"),
         (["run"], "Missing argument 'WORKFLOW'"),
-        (["runs", "signal", "r", "s"], "say --approve or --reject"),
+        (["runs", "signal", "r", "s"], "say --approve, --reject or --answer"),
         (["runs", "list", "--state", "runing"], "did you mean 'running'?"),
         (["bench", "engin"], "did you mean 'engine'?"),
         (["worker", "--processes", "0"], "0 is not in the range"),

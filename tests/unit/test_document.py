@@ -129,11 +129,13 @@ def test_the_canonical_document_has_every_default() -> None:
         "description": "",
         "priority": "medium",
         "sla": None,
+        "on_failure": "fail",
         "input": {},
         "output": None,
         "steps": {
             "a": {
                 "task": "m.f",
+                "compensate": None,
                 "with": {},
                 "needs": [],
                 "when": None,
@@ -168,6 +170,8 @@ def test_the_canonical_document_has_every_default() -> None:
             "{task: m.f, needs: [first], join: {policy: quorum, count: 1}}",
         ),
         ("{wait: {for: 5m}}", "{wait: {for: 300}}"),
+        ("{task: m.f, compensate: {task: m.u}}", "{compensate: m.u, task: m.f}"),
+        ("{workflow: other, retry: 1, timeout: 1m}", "{timeout: 60, retry: {max: 1}, with: {}, workflow: other}"),
     ],
 )
 def test_two_ways_to_write_the_same_have_one_digest(one: str, other: str) -> None:

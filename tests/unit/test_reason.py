@@ -21,7 +21,8 @@ WORKFLOW = document.parse_document(
 
 def step(name: str = "pay", state: StepState = StepState.WAITING, **facts: Any) -> StepView:
     needs = ("load",) if name == "pay" else ()
-    return StepView(name=name, kind=StepKind.TASK, does="a.b", queue="steps", state=state, needs=needs, **facts)
+    made: dict[str, Any] = {"kind": StepKind.TASK, "does": "a.b", "queue": "steps", "state": state, "needs": needs}
+    return StepView(name=name, **{**made, **facts})
 
 
 def view(*steps: StepView, **facts: Any) -> RunView:
@@ -64,7 +65,42 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
         "runs on w1 for 0.5 s (attempt 2 of 3); 1 workers lost it before",
     ),
     (
-        step(state=StepState.BLOCKED, on=BlockedOn.SIGNAL, since_ms=NOW - 125_000),
+        step(
+            state=StepState.BLOCKED, on=BlockedOn.SIGNAL, since_ms=NOW - 125_000, error={"code": "E", "message": "no"}
+        ),
+        {},
+        "has failed, and asks what to do since 2 min 5 s: E no. "
+        "Say it: convergio runs signal r1 pay --answer retry (or skip, fail)",
+    ),
+    (
+        step(state=StepState.BLOCKED, on=BlockedOn.CHILD, since_ms=NOW - 5_000, kind=StepKind.WORKFLOW),
+        {},
+        "is about to start a run of 'a.b', as soon as SQL knows that it is wanted",
+    ),
+    (
+        step(state=StepState.BLOCKED, on=BlockedOn.CHILD, since_ms=NOW - 5_000, kind=StepKind.WORKFLOW),
+        {"state": RunState.PAUSED},
+        "is about to start a run of 'a.b' when this run goes on: convergio runs resume r1",
+    ),
+    (
+        step(
+            state=StepState.BLOCKED,
+            on=BlockedOn.CHILD,
+            since_ms=NOW - 5_000,
+            kind=StepKind.WORKFLOW,
+            child="child-1",
+            child_state=RunState.RUNNING,
+        ),
+        {},
+        "waits since 5.0 s for run child-1 of 'a.b' (running; convergio runs why child-1)",
+    ),
+    (
+        step(),
+        {"state": RunState.COMPENSATING},
+        "will not start: the run undoes what it did",
+    ),
+    (
+        step(state=StepState.BLOCKED, on=BlockedOn.SIGNAL, since_ms=NOW - 125_000, kind=StepKind.APPROVAL),
         {},
         "waits for a decision since 2 min 5 s. Give it: convergio runs signal r1 pay --approve (or --reject)",
     ),

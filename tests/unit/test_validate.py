@@ -91,8 +91,8 @@ def test_a_knot_of_cycles_is_told_in_few_lines() -> None:
         (
             task(needs=["c", {"step": "b", "when": "c.ok"}]),
             [
-                "NOT_NEEDED  steps.it.needs[1].when uses 'c'; the condition of an edge from 'b' sees only 'b' and what "
-                "it needs; use the step's own `when`"
+                "NOT_NEEDED  steps.it.needs[1].when uses 'c'; here only 'b' and what it needs are known; "
+                "a condition may be the step's own `when`"
             ],
         ),
     ],

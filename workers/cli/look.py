@@ -69,6 +69,7 @@ FOR_WHAT: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.HOOK: "a hook",
     BlockedOn.JOURNAL: "the journal",
     BlockedOn.LIMIT: "its turn",
+    BlockedOn.CHILD: "its run",
 }
 
 

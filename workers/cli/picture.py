@@ -57,14 +57,25 @@ def note(view: RunView, step: StepView) -> str:
         return f"reused from {step.reused_from}"
     if step.state in (StepState.FAILED, StepState.QUARANTINED) and step.error:
         return f"{step.error.get('code', '')} {step.error.get('message', '')}"
-    if step.on is BlockedOn.RETRY:
-        due = "" if step.due_ms is None else f" in {reason.span(step.due_ms - view.now_ms)}"
-        return f"attempt {step.attempt}{due}: {(step.error or {}).get('message', '')}"
-    if step.on is BlockedOn.HOOK:
-        return step.note
+    if step.on is not None:
+        return _waits(view, step)
     if step.held_ms is not None:
         return "held after a rebuild"
     return f"attempt {step.attempt}" if step.state is StepState.RUNNING and step.attempt > 1 else ""
+
+
+def _waits(view: RunView, step: StepView) -> str:
+    error = step.error or {}
+    match step.on:
+        case BlockedOn.RETRY:
+            due = "" if step.due_ms is None else f" in {reason.span(step.due_ms - view.now_ms)}"
+            return f"attempt {step.attempt}{due}: {error.get('message', '')}"
+        case BlockedOn.SIGNAL if error:
+            return f"asks what to do: {error.get('code', '')} {error.get('message', '')}"
+        case BlockedOn.CHILD:
+            return f"run {step.child}" if step.child else ""
+        case _:
+            return step.note if step.on is BlockedOn.HOOK else ""
 
 
 def _shown(view: RunView) -> list[StepView]:

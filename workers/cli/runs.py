@@ -125,12 +125,27 @@ def as_facts(view: RunView) -> dict[str, Any]:
         "fork_kind": view.fork_kind,
         "fork_step": view.fork_step,
         "reused": view.reused,
+        "parent_run": view.parent_run,
+        "parent_step": view.parent_step,
         "steps": [_step_facts(step) for step in view.steps.values()],
     }
 
 
 def _step_facts(step: StepView) -> dict[str, Any]:
-    names = ("name", "kind", "does", "queue", "state", "on", "attempt", "worker", "tokens", "error", "reused_from")
+    names = (
+        "name",
+        "kind",
+        "does",
+        "queue",
+        "state",
+        "on",
+        "attempt",
+        "worker",
+        "tokens",
+        "error",
+        "reused_from",
+        "child",
+    )
     times = ("since_ms", "due_ms", "started_ms", "finished_ms")
     return {name: getattr(step, name) for name in (*names, *times)}
 
@@ -217,16 +232,20 @@ def cancel(session: Session, run: str, reason: str) -> int:
 @click.argument("name")
 @click.option("--approve", "decision", flag_value="approve", help="Approve.")
 @click.option("--reject", "decision", flag_value="reject", help="Reject.")
+@click.option("--answer", type=click.Choice(["retry", "skip", "fail", "compensate"]), help="To a step that asks.")
 @click.option("--reason", default="", help="Why; kept with the decision.")
 @click.option("--data", default="", help="What the signal says: a JSON object.")
 @with_session
-def signal(session: Session, run: str, name: str, decision: str | None, reason: str, data: str) -> int:
-    """Give an approval its decision, or a waiting step its signal. NAME is the approval's step, or the signal."""
+def signal(
+    session: Session, run: str, name: str, decision: str | None, answer: str | None, reason: str, data: str
+) -> int:
+    """Give an approval its decision, a failed step its answer, a waiting one its signal. NAME: the step, or signal."""
     from convergio.workers.cli.given import an_object
 
     facts = an_object(data, what="--data") if data else {}
+    decision = decision or answer
     if decision is None and not data:
-        raise click.UsageError("say --approve or --reject, or --data with what the signal says")
+        raise click.UsageError("say --approve, --reject or --answer, or --data with what the signal says")
     facts |= {"decision": decision} if decision else {}
     facts |= {"reason": reason} if reason else {}
     ref = session.ref(run)

@@ -72,7 +72,7 @@ class Session:
         """Submit, signal, cancel."""
         from convergio.workers import boot
 
-        return boot.entrance(self.settings, self.core)
+        return boot.entrance(self.settings, self.core, lambda: self.catalog)
 
     @cached_property
     def inquiry(self) -> Inquiry:

@@ -120,6 +120,6 @@ def known(session: Session) -> Known:
     from convergio.tasks.agents.roster import Roster
     from convergio.workers import boot
 
-    boot.include(session.settings)
     path = Path(session.settings.agents) if session.settings.agents else None
-    return Known(functions=REGISTRY.functions(), agents=Roster.load(path).names)
+    workflows = boot.catalog(session.settings).names()
+    return Known(functions=REGISTRY.functions(), agents=Roster.load(path).names, workflows=workflows)

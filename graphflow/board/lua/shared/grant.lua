@@ -10,7 +10,8 @@ local function grant(run, leases, rung, feed, epoch, ref, step, ring, nonce, ms,
   local fence = ring .. '.' .. nonce
   local again = v[1] == 'RUNNING|' .. fence
   if v[1] ~= 'READY|' .. ring and not again then return {'DUPLICATE', v[1] or ''} end
-  if v[2] ~= 'RUNNING' or v[3] then return {'STOPPED'} end
+  local open = v[2] == 'RUNNING' or (v[2] == 'COMPENSATING' and string.sub(step, 1, 5) == 'undo:')
+  if not open or v[3] then return {'STOPPED'} end
   if not again then
     redis.call('HSET', run, 's:' .. step, 'RUNNING|' .. fence)
     if v[10] then redis.call('HDEL', run, 'u:' .. step) end
