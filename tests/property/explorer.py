@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
 
+from convergio.graphflow.decision import LEAVE
 from convergio.graphflow.flow import document, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import OutcomeRow
@@ -231,7 +232,8 @@ def _settle_wishes(world: World) -> None:
 
 def _settled(world: World) -> bool:
     busy = world.bodies or world.drainers or world.bells() or world.board.inboxes or world.board.parked
-    return not busy and world.over and str(REF) in world.board.done
+    leaving = any(name.endswith(f"/{LEAVE}") for name in world.board.timers)  # its decider died: the sweeper does it
+    return not (busy or leaving) and world.over and str(REF) in world.board.done
 
 
 # --- checking ---------------------------------------------------------------------------------------------------------
