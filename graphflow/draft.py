@@ -9,8 +9,9 @@ from typing import Any, Final, Protocol
 
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.flow import expressions
 from convergio.graphflow.flow.plan import Plan
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance, reference
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import OnFailure, Step
@@ -38,8 +39,14 @@ def kept(step: Step, outcome: Ended) -> Any:
 def of_target(plan: Plan, step: str) -> list[str]:
     """The fields that change when an incoming edge of `step` is resolved."""
     names = [fields.state(step), fields.rings(step)]
-    return names if plan.indegree[step] < 2 else [*names, fields.resolved(step), fields.taken(step)]
+    return names if plan.indegree[instance.step_of(step)] < 2 else [*names, fields.resolved(step), fields.taken(step)]
 
+
+DONE: Final = "x"
+"""What a cursor says when nothing is left to follow."""
+
+ALIVE: Final = (StepState.READY, StepState.RUNNING, StepState.BLOCKED)
+"""States of steps that have begun and not ended."""
 
 LIVE: Final = (RunState.RUNNING, RunState.PAUSED)
 """States in which outcomes still have consequences. While a run is paused, what becomes ready is not rung."""
@@ -92,18 +99,58 @@ class Draft:
     def ended(self) -> bool:
         return self.get(fields.STATE) not in LIVE or self.get(fields.STOP) != ""
 
-    def names(self, steps: Iterable[str], *, given: bool = True) -> dict[str, Any]:
-        """The outputs of `steps` and, if `given`, the input: what an expression may name. What is not there is null."""
-        wanted = [*map(fields.output, steps), *([fields.INPUT] if given else [])]
+    def names(self, steps: Iterable[str], at: str = "", *, after: bool = False, given: bool = True) -> dict[str, Any]:
+        """What an expression may name: the outputs of `steps`, the round, and, if `given`, the input.
+
+        What is not there is null. `at`: the instance whose expression it is; `after`: it has ended, and sees itself.
+        """
+        seen = {step: self.seen(step, at, after=after) for step in steps}
+        wanted = [fields.output(one) for one in seen.values() if one] + ([fields.INPUT] if given else [])
         missing = [name for name in wanted if not self.view.knows(name)]
         if missing:
             raise Unloaded(missing)
-        values = {step: self.output(step) for step in steps}
-        return {**values, "input": json.loads(self.get(fields.INPUT) or "null")} if given else values
+        values = {step: self.output(one) if one else None for step, one in seen.items()}
+        if given:
+            values |= {expressions.INPUT: json.loads(self.get(fields.INPUT) or "null")}
+        return {**values, expressions.ITERATION: instance.round_of(at)}
+
+    def seen(self, step: str, at: str = "", *, after: bool = False) -> str | None:
+        """The instance of `step` that `at` sees: of the same round, or, if it comes later in its loop, of the one
+        before (None: there was none); from without a loop, that of the last round."""
+        region = self.plan.loops.get(step)
+        if region is None:
+            return step
+        here = instance.step_of(at)
+        if self.plan.loops.get(here) is not region:
+            return instance.named(step, int(self.get(fields.round_of(region.end)) or 0))
+        done = step in region.above[here] or (after and step == here)
+        number = instance.round_of(at) - (not done)
+        return None if number < 0 else instance.named(step, number)
+
+    def beside(self, step: str, at: str) -> str:
+        """The instance of `step` that an edge from `at` leads to: in a loop, of the same round."""
+        region = self.plan.loops.get(step)
+        inside = region is not None and self.plan.loops.get(instance.step_of(at)) is region
+        return instance.named(step, instance.round_of(at)) if inside else step
 
     def output(self, step: str) -> Any:
         succeeded = self.word(step).state is StepState.SUCCEEDED
         return json.loads(self.get(fields.output(step)) or "null") if succeeded else None
+
+    def opened(self, value: Any) -> Any:
+        """The value itself, or the large one that it stands for."""
+        digest = reference.digest_of(value)
+        if digest is None:
+            return value
+        if digest not in self.view.blobs:
+            raise Unloaded(blobs=[digest])
+        return self.view.blobs[digest]
+
+    def holds(self, when: str | None, references: Iterable[str], at: str, *, after: bool = False) -> bool:
+        """Whether a condition is true; none always is. Raises ExpressionFailed."""
+        return when is None or expressions.condition(when, self.names(references, at, after=after))
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
 
     def conclude(self, step: str, outcome: Outcome) -> None:
         """A terminal state that no worker brought. It is followed like any other arrival."""
@@ -114,7 +161,7 @@ class Draft:
 
     def keep(self, step: str, outcome: Outcome) -> None:
         """The output or the error, where successors and readers find it."""
-        result = kept(self.plan.workflow.steps[step], outcome)
+        result = kept(self.plan.step(step), outcome)
         if result is not None:
             text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
             self.made.writes[fields.output(step)] = ("", text)
@@ -124,3 +171,12 @@ class Draft:
 
     def fail(self, step: str, error: errors.ConvergioError) -> None:
         self.conclude(step, Outcome.failed(error))
+
+    def withdraw(self, step: str) -> None:
+        word = self.word(step)
+        if word.state is StepState.RUNNING:
+            self.made.leases.append((step, word.rest))
+        if word.blocked_on is not None:
+            self.made.timers.append((step, word.blocked_on, None))
+        self.put(fields.state(step), StepState.CANCELLED.value)
+        self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())

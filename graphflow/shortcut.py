@@ -30,6 +30,8 @@ class Follower:
 
 def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     """Whom the success of `step` moves, without a decision. None: that needs one."""
+    if step not in plan.successors or step in plan.loops:
+        return None  # one of many: only a decision knows which the others are
     edges = plan.successors[step]
     steps = plan.workflow.steps
     if steps[step].durability is Durability.STEP or len(edges) > WIDEST:
@@ -39,8 +41,14 @@ def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     return tuple(Follower(step=edge.target, edges=plan.indegree[edge.target]) for edge in edges)
 
 
+def _reads(plan: Plan, step: Step) -> tuple[str, ...]:
+    return plan.references[step.name] if plan.loops else ()
+
+
 def _simple(plan: Plan, step: Step) -> bool:
     """Whether one edge taken does no more to the step than to count it, or to ring it."""
+    if step.kind is StepKind.MAP or step.name in plan.loops or not plan.loops.keys().isdisjoint(_reads(plan, step)):
+        return False
     if plan.indegree[step.name] > 1:
         return step.when is None and step.join.kind is JoinKind.ALL
     return step.when is None and step.kind is not StepKind.WAIT and step.queue_timeout is None

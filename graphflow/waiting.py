@@ -6,10 +6,10 @@ import json
 from typing import Final
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import Entry
+from convergio.graphflow.decision import Entry, Event, Ring
 from convergio.graphflow.draft import Draft
 from convergio.graphflow.flow import expressions
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Step, StepKind
@@ -33,6 +33,29 @@ BY_SIGNAL: Final = "signal:"
 
 class Waiting(Draft):
     """What time and signals mean."""
+
+    def fire(self, step: str, fresh: bool) -> None:
+        """The step is READY, and its doorbell is rung."""
+        count = int(self.get(fields.rings(step)) or 0) + 1
+        ring = f"{self.epoch}.{count}"
+        self.put(fields.rings(step), str(count))
+        self.put(fields.state(step), fields.ready(ring))
+        reads = self.reads(step) if count == 1 else ()
+        if reads:
+            self.made.writes[fields.references(step)] = ("", " ".join(reads))
+        if self.get(fields.STATE) == RunState.RUNNING:
+            self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
+        self.made.events.append(Event(kind="step.ready", step=step, journal=False))
+        patience = self.plan.step(step).queue_timeout
+        if patience is not None and count == 1:
+            self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
+
+    def reads(self, step: str) -> list[str]:
+        """Whose outputs a claim of the step brings along; last, its item, if it is of a map."""
+        name, item = instance.step_of(step), instance.index_of(step) is not None
+        steps = self.plan.members[name] if item else self.plan.references[name]
+        seen = [one for one in (self.seen(other, step) for other in steps) if one is not None]
+        return [*seen, instance.item(step)] if item else seen
 
     def wait(self, step: Step) -> None:
         """A `wait` step needs no worker: it is blocked until its time, or until a signal that may have come before."""
@@ -58,7 +81,7 @@ class Waiting(Draft):
         """When the wait ends by itself (ms): its time, or the patience for its signal. Raises ExpressionFailed."""
         length, until = step.spec.get("for"), step.spec.get("until")
         if until is not None:
-            return expressions.moment(until, self.names(self.plan.references[step.name]))
+            return expressions.moment(until, self.names(self.plan.references[instance.step_of(step.name)], step.name))
         length = step.timeout if length is None else length
         return None if length is None else self.now_ms + round(length * 1000)
 
@@ -69,7 +92,7 @@ class Waiting(Draft):
         if on == QUEUE and self.is_patient(step, entry["was"]):
             return
         if not self.ended() and self.get(fields.state(step)) == entry["was"]:
-            definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
+            definition, since = self.plan.step(step), self.word(step).since_ms
             if on == BlockedOn.TIMER:
                 self.conclude(step, Outcome(state=StepState.SUCCEEDED, started_ms=since))
             elif on == BlockedOn.SIGNAL:
@@ -83,7 +106,7 @@ class Waiting(Draft):
 
     def is_patient(self, step: str, was: str) -> bool:
         """Whether the queue's timer of the step says nothing now. What it will say, if anything, is arranged here."""
-        patience = self.plan.workflow.steps[step].queue_timeout or 0.0
+        patience = self.plan.step(step).queue_timeout or 0.0
         if self.get(fields.attempt(step)) or self.get(fields.deliveries(step)):
             self.made.timers.append((step, QUEUE, None))  # a worker had it in time, and lost it
             return True
@@ -98,7 +121,7 @@ class Waiting(Draft):
         """A signal ends what waits for it; one that comes early is kept, one that comes late changes nothing."""
         name = entry["name"]
         self.room()
-        waiters = self.plan.waiters.get(name, ())
+        waiters = [self.seen(step) or step for step in self.plan.waiters.get(name, ())]
         words = {step: self.word(step) for step in waiters}
         blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
         coming = [step for step, word in words.items() if word.state in OPEN or word.blocked_on in TIMED]
@@ -136,7 +159,7 @@ class Waiting(Draft):
         An approval's outcome is parked: nothing follows from it before it is in SQL, its durability is `step`.
         """
         data = entry["data"]
-        if self.plan.workflow.steps[step].kind is StepKind.WAIT:
+        if self.plan.step(step).kind is StepKind.WAIT:
             self.made.timers.append((step, BlockedOn.SIGNAL, None))
             self.signalled(step, entry, word.since_ms)
             return

@@ -178,9 +178,9 @@ def entrance(settings: Settings, shared: Core | None = None) -> Entrance:
     parts = shared or core(settings)
     past = History(rows)
     plans = Plans(parts.link, past)
-    drain = Drain(parts.link, plans, parts.ringer)
-    starter = Starter(parts.link, plans, drain, parts.nonces, past)
     blobs = Blobs(rows, limit=settings.blob_limit)
+    drain = Drain(parts.link, plans, parts.ringer, blobs)
+    starter = Starter(parts.link, plans, drain, parts.nonces, past)
     return Entrance(parts.link, Doors(rows), starter, drain, parts.nonces, blobs)
 
 
@@ -205,6 +205,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     from convergio.graphflow.engine.rebuild import Rebuilder
     from convergio.graphflow.engine.starter import Starter
     from convergio.graphflow.engine.sweeper import Sweeper
+    from convergio.graphflow.journal.blobs import Blobs
     from convergio.graphflow.journal.boards import Boards
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.journal.writer import Writer
@@ -216,6 +217,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     past, boards = History(rows), Boards(rows)
     writer = Writer(rows, {MODEL_CALLS: model_calls})
     parts = core(settings, past)
+    blobs = parts.drain.blobs = Blobs(rows, limit=settings.blob_limit)
     callers = Callers(parts.app, parts.link, past)
     finished: Finished = callers.finished
     journaler = Journaler(
@@ -224,12 +226,13 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces, past)
     name = f"{worker_name()}-service"
     sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces)
+    lease = Leader(parts.link, "rebuilder", name)
     return Service(
         link=parts.link,
         journaler=journaler,
         sweeper=sweeper,
         canaries=Canaries(parts.link, parts.ringer.bell, sweeper, parts.nonces),
-        rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans, Leader(parts.link, "rebuilder", name)),
+        rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans, lease, blobs),
         name=name,
         phase=phase or (lambda name: None),
     )

@@ -130,7 +130,7 @@ class WorkerProcess:
         self.agents = boot.agents(self.settings)
         self.entrance = boot.entrance(self.settings, core)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
-        blobs = self.entrance.blobs
+        blobs = core.drain.blobs = self.entrance.blobs
         self.steps = Steps(
             core.link,
             core.plans,

@@ -22,7 +22,7 @@ from convergio.graphflow.engine.submission import wake
 from convergio.graphflow.journal.boards import Boards
 from convergio.graphflow.journal.rows import StreamEvent
 from convergio.graphflow.journal.writer import Writer
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import Nonces, RunRef
 
 logger = logging.getLogger(__name__)
@@ -114,7 +114,8 @@ class Journaler:
         self.release(epoch, last)
         for event in events:
             if event.type == "signal.applied" and event.step and event.data.get("how") == "applied":
-                self.decided(RunRef(tenant=event.tenant, run=event.run_id), event.step)
+                named = instance.named(event.step, event.iteration)
+                self.decided(RunRef(tenant=event.tenant, run=event.run_id), named)
         if last - self._trimmed >= TRIM_EVERY:
             between("trim")
             self._trim(epoch, last)
@@ -187,13 +188,15 @@ def event_of(entry: str, fields: Mapping[str, str]) -> StreamEvent:
     """An entry of the journal stream as a value."""
     ref = RunRef.parse(fields["r"])
     data: dict[str, Any] = json.loads(fields["d"] or "{}")
+    step, iteration = instance.split(fields["s"])
     return StreamEvent(
         seq=int(entry.rsplit("-", 1)[1]),
         type=fields["t"],
         tenant=ref.tenant,
         submitter=fields["u"],
         run_id=ref.run,
-        step=fields["s"] or None,
+        step=step or None,
+        iteration=iteration,
         run_seq=int(fields["q"]),
         at_ms=int(fields["a"]),
         data=data,

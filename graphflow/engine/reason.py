@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import StepKind, Workflow
 
@@ -25,7 +26,23 @@ _WAITS: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.HOOK: " by a hook",
     BlockedOn.TIMER: " until its time",
     BlockedOn.JOURNAL: " on the journal",
+    BlockedOn.ITEMS: " on its items",
 }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tally:
+    """How far a map is: `items` in all, of these `done`, and of those `good`; `active` are ready, run, or wait."""
+
+    items: int
+    done: int = 0
+    good: int = 0
+    active: int = 0
+
+    def __str__(self) -> str:
+        failed = f", {self.done - self.good} failed" if self.done > self.good else ""
+        at_work = f", {self.active} at work" if self.active else ""
+        return f"{self.done} of {self.items} items done{failed}{at_work}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +52,8 @@ class StepView:
     `since_ms`: when it came into this state; `due_ms`: when its retry, or its hook's time, is due; `held_ms`: until
     when it is held, after a rebuild or because a worker declined it; `parked`: the outcome that waits for SQL; `ahead`:
     messages in its queue; `awaits`: what goes on elsewhere that its body waits for; `missing`: what a worker lacked.
-    `reused_from`: the run in which it ended, if this one only has its outcome.
+    `reused_from`: the run in which it ended, if this one only has its outcome. `iteration`: the round of its loop, the
+    last one that began; `tally`: how far it is, if it is a map.
     """
 
     name: str
@@ -62,6 +80,13 @@ class StepView:
     finished_ms: int | None = None
     tokens: int = 0
     reused_from: str | None = None
+    iteration: int = 0
+    tally: Tally | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name, and from the second round of its loop on which one it is: `draft#2`."""
+        return instance.named(self.name, self.iteration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,12 +183,12 @@ def _off_board(view: RunView) -> str:
 
 
 def _at_work(view: RunView, serving: Serving | None) -> str:
-    running = [step.name for step in view.steps.values() if step.state is StepState.RUNNING]
+    running = [step.label for step in view.steps.values() if step.state is StepState.RUNNING]
     if running:
         return f"{_listed(running)} {'runs' if len(running) == 1 else 'run'} now"
     waiting = [step for step in view.steps.values() if step.state in (StepState.BLOCKED, StepState.READY)]
     if waiting:
-        return f"{waiting[0].name} {of_step(view, waiting[0], serving)}"
+        return f"{waiting[0].label} {of_step(view, waiting[0], serving)}"
     return "no step is running or ready: the service process looks for what is missing twice a second"
 
 
@@ -234,8 +259,8 @@ def _blocked(view: RunView, step: StepView) -> str:
             return f"waits for a decision since {since}. Give it: {how}"
         case BlockedOn.RETRY:
             return f"is tried again {due}{_attempt(step)}{_because(step.error)}"
-        case BlockedOn.HOOK:
-            return _deferred(step, due)
+        case BlockedOn.HOOK | BlockedOn.ITEMS:
+            return _deferred(step, due) if step.tally is None else f"works on its list since {since}: {step.tally}"
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
             return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"

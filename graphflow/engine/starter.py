@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from convergio.graphflow.board import adoption, fields, scripts
@@ -17,7 +18,7 @@ from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.claims import AWAY
-from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.drain import Drain, keep, opened
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.restore import Restored, restore
 from convergio.graphflow.engine.submission import (
@@ -104,7 +105,9 @@ class Starter:
         if run.state is not RunState.ACCEPTED:
             return False
         epoch = self.link.epoch()
-        made = restore(facts, plan, epoch=epoch.number, now_ms=board_time(self.link))
+        look = partial(opened, self.drain.blobs, run.tenant)
+        made = restore(facts, plan, epoch=epoch.number, now_ms=board_time(self.link), opened=look)
+        keep(self.drain.blobs, run.tenant, made.blobs)
         beginning = _beginning(run, made)
         adopted = adoption.adopt(
             self.link,
@@ -128,7 +131,7 @@ class Starter:
         caller = Caller(ref=ref_of(run), workflow=run.workflow, submitter=run.submitter)
         try:
             for name in made.held:
-                was, step = made.values[fields.state(name)], plan.workflow.steps[name]
+                was, step = made.values[fields.state(name)], plan.step(name)
                 self.drain.ringer.again(epoch, caller, step, was=was, kind="step.rung", side="L")
         except (*AWAY, *UNREACHABLE) as error:
             logger.warning("run %s: %s; its steps are rung by the next sweep", ref_of(run), error)

@@ -121,14 +121,15 @@ class Steps:
 
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
-        return claim.plan.workflow.steps[claim.held.step]
+        return claim.plan.step(claim.held.step)
 
     def names(self, claim: Claim) -> Mapping[str, Any]:
         """What the step's expressions may name: `input` and the outputs of earlier steps.
 
         One that is a blob is fetched when it is looked up: that raises JournalUnavailable.
         """
-        values = {**claim.held.outputs, "input": claim.held.input}
+        held = claim.held
+        values = {**inputs.seen(claim.plan, held.step, held.outputs), "input": held.input}
         return values if self.blobs is None else Opened(self.blobs, claim.held.ref.tenant, values)
 
     def arguments(self, claim: Claim) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Entrance:
             key=fork.key,
         )
         accepted = self._accept(submission, plan.origin)
-        reused, steps = len(plan.origin.reused), len(plan.workflow.steps)
+        reused, steps = plan.origin.steps, len(plan.workflow.steps)
         return Forked(run=accepted.run, created=accepted.created, reused=reused, steps=steps)
 
     def _accept(self, submission: Submission, origin: Origin | None) -> Accepted:

@@ -225,7 +225,7 @@ class Sweeper:
         if meta is None:
             return None
         facts: Mapping[str, Any] = json.loads(meta)
-        definition = self.plans.get(facts["digest"]).workflow.steps[step]
+        definition = self.plans.get(facts["digest"]).step(step)
         caller = Caller(ref=ref, workflow=facts["workflow"], submitter=facts["submitter"])
         return Found(
             caller=caller,

@@ -20,10 +20,17 @@ from pydantic_core import PydanticCustomError
 
 from convergio.graphflow.flow import form, graph, reader, refusal, schema, storable, validate, values
 from convergio.graphflow.flow.form import (
+    AgentBody,
     AgentForm,
     ApprovalForm,
+    EachTask,
     HeaderForm,
+    JoinForm,
+    LoopForm,
+    MapDetails,
+    MapForm,
     RetryForm,
+    TaskBody,
     TaskForm,
     WaitForm,
     WorkflowForm,
@@ -39,14 +46,17 @@ from convergio.graphflow.model.workflow import (
     Edge,
     Join,
     JoinKind,
+    Loop,
+    Map,
     OnFailure,
+    OnMax,
     Retry,
     Step,
     StepKind,
     Workflow,
 )
 
-AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm
+AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm | MapForm
 
 AnyForm = TypeVar("AnyForm", bound=form.Form)
 
@@ -55,8 +65,9 @@ _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "agent": {"agent": "unread", "prompt": "unread"},
     "approval": {"approval": {}},
     "wait": {"wait": {"for": 1}},
+    "map": {"map": {"over": "[]", "each": {"task": "unread"}}},
 }
-_LATER: Final = frozenset({"branch", "conversation", "loop", "map", "workflow"})
+_LATER: Final = frozenset({"branch", "conversation", "workflow"})
 
 
 def load(path: str | Path, *, known: Known | None = None) -> Workflow:
@@ -237,46 +248,75 @@ def _model_step(name: str, step: AnyStep) -> Step:
         kind=_KIND_OF[type(step)],
         needs=tuple(Edge(step=edge.step, when=edge.when) for edge in step.needs),
         when=step.when,
-        arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm) else {}),
-        spec=_spec(step),
-        join=Join(kind=JoinKind(step.join.policy), count=step.join.count),
+        join=_join(step.join),
         on_failure=OnFailure(step.on_failure),
-        **_policies(step),
+        loop=None if step.loop is None else _loop(step.loop),
+        **_rest(name, step),
     )
 
 
-def _policies(step: AnyStep) -> dict[str, Any]:
-    """What a step that a worker runs has, and one that only waits has not."""
+def _rest(name: str, step: AnyStep) -> dict[str, Any]:
+    """What not every kind of step has."""
     match step:
         case WaitForm():
             kind = StepKind.WAIT
-            return {"timeout": step.wait.timeout, "durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            spec = {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
+            policies = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            return {"spec": spec, "timeout": step.wait.timeout, **policies}
         case ApprovalForm():
-            return {"durability": Durability(step.durability), "queue": step.queue}
-        case _:
-            timeout = step.timeout
             return {
-                "retry": _retry(step.retry),
-                "timeout": timeout.run,
-                "queue_timeout": timeout.queue,
-                "expected": step.expected,
+                "spec": step.approval.model_dump(),
                 "durability": Durability(step.durability),
                 "queue": step.queue,
             }
+        case MapForm():
+            kind = StepKind.MAP
+            policies = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            return {"map": _map(name, step.map), **policies}
+        case _:
+            return _body(step)
+
+
+def _map(name: str, details: MapDetails) -> Map:
+    each = details.each
+    kind = StepKind.TASK if isinstance(each, EachTask) else StepKind.AGENT
+    return Map(
+        over=details.over,
+        each=Step(name=name, kind=kind, **_body(each)),
+        item=details.item,
+        max_concurrency=details.max_concurrency,
+        join=_join(details.join),
+    )
+
+
+def _body(step: TaskBody | AgentBody) -> dict[str, Any]:
+    """What a worker does, and how it is run."""
+    if isinstance(step, TaskBody):
+        does: dict[str, Any] = {"spec": {"function": step.task}, "arguments": MappingProxyType(step.with_)}
+    else:
+        names = ("agent", "prompt", "max_tokens", "output")
+        does = {"spec": {name: getattr(step, name) for name in names}}
+    return {
+        **does,
+        "retry": _retry(step.retry),
+        "timeout": step.timeout.run,
+        "queue_timeout": step.timeout.queue,
+        "expected": step.expected,
+        "durability": Durability(step.durability),
+        "queue": step.queue,
+    }
 
 
 _KIND_OF: Final = {made: StepKind(kind) for kind, made in form.KINDS.items()}
 
 
-def _spec(step: AnyStep) -> dict[str, Any]:
-    if isinstance(step, TaskForm):
-        return {"function": step.task}
-    if isinstance(step, ApprovalForm):
-        return step.approval.model_dump()
-    if isinstance(step, WaitForm):
-        return {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
-    return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}
-
-
 def _retry(retry: RetryForm) -> Retry:
     return Retry(**{**retry.model_dump(), "on": tuple(retry.on)})
+
+
+def _join(join: JoinForm) -> Join:
+    return Join(kind=JoinKind(join.policy), count=join.count)
+
+
+def _loop(loop: LoopForm) -> Loop:
+    return Loop(back_to=loop.back_to, max=loop.max, until=loop.until, on_max=OnMax(loop.on_max))

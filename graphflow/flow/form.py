@@ -15,18 +15,23 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
+    Tag,
     WithJsonSchema,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
 
 from convergio.graphflow.flow import durations, expressions, syntax, values
-from convergio.graphflow.model import ids
-from convergio.graphflow.model.workflow import DEFAULT_DURABILITY, DEFAULT_QUEUE, Durability, Retry, StepKind
+from convergio.graphflow.model import ids, instance
+from convergio.graphflow.model.workflow import DEFAULT_DURABILITY, DEFAULT_QUEUE, Durability, OnMax, Retry, StepKind
 
 LONGEST_PROMPT: Final = 20_000
+
+MEANT: Final = frozenset({expressions.INPUT, expressions.ITERATION, expressions.INDEX})
+"""Names that mean something of their own in expressions."""
 
 _DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
@@ -49,7 +54,7 @@ def check_name(name: str) -> str:
 
 def check_step_name(name: str) -> str:
     """A step's name, which must not mean something else in expressions."""
-    if name == expressions.INPUT or name in syntax.RESERVED | syntax.TYPES:
+    if name in MEANT or name in syntax.RESERVED | syntax.TYPES:
         raise refused("BAD_NAME", f"'{name}' has a meaning of its own in expressions", "choose another name")
     return check_name(name)
 
@@ -125,6 +130,12 @@ def _join(value: Any) -> Any:
         ((policy, count),) = value.items()  # pyright: ignore[reportUnknownVariableType]
         return {"policy": policy, "count": count}
     return value  # pyright: ignore[reportUnknownVariableType] -- a canonical one, or for the form to refuse
+
+
+def _kind_of_each(value: Any) -> str:
+    """Which form the body of a map has; what is neither is refused as a task."""
+    named = isinstance(value, EachAgent) or (values.is_map(value) and "agent" in value)
+    return "[agent]" if named else "[task]"
 
 
 _DURATION_SCHEMA: Final = {
@@ -213,9 +224,26 @@ class JoinForm(Form):
 
 
 Needs = list[Annotated[EdgeForm, BeforeValidator(_edge, json_schema_input_type=str | EdgeForm)]]
+_EXPECTED: Final = (
+    "how long it usually takes: of steps that are ready together, "
+    "the one with the longest way to the run's end behind it is rung first"
+)
 _JOIN_INPUT: Final = Literal["all", "any"] | dict[Literal["quorum", "tolerate"], int] | JoinForm
 TimeoutField = Annotated[TimeoutForm, BeforeValidator(_timeout, json_schema_input_type=Duration | TimeoutForm | None)]
 RetryField = Annotated[RetryForm, BeforeValidator(_retry, json_schema_input_type=int | RetryForm)]
+
+
+class LoopForm(Form):
+    """Going back: after the step, the way from an earlier one to it is gone once more."""
+
+    model_config = ConfigDict(title="Loop")
+
+    back_to: str = Field(description="the step to begin with again: this one, or one that it needs, directly or not")
+    until: Condition | None = Field(None, description="CEL that ends the loop; without it, it makes all its rounds")
+    max: int = Field(ge=1, le=instance.ROUNDS, description="rounds, at most, the first one included")
+    on_max: Literal["fail", "continue"] = Field(
+        OnMax.FAIL.value, description="what to do when all rounds are made, and `until` still does not hold"
+    )
 
 
 class StepForm(Form):
@@ -230,22 +258,17 @@ class StepForm(Form):
     on_failure: Literal["fail", "continue"] = Field(
         "fail", description="continue: the run goes on when the step fails for good, with null as its result"
     )
+    loop: LoopForm | None = Field(None, description="after this step, go back to an earlier one")
 
 
-class TaskForm(StepForm):
-    """A step that calls a registered function."""
-
-    model_config = ConfigDict(title="Task step")
+class TaskBody(Form):
+    """What a step says that calls a registered function."""
 
     task: FunctionName = Field(description="the function, as module.function")
     with_: Expressions = Field({}, alias="with", description="its arguments by name; text is CEL")
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None)
-    expected: Duration | None = Field(
-        None,
-        description="how long it usually takes: of steps that are ready together, "
-        "the one with the longest way to the run's end behind it is rung first",
-    )
+    expected: Duration | None = Field(None, description=_EXPECTED)
     durability: Literal["stream", "step"] = Field(
         DEFAULT_DURABILITY[StepKind.TASK].value,
         description="step: successors start only after the result is in the journal",
@@ -253,10 +276,8 @@ class TaskForm(StepForm):
     queue: Label = DEFAULT_QUEUE[StepKind.TASK]
 
 
-class AgentForm(StepForm):
-    """A step in which one agent gives one answer."""
-
-    model_config = ConfigDict(title="Agent step")
+class AgentBody(Form):
+    """What a step says in which one agent gives one answer."""
 
     agent: Label = Field(description="a name of the roster")
     prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT, description="text with {{ CEL }} pieces")
@@ -264,13 +285,21 @@ class AgentForm(StepForm):
     output: JsonSchema | None = None
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None)
-    expected: Duration | None = Field(
-        None,
-        description="how long it usually takes: of steps that are ready together, "
-        "the one with the longest way to the run's end behind it is rung first",
-    )
+    expected: Duration | None = Field(None, description=_EXPECTED)
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.AGENT]
+
+
+class TaskForm(TaskBody, StepForm):
+    """A step that calls a registered function."""
+
+    model_config = ConfigDict(title="Task step")
+
+
+class AgentForm(AgentBody, StepForm):
+    """A step in which one agent gives one answer."""
+
+    model_config = ConfigDict(title="Agent step")
 
 
 class ApprovalDetails(Form):
@@ -321,6 +350,45 @@ class WaitForm(StepForm):
     wait: WaitDetails
 
 
+class EachTask(TaskBody):
+    """A function that is called for each item."""
+
+    model_config = ConfigDict(title="Task of a map")
+
+
+class EachAgent(AgentBody):
+    """An agent that is asked for each item."""
+
+    model_config = ConfigDict(title="Agent of a map")
+
+
+class MapDetails(Form):
+    """One thing done for every item of a list. Its result is the list of the results, null for items that failed."""
+
+    model_config = ConfigDict(title="Map")
+
+    over: Condition = Field(description="CEL that gives a list, when the step's turn comes")
+    each: Annotated[
+        Annotated[EachTask, Tag("[task]")] | Annotated[EachAgent, Tag("[agent]")], Discriminator(_kind_of_each)
+    ] = Field(description="a task or an agent step; `item` and `index` are names in its expressions")
+    item: Name = Field("item", description="the item's name in expressions")
+    max_concurrency: Annotated[int, Field(ge=1, le=instance.WIDEST)] | None = Field(
+        None, description="how many items at once; without it all of them"
+    )
+    join: Annotated[JoinForm, BeforeValidator(_join, json_schema_input_type=_JOIN_INPUT)] = Field(
+        JoinForm(policy="all", count=0),
+        description="what must succeed: all items, any, {quorum: n}, or all but n: {tolerate: n}",
+    )
+
+
+class MapForm(StepForm):
+    """A step that is done once for each item of a list."""
+
+    model_config = ConfigDict(title="Map step")
+
+    map: MapDetails
+
+
 class HeaderForm(Form):
     """A document without its steps."""
 
@@ -344,14 +412,17 @@ class WorkflowForm(HeaderForm):
 
     model_config = ConfigDict(title="Workflow")
 
-    steps: Annotated[dict[str, TaskForm | AgentForm | ApprovalForm | WaitForm], Field(json_schema_extra=_STEPS)]
+    steps: Annotated[
+        dict[str, TaskForm | AgentForm | ApprovalForm | WaitForm | MapForm], Field(json_schema_extra=_STEPS)
+    ]
 
 
-KINDS: Final[dict[str, type[TaskForm] | type[AgentForm] | type[ApprovalForm] | type[WaitForm]]] = {
+KINDS: Final[dict[str, type[TaskForm] | type[AgentForm] | type[ApprovalForm] | type[WaitForm] | type[MapForm]]] = {
     StepKind.TASK.value: TaskForm,
     StepKind.AGENT.value: AgentForm,
     StepKind.APPROVAL.value: ApprovalForm,
     StepKind.WAIT.value: WaitForm,
+    StepKind.MAP.value: MapForm,
 }
 
 

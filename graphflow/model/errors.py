@@ -358,3 +358,24 @@ class NothingToRetry(ConvergioError):
     """Nothing of this run failed that could be tried again."""
 
     code = "NOTHING_TO_RETRY"
+
+
+# --- maps and loops -------------------------------------------------------------------------------------------------
+
+
+class BadList(ConvergioError):
+    """What a map is over is no list."""
+
+    code = "BAD_LIST"
+
+
+class ItemsFailed(ConvergioError):
+    """So many items of a map failed that it cannot come true."""
+
+    code = "ITEMS_FAILED"
+
+
+class LoopExhausted(ConvergioError):
+    """A loop has made all its rounds, and its condition still does not hold."""
+
+    code = "LOOP_EXHAUSTED"

@@ -41,6 +41,7 @@ class BlockedOn(StrEnum):
     JOURNAL = "JOURNAL"
     HOOK = "HOOK"
     TIMER = "TIMER"
+    ITEMS = "ITEMS"
 
 
 TERMINAL_RUN: Final = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})

@@ -142,6 +142,7 @@ def test_the_canonical_document_has_every_default() -> None:
                 "expected": None,
                 "join": {"policy": "all", "count": 0},
                 "on_failure": "fail",
+                "loop": None,
                 "durability": "stream",
                 "queue": "steps",
             }
@@ -165,6 +166,11 @@ def test_the_canonical_document_has_every_default() -> None:
             "{task: m.f, needs: [first], join: {policy: quorum, count: 1}}",
         ),
         ("{wait: {for: 5m}}", "{wait: {for: 300}}"),
+        (
+            "{map: {over: input.x, each: {task: m.f, retry: 1}}}",
+            "{map: {over: input.x, join: all, item: item, each: {task: m.f, retry: {max: 1}, with: {}}}}",
+        ),
+        ("{task: m.f, loop: {back_to: it, max: 2}}", "{task: m.f, loop: {max: 2, back_to: it, on_max: fail}}"),
     ],
 )
 def test_two_ways_to_write_the_same_have_one_digest(one: str, other: str) -> None:

@@ -68,6 +68,7 @@ FOR_WHAT: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.RETRY: "its retry",
     BlockedOn.HOOK: "a hook",
     BlockedOn.JOURNAL: "the journal",
+    BlockedOn.ITEMS: "its items",
 }
 
 

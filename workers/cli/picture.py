@@ -33,7 +33,9 @@ def steps(view: RunView) -> Table:
     table = look.table("STEP", "STATE", "DOES", "TIME", "TOKENS", "", right=("TIME", "TOKENS"))
     for step in _shown(view):
         tokens = str(step.tokens) if step.tokens else ""
-        table.add_row(step.name, look.shown(step.state, step.on), step.does, took(view, step), tokens, note(view, step))
+        table.add_row(
+            step.label, look.shown(step.state, step.on), step.does, took(view, step), tokens, note(view, step)
+        )
     return table
 
 
@@ -60,8 +62,8 @@ def note(view: RunView, step: StepView) -> str:
     if step.on is BlockedOn.RETRY:
         due = "" if step.due_ms is None else f" in {reason.span(step.due_ms - view.now_ms)}"
         return f"attempt {step.attempt}{due}: {(step.error or {}).get('message', '')}"
-    if step.on is BlockedOn.HOOK:
-        return step.note
+    if step.on is BlockedOn.HOOK or step.tally is not None:
+        return step.note if step.tally is None else str(step.tally)
     if step.held_ms is not None:
         return "held after a rebuild"
     return f"attempt {step.attempt}" if step.state is StepState.RUNNING and step.attempt > 1 else ""

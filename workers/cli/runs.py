@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -130,9 +131,23 @@ def as_facts(view: RunView) -> dict[str, Any]:
 
 
 def _step_facts(step: StepView) -> dict[str, Any]:
-    names = ("name", "kind", "does", "queue", "state", "on", "attempt", "worker", "tokens", "error", "reused_from")
+    names = (
+        "name",
+        "kind",
+        "does",
+        "queue",
+        "state",
+        "on",
+        "attempt",
+        "worker",
+        "tokens",
+        "error",
+        "reused_from",
+        "iteration",
+    )
     times = ("since_ms", "due_ms", "started_ms", "finished_ms")
-    return {name: getattr(step, name) for name in (*names, *times)}
+    facts = {name: getattr(step, name) for name in (*names, *times)}
+    return facts if step.tally is None else {**facts, "tally": asdict(step.tally)}
 
 
 @runs.command("watch")
