@@ -193,7 +193,8 @@ class _Semantics(Items):
         self.put(fields.round_of(region.end), str(number))
         self.put(fields.cursor(step), DONE)
         self.tell("loop.repeated", step, {"round": number})
-        self.fire_or_skip(first)
+        if self.word(first).state is StepState.WAITING:  # a rebuild may know how it ended
+            self.fire_or_skip(first)
         return True
 
     def give_up(self, step: str, error: errors.ConvergioError) -> None:

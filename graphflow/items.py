@@ -77,6 +77,8 @@ class Items(Waiting):
         if self.ended() or self.count(step) == 0:
             return
         made, progress = _map(self.plan.step(step)), self.progress(step)
+        if progress.verdict:
+            return
         items = self.items(step, made) if progress.dealt < self.count(step) else ()
         while progress.dealt < len(items):
             self.room()
@@ -135,6 +137,7 @@ class Items(Waiting):
             progress.verdict = str(int(verdict))
             progress.culprit = -1 if verdict else index
             self.queue.append({"t": "fold", "step": step})
+            self.flush |= progress.active > 0  # what this decision rings is not withdrawn by the same one
         self.put(fields.progress(step), progress.text)
         if verdict is None and progress.rung < progress.dealt:
             self.queue.append({"t": "deal", "step": step})

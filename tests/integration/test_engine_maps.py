@@ -283,3 +283,22 @@ def test_a_map_waits_on_its_items(stage: Stage) -> None:
     assert bell is not None
     stage.worker.answer(bell)
     assert stage.word(ref, "each").blocked_on is BlockedOn.ITEMS
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_map_ten_thousand_wide_comes_to_its_result(stage: Stage) -> None:
+    made = WorkflowBuilder("wide", version=1)
+    each = made.map("each", over="input", max_concurrency=500).task("probe.picky", value="item", index="index")
+    made.task("tell", "probe.echo", after=each, value="size(each)")
+    ref = stage.submit(made.build(), list(range(10_000)))
+    most = 0
+    while (bell := stage.take()) is not None:
+        if (instance.index_of(bell.step) or 0) % 500 == 0:
+            most = max(most, len(stage.bells()) + 1)
+            stage.journal()
+        stage.worker.answer(bell)
+    stage.journal()
+    assert 0 < most <= 500
+    assert stage.row(ref).output == {"value": 10_000}
+    assert len(stage.outcomes(ref)) == 10_002

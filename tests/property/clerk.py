@@ -119,8 +119,11 @@ def _apply_cancel(world: World) -> None:
 
 def repeat(world: World) -> None:
     """An entry of the inbox comes once more."""
-    done = [name for name in world.nodes if world.word(name).state in TERMINAL_STEP]
+    begun = [name[2:] for name in world.values() if name.startswith("s:")]
+    done = [name for name in begun if world.word(name).state in TERMINAL_STEP]
+    maps = [name for name in begun if world.word(name).blocked_on is BlockedOn.ITEMS]
     entries = ['{"t":"start"}', *(json.dumps({"t": "arrived", "step": name}) for name in done), *world.wishes]
+    entries += [json.dumps({"t": kind, "step": name}) for name in maps for kind in ("deal", "fold")]
     world.met["an entry comes twice"] += 1
     world.post(world.pick(entries))
 
@@ -151,10 +154,10 @@ def ring_lost(world: World) -> None:
     line = {content.decode() for content in world.bells()}
     for member in list(world.board.rung.get(LIST, {})):
         _, _, step, ring = member.split("/")
-        gone = f"{step}/{ring}" not in line and not world.nodes[step].lonely
+        gone = f"{step}/{ring}" not in line and not world.node(step).lonely
         if gone and world.word(step).text == fields.ready(ring):
             lost = int(world.values().get(fields.unclaimed(step), 0)) + 1
-            if lost >= UNCLAIMED and world.nodes[step].ends == "QUARANTINED":
+            if lost >= UNCLAIMED and world.node(step).ends == "QUARANTINED":
                 _quarantine(world, step, fields.ready(ring))
             else:
                 world.ring(step, fields.ready(ring), kind="step.rung", sets={fields.unclaimed(step): str(lost)})
@@ -201,7 +204,7 @@ def _expire(world: World, member: str) -> None:
     world.lives -= owned
     world.met["a lease is over"] += 1
     lost = int(world.values().get(fields.deliveries(step), 0)) + 1
-    if lost >= DELIVERIES and world.nodes[step].ends == "QUARANTINED":
+    if lost >= DELIVERIES and world.node(step).ends == "QUARANTINED":
         _quarantine(world, step, fields.running(fence))
         return
     sets, data = {fields.deliveries(step): str(lost)}, json.dumps({"deliveries": lost})
@@ -260,7 +263,7 @@ def wipe(world: World) -> None:
 def _rebuild(world: World) -> None:
     board = world.board
     made = restore(world.ledger.facts(), world.plan, epoch=board.epoch.number, now_ms=board.now_ms)
-    due = {f"{e.step}/{e.data['on']}": e.data["due_ms"] for e in world.ledger.events if e.type == "step.waiting"}
+    due = {f"{e.instance}/{e.data['on']}": e.data["due_ms"] for e in world.ledger.events if e.type == "step.waiting"}
     open_waits = {name: at for name, at in due.items() if name.split("/")[0] not in world.ledger.outcomes}
     assert open_waits == {name: made.timers.get(name) for name in open_waits}, "a wait begins anew"
     run = ModelRun(values={**made.values, "@seq": "0"}, inbox=[json.dumps(entry) for entry in made.inbox])

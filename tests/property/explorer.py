@@ -7,14 +7,15 @@ is left to do, and the run must have come to what `reference` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
 
 from convergio.graphflow.flow import document, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import OutcomeRow
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.states import STEP_TRANSITIONS, RunState, StepState
 from tests.property import clerk, hands, reference
 from tests.property.reference import Cond, Node
@@ -57,7 +58,24 @@ def make_play(draw: Draw) -> Play:
     nodes: list[Node] = []
     for index in range(1 + draw(7)):
         nodes.append(_node("abcdefg"[index], nodes, draw))
+    if draw(3) == 0:
+        _loop(nodes, draw)
     return play_of(nodes, reference.THRESHOLD - 2 + 5 * draw(2))
+
+
+def _loop(nodes: list[Node], draw: Draw) -> None:
+    """One loop, if the graph has a place for it: of steps that end the same in each round."""
+    place = draw(len(nodes))
+    end, rounds = nodes[place], 1 + draw(3)
+    looped = replace(end, back_to=nodes[draw(place + 1)].name, rounds=rounds, most=1 + draw(3), goes_on=draw(2) == 0)
+    made = [*nodes[:place], looped, *nodes[place + 1 :]]
+    try:
+        region = Plan.of(document.parse_document(reference.document(made))).loops
+    except errors.InvalidWorkflow:
+        return
+    inside = [node for node in nodes if node.name in region]
+    if not any(node.approval or node.signal or node.timeout or node.lonely for node in inside):
+        nodes[place] = looped
 
 
 def play_of(nodes: Sequence[Node], n: int) -> Play:
@@ -88,19 +106,28 @@ def _join(needs: int, draw: Draw) -> tuple[str, int]:
 
 def _kind(draw: Draw) -> dict[str, Any]:
     """What a step does. Who waits for the signal `nobody` sends times out; who waits for another one may."""
-    kind, fails = draw(14), draw(9) == 0
+    kind, fails = draw(16), draw(9) == 0
     if kind < 3:
         return {"approval": True, "ok": draw(4) > 0, "ends": "FAILED" if fails else "SUCCEEDED"}
     if kind == 3:
         return {"waits": (0.05, 1, 5)[draw(3)]}
     if kind in (4, 5):
         return _signalled(draw)
+    if kind in (14, 15):
+        return _map(draw)
     if kind == 6 and draw(2):
         return {"lonely": True, "timeout": 2.0, "ends": "FAILED"}
     timeout = (1.0, 4.0)[draw(2)] if draw(8) == 0 else 0
     ends = ("FAILED", "QUARANTINED", "QUARANTINED")[draw(3)] if fails else "SUCCEEDED"
     flaky = max(0, draw(4) - 2)
     return {"durable": draw(3) == 0, "flaky": flaky, "ends": ends, "ok": draw(4) > 0, "timeout": timeout}
+
+
+def _map(draw: Draw) -> dict[str, Any]:
+    ends = ("SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "FAILED", "QUARANTINED")
+    items = tuple(ends[draw(len(ends)) if draw(2) else 0] for _ in range(draw(5)))
+    join = [("all", 0), ("any", 0), ("quorum", 1 + draw(3)), ("tolerate", draw(3))][draw(4)]
+    return {"items": items, "items_join": join, "width": draw(4), "durable": draw(3) == 0, "flaky": int(draw(3) == 0)}
 
 
 def _signalled(draw: Draw) -> dict[str, Any]:
@@ -120,7 +147,7 @@ def _above(nodes: Sequence[Node], names: Sequence[str]) -> list[str]:
         hasty = node.lenient and any(when is not None and when.kind == "boom" for _, when in node.needs)
         if node.name in found and node.join[0] == "all" and not hasty:
             found |= {source for source, _ in node.needs}
-    return sorted(found)
+    return sorted(found - {node.name for node in nodes if node.items is not None})  # a list is neither ok nor not
 
 
 def _condition(steps: Sequence[str], draw: Draw, *, boom: bool = True) -> Cond | None:
@@ -204,17 +231,24 @@ def check(world: World, play: Play) -> None:
     races = {node.name: _race(node, ledger.outcomes.get(node.name)) for node in play.judge if node.open_end}
     expected = reference.expected(play.judge, play.n, races)
     if ledger.state is RunState.SUCCEEDED:
-        assert {step: row.state.value for step, row in ledger.outcomes.items()} == expected.states
+        steps = {step: row.state.value for step, row in ledger.outcomes.items() if instance.index_of(step) is None}
+        assert steps == _instances(world, play, expected)
         results = {name: _without_number(result) for name, result in ledger.output.items()}
-        assert results == {name: expected.results.get(name) for name in expected.states}
+        _check_maps(world, play, results)
+        hasty = {node.name for node in play.judge if node.items_join[0] in ("any", "quorum")}
+        wanted = {name: expected.results.get(name) for name in expected.states.keys() - hasty}
+        assert {name: result for name, result in results.items() if name not in hasty} == wanted
     elif ledger.state is RunState.FAILED:
         assert ledger.error is not None
-        assert ledger.error["step"] in expected.failing
+        assert instance.step_of(ledger.error["step"]) in expected.failing
     else:
         assert ledger.cancel_requested, "nobody asked for the run's end"
+    judge = {node.name: node for node in play.judge}
     for step, row in ledger.outcomes.items():
-        assert row.state.value in (expected.states[step], StepState.CANCELLED.value), f"{step} ended otherwise"
-    assert world.ran <= _may_run(play), "a dead path ran"
+        name, index = instance.step_of(step), instance.index_of(step)
+        ends = expected.states[name] if index is None else (judge[name].items or ())[index]
+        assert row.state.value in (ends, StepState.CANCELLED.value), f"{step} ended otherwise"
+    assert {instance.step_of(step) for step in world.ran} <= _may_run(play), "a dead path ran"
     assert world.board.moves - ALLOWED == frozenset(), f"not in the table: {world.board.moves - ALLOWED}"
     _check_order(world, play)
     _check_waits(world)
@@ -222,6 +256,37 @@ def check(world: World, play: Play) -> None:
     _check_signals(world, play)
     _check_nothing_is_left(world)
     _count(world, play)
+
+
+def _instances(world: World, play: Play, expected: reference.Expected) -> dict[str, str]:
+    """How each round of each step ends in a run that succeeds: each as the first one."""
+    rounds: dict[str, int] = {}
+    for node in play.judge:
+        if node.back_to and expected.states[node.name] == "SUCCEEDED":
+            count = min(node.rounds, node.most)
+            rounds |= {name: count for name, region in world.plan.loops.items() if region.end == node.name}
+            world.met["a loop goes back"] += count > 1
+            world.met["a loop goes on after all its rounds"] += node.rounds > node.most
+    states = expected.states.items()
+    return {instance.named(name, number): state for name, state in states for number in range(rounds.get(name, 1))}
+
+
+def _check_maps(world: World, play: Play, results: Mapping[str, Any]) -> None:
+    """Maps that succeeded did so with enough items, each with its own result, and left nothing at work."""
+    for node in play.judge:
+        row = world.ledger.outcomes.get(node.name)
+        if node.items is None or row is None or row.state is not StepState.SUCCEEDED:
+            continue
+        assert all(given in (wanted, None) for given, wanted in zip(results[node.name], node.result, strict=True))
+        done = [world.ledger.outcomes.get(instance.member(node.name, index)) for index in range(len(node.items))]
+        good = sum(one is not None and one.state is StepState.SUCCEEDED for one in done)
+        kind, count = node.items_join
+        if kind in ("any", "quorum"):
+            assert good >= max(1, count) or not node.items
+        else:
+            assert all(done), "a map ended before its items"
+        world.met[f"a map succeeds: {kind}"] += 1
+        world.met["an item is withdrawn"] += any(one is not None and one.state is StepState.CANCELLED for one in done)
 
 
 def _may_run(play: Play) -> set[str]:
@@ -252,6 +317,10 @@ def _check_order(world: World, play: Play) -> None:
     """Outcomes are in SQL after those that they follow from. A condition that fails may fail a join before that."""
     rows = world.ledger.outcomes
     place = {step: (row.epoch, row.stream_seq) for step, row in rows.items()}
+    for step in rows:
+        whole = rows.get(instance.whole(step))
+        if instance.index_of(step) is not None and whole is not None and whole.state is not StepState.CANCELLED:
+            assert place[step] < place[whole.instance], f"{step} is in SQL after its map"
     for node in play.nodes:
         row = rows.get(node.name)
         if row is None or row.state is StepState.CANCELLED or (row.error or {}).get("code") == "EXPRESSION_FAILED":
@@ -264,7 +333,7 @@ def _check_order(world: World, play: Play) -> None:
 def _check_waits(world: World) -> None:
     """Nothing waits shorter than it said."""
     for event in world.ledger.events:
-        row = world.ledger.outcomes.get(event.step or "")
+        row = world.ledger.outcomes.get(event.instance)
         if event.type == "step.waiting" and row is not None and event.data["due_ms"] is not None:
             timed_out = row.state is StepState.FAILED or event.data["on"] == "TIMER"
             over = row.state is StepState.CANCELLED or row.finished_ms >= event.data["due_ms"]
@@ -274,7 +343,7 @@ def _check_waits(world: World) -> None:
 def _check_queue(world: World) -> None:
     """No step that a worker took in time fails for want of one. A claim is told to nobody: a wipe forgets it."""
     for step, row in world.ledger.outcomes.items():
-        if (row.error or {}).get("code") == "STEP_TIMEOUT" and not world.nodes[step].signal:
+        if (row.error or {}).get("code") == "STEP_TIMEOUT" and not world.node(step).signal:
             taken = step in world.ran - world.returned and world.board.epoch.number == 1
             assert not taken, f"{step} was taken in time"
 

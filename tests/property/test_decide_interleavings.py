@@ -41,6 +41,8 @@ FAULTS = {
     *["a signal is applied", "a signal is kept", "a signal is late", "a signal ends several waits"],
     *["a timer is due: TIMER", "a timer is due: SIGNAL", "a timer is due: QUEUE", "a timer comes too late"],
     *["a wait takes its time", "a wait times out", "a queue timeout"],
+    *[f"a map succeeds: {kind}" for kind in ("all", "any", "quorum", "tolerate")],
+    *["an item waits for its turn", "an item is withdrawn", "a loop goes back", "a loop goes on after all its rounds"],
 }
 """What a suite of histories must have seen, each more than once in five hundred of them."""
 

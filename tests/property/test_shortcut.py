@@ -88,6 +88,8 @@ def bells_after_all_waits(world: World) -> list[bytes]:
 def long_ways(play: Play, step: str) -> set[str]:
     """Why what follows from the step's success has to be decided. A join of one edge is none."""
     found: set[str] = set()
+    if step in play.plan.loops or "#" in step:
+        return {"a loop"}
     for node in play.nodes:
         conditions = [condition for source, condition in node.needs if source == step]
         if not conditions:
@@ -99,6 +101,8 @@ def long_ways(play: Play, step: str) -> set[str]:
             "a wait for a time": alone and node.waits > 0,
             "a wait for a signal": alone and node.signal != "",
             "patience with a queue": alone and node.timeout > 0 and node.signal == "",
+            "a map": node.items is not None,
+            "a loop": node.name in play.plan.loops,
         }
         found |= {reason for reason, given in reasons.items() if given}
     return found
@@ -106,7 +110,7 @@ def long_ways(play: Play, step: str) -> set[str]:
 
 def told(world: World, step: str) -> dict[str, Any]:
     """An outcome as both ways tell it."""
-    output = world.nodes[step].result
+    output = world.node(step).result
     outcome = Outcome(state=StepState.SUCCEEDED, output=output, attempt=1)
     return {"output": json.dumps(output), "outcome": outcome.as_json(), "token": "t"}
 
