@@ -30,7 +30,7 @@ _WAITS: Final[Mapping[BlockedOn, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Tally:
     """How far a map is: `items` in all, of these `done`, and of those `good`; `active` are ready, run, or wait."""
 
