@@ -307,7 +307,7 @@ class Steps:
         """The outcome is recorded: what follows from it is in the inbox, and the sweeper finds it there if we fail."""
         try:
             self.drain.run(locked, held.meta)
-        except AWAY as error:
+        except (*AWAY, errors.JournalUnavailable) as error:  # SQL: what is decided may look into a blob
             logger.warning("run %s: %s; its inbox is drained later", held.ref, error)
 
     def _drain(self, held: scripts.Claimed) -> None:

@@ -16,6 +16,7 @@ from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
 from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.waiting import wait_until
 
 pytestmark = QUIET
 
@@ -275,6 +276,58 @@ def test_a_list_too_large_to_travel_is_mapped_and_so_is_its_result(stage: Stage)
     assert stage.outcomes(ref)["each"].output["bytes"] > 60_000
     assert stage.row(ref).output == {"value": 600}
     assert max(map(len, stage.values(ref).values())) < 40_000
+
+
+def large() -> Workflow:
+    """load -> each -> tell: the list and its results are too large to travel."""
+    made = WorkflowBuilder("large", version=1)
+    load = made.task("load", "probe.echo", value="input")
+    each = made.map("each", over="load.value", after=load).task("probe.picky", value="item", index="index")
+    made.task("tell", "probe.echo", after=each, value="size(each)")
+    return made.build()
+
+
+ROWS = ["x" * 400] * 100
+
+
+@pytest.mark.parametrize("answered", [1, 50, 101])
+def test_a_map_over_a_large_list_goes_on_after_the_board_was_wiped(stage: Stage, answered: int) -> None:
+    ref = stage.submit(large(), ROWS)
+    for _ in range(answered):
+        bell = stage.take()
+        assert bell is not None
+        stage.worker.answer(bell)
+    stage.journal()
+    stage.wipe()
+    stage.rebuild()
+    stage.pass_time(7)
+    stage.answer_all()
+    stage.journal()
+    assert stage.row(ref).output == {"value": 100}
+
+
+def _swept(stage: Stage, ref: RunRef) -> bool:
+    stage.pass_time(1)
+    return stage.word(ref, "each").blocked_on is BlockedOn.ITEMS
+
+
+def test_a_map_over_a_large_list_waits_while_sql_is_away(stage: Stage) -> None:
+    ref = stage.submit(large(), ROWS)
+    claim = stage.claim(ref, "load")
+    stage.client.delete(*stage.queue_lists())
+    text = '{"value":' + str(ROWS).replace("'", '"') + "}"
+    kept = stage.service.sweeper.drain.blobs
+    assert kept is not None
+    reference = kept.kept(ref.tenant, text)
+    with stage.sql_away():
+        assert stage.worker.steps._arrive(
+            claim, stage.worker.steps._outcome(claim, StepState.SUCCEEDED, output=reference)
+        )
+        assert stage.states(ref) == {"load": "SUCCEEDED"}
+    wait_until(lambda: _swept(stage, ref), timeout=10)  # the lock that was taken in vain is over in two seconds
+    stage.answer_all()
+    stage.journal()
+    assert stage.row(ref).output == {"value": 100}
 
 
 def test_a_map_waits_on_its_items(stage: Stage) -> None:

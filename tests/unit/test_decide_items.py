@@ -101,13 +101,13 @@ def test_an_item_that_arrives_twice_counts_once() -> None:
 
 
 def test_a_map_with_a_verdict_rings_nobody_any_more() -> None:
-    run = Run(plan(max_concurrency=1), given=[1, 2, 3])
+    run = Run(plan(max_concurrency=2), given=[1, 2, 3])
     run.settle(START)
     run.fail(member(0), "no")
-    run.apply(arrived(member(0)))
-    run.settle({"t": "deal", "step": "m"}, {"t": "fold", "step": "m"})
+    left = run.apply(arrived(member(0))).posts
+    run.settle({"t": "deal", "step": "m"}, *left)
     assert run.state_of("m") == "FAILED"
-    assert [ring.step for ring in run.rings] == [member(0)]
+    assert [ring.step for ring in run.rings] == [member(0), member(1)]
 
 
 def test_what_a_decision_rings_is_not_withdrawn_by_the_same_one() -> None:

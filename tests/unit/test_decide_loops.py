@@ -70,6 +70,16 @@ def test_a_round_begins_once_however_often_its_end_arrives() -> None:
     assert run.values == before
 
 
+def test_a_round_whose_end_a_rebuild_knows_is_not_begun_again() -> None:
+    run = begun(plan())
+    run.arrive("draft")
+    run.succeed("draft#1", {"nr": 1})
+    run.arrive("review", {"ok": False})
+    assert (run.state_of("draft#1"), run.rings_of("draft#1")) == ("SUCCEEDED", [])
+    run.settle(arrived("draft#1"))
+    assert run.state_of("check#1") == "READY"
+
+
 @pytest.mark.parametrize("budget", [1, 2, 3])
 def test_a_loop_comes_to_the_same_however_its_decisions_are_cut(budget: int) -> None:
     run = Run(plan(), budget=budget)
