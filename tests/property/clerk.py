@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import Any, Final
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.keys import Epoch
@@ -60,7 +60,7 @@ def decision(world: World) -> None:
         waiting = [node for node in waiting if f"signal-{node.name}" not in world.ledger.signals]
     if waiting:
         node = world.pick(waiting)
-        said = {**(node.result or {}), "decision": "approve" if node.ends == "SUCCEEDED" else "reject"}
+        said: dict[str, Any] = {**(node.result or {}), "decision": "approve" if node.ends == "SUCCEEDED" else "reject"}
         _send(world, world.ledger.signal(node.name, said, world.board.now_ms))
 
 
