@@ -107,7 +107,7 @@ def _join(needs: int, draw: Draw) -> tuple[str, int]:
 def _kind(draw: Draw) -> dict[str, Any]:
     """What a step does. Who waits for the signal `nobody` sends times out; who waits for another one may."""
     kind, fails = draw(16), draw(9) == 0
-    if kind < 3:
+    if kind < 3 or kind == 13:
         return {"approval": True, "ok": draw(4) > 0, "ends": "FAILED" if fails else "SUCCEEDED"}
     if kind == 3:
         return {"waits": (0.05, 1, 5)[draw(3)]}
