@@ -48,7 +48,7 @@ class Asking(Limited):
 
     def is_asking(self, step: str) -> bool:
         """Whether the step's failure is a question."""
-        return self.plan.workflow.steps[step].on_failure is OnFailure.ASK
+        return self.plan.step(step).on_failure is OnFailure.ASK
 
     def once_more(self, step: Step, entry: Entry) -> int:
         """Another attempt, with nothing counted against it. Returns its number."""
@@ -70,7 +70,7 @@ class Asking(Limited):
 
     def answer_to(self, step: str) -> str:
         """What was answered to a step that has failed; "" if it did not ask."""
-        if not self.is_asking(step):
+        if not self.is_asking(step) or self.word(step).state is StepState.SUCCEEDED:
             return ""
         return str(json.loads(self.get(fields.output(step)) or "{}").get("answer", ""))
 

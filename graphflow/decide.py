@@ -8,22 +8,21 @@ far it got, so that the next holder of the run's lock goes on exactly there.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import START, Decision, Entry, Unloaded, View
-from convergio.graphflow.draft import AHEAD, LIVE, Full, of_target
-from convergio.graphflow.flow import expressions, inputs
+from convergio.graphflow.draft import AHEAD, ALIVE, DONE, LIVE, Full, of_target
+from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import OutEdge, Plan
-from convergio.graphflow.model import errors
+from convergio.graphflow.items import Items
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
-from convergio.graphflow.model.workflow import UNDO, OnFailure, StepKind
-from convergio.graphflow.nested import LEFT, attempt_of
-from convergio.graphflow.undoing import Undoing
+from convergio.graphflow.model.workflow import UNDO, OnFailure, OnMax, StepKind
 
 BUDGET: Final = 400
 """Writes after which a decision ends; a COMMIT has at most 500 items."""
@@ -36,8 +35,6 @@ BROKEN: Final = (StepState.FAILED, StepState.QUARANTINED)
 
 AT_ONCE: Final = 50
 """Steps that are rung in one go when a run is resumed."""
-
-DONE: Final = "x"
 
 
 def decide(
@@ -53,12 +50,17 @@ def decide(
 def wanted(plan: Plan, step: str) -> list[str]:
     """The fields that deciding the arrival of `step` nearly always needs: read with it, they save a round trip."""
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
-    for edge in plan.successors.get(step, ())[:AHEAD]:
-        names += of_target(plan, edge.target)
+    whole = instance.whole(step)
+    if step != whole:
+        return [*names, fields.state(whole), fields.progress(whole)]
+    round_of = instance.round_of(step)
+    for edge in plan.successors.get(instance.step_of(step), ())[:AHEAD]:
+        target = instance.named(edge.target, round_of if edge.target in plan.loops else 0)
+        names += of_target(plan, target)
     return names
 
 
-class _Semantics(Undoing):
+class _Semantics(Items):
     """What each entry means."""
 
     def run(self, entries: Sequence[Entry]) -> Decision:
@@ -92,6 +94,8 @@ class _Semantics(Undoing):
                 self.child(entry)
             case "pause" | "resume" | "shelve" | "rung":
                 self.hold(entry)
+            case "deal" | "fold":
+                self.go_on_with(entry)
             case "cancel":
                 self.cancel(entry)
             case "quarantine":
@@ -124,16 +128,21 @@ class _Semantics(Undoing):
         done = self.get(fields.cursor(step))
         if done == DONE or self.ended():
             return
+        if instance.index_of(step) is not None:
+            self.item_arrived(step)
+            return
         word = self.word(step)
         if word.state not in FOLLOWED and not self.shrugged(step, word):
             self.stopped(step, word)
             return
-        edges = self.plan.successors[step]
-        targets = [edge.target for edge in edges]
+        if not done and word.state is StepState.SUCCEEDED and self.goes_back(step):
+            return
+        edges = self.plan.successors[instance.step_of(step)]
+        targets = [self.beside(edge.target, step) for edge in edges]
         for index in range(int(done or 0), len(edges)):
             self.foresee(targets, index)
             self.room()
-            self.resolve(edges[index], word)
+            self.resolve(edges[index], targets[index], step)
             self.put(fields.cursor(step), str(index + 1))
         self.room()
         left = int(self.get(fields.OPEN)) - 1
@@ -146,7 +155,7 @@ class _Semantics(Undoing):
         """Whether the step ended badly and the run goes on all the same, with null as its result."""
         if word.state not in BROKEN:
             return False
-        return self.plan.workflow.steps[step].on_failure is OnFailure.CONTINUE or self.answer_to(step) == Answer.SKIP
+        return self.plan.step(step).on_failure is OnFailure.CONTINUE or self.answer_to(step) == Answer.SKIP
 
     def stopped(self, step: str, word: fields.Word) -> None:
         """The step ended badly, and the run with it. One that was withdrawn is no reason: it only follows from one."""
@@ -160,48 +169,82 @@ class _Semantics(Undoing):
         error = json.loads(self.get(fields.output(step)) or "{}")
         return {**error, "step": step, "state": word.state.value}
 
-    def resolve(self, edge: OutEdge, word: fields.Word) -> None:
+    def goes_back(self, step: str) -> bool:
+        """Whether the step ends a loop that makes another round, or ends the run: then nothing else follows from it."""
+        region = self.plan.loops.get(instance.step_of(step))
+        if region is None or region.end != instance.step_of(step):
+            return False
+        loop, number = region.loop, instance.round_of(step) + 1
+        try:
+            over = loop.until is not None and self.holds(
+                loop.until, self.plan.when_references[region.end], step, after=True
+            )
+        except errors.ExpressionFailed as error:
+            self.exhaust(step, error)
+            return True
+        if over or (number == loop.max and (loop.until is None or loop.on_max is OnMax.CONTINUE)):
+            return False
+        if number == loop.max:
+            said = f"the loop of '{region.end}' has made {number} rounds, and `{(loop.until or '')[:80]}` does not hold"
+            self.exhaust(step, errors.LoopExhausted(said, hint="allow it more rounds (max), or let it go on (on_max)"))
+            return True
+        first = instance.named(loop.back_to, number)
+        self.foresee([first], 0)
+        self.room()
+        self.put(fields.OPEN, str(int(self.get(fields.OPEN)) + region.size - 1))
+        self.put(fields.round_of(region.end), str(number))
+        self.put(fields.cursor(step), DONE)
+        self.tell("loop.repeated", step, {"round": number})
+        if self.word(first).state is StepState.WAITING:  # a rebuild may know how it ended
+            self.fire_or_skip(first)
+        return True
+
+    def exhaust(self, step: str, error: errors.ConvergioError) -> None:
+        """A loop ends the run, though its step has succeeded."""
+        self.room()
+        self.put(fields.cursor(step), DONE)
+        self.end(RunState.FAILED, {**error.as_dict(), "step": step}, undo=self.undoes(step))
+
+    def resolve(self, edge: OutEdge, target: str, source: str) -> None:
         """One more edge of its target is known: taken or skipped. The target's join policy says what follows."""
-        target = edge.target
         if self.word(target).state is not StepState.WAITING:
             return
         try:
-            taken = word.state is not StepState.SKIPPED and self.holds(edge.when, edge.references)
+            skipped = self.word(source).state is StepState.SKIPPED
+            taken = not skipped and self.holds(edge.when, edge.references, source, after=True)
         except errors.ExpressionFailed as error:
             self.fail(target, error)
             return
         fires: bool | None = taken
-        if self.plan.indegree[target] > 1:
+        edges = self.plan.indegree[edge.target]
+        if edges > 1:
             resolved = int(self.get(fields.resolved(target)) or 0) + 1
             count = int(self.get(fields.taken(target)) or 0) + taken
             self.put(fields.resolved(target), str(resolved))
             self.put(fields.taken(target), str(count))
-            join = self.plan.workflow.steps[target].join
-            fires = join.fires(edges=self.plan.indegree[target], resolved=resolved, taken=count)
+            fires = self.plan.step(target).join.fires(edges=edges, resolved=resolved, taken=count)
         if fires:
             self.fire_or_skip(target)
         elif fires is False:
             self.skip(target)
 
-    def fire_or_skip(self, step: str, *, fresh: bool = False) -> None:
-        when = self.plan.workflow.steps[step].when
+    def fire_or_skip(self, name: str, *, fresh: bool = False) -> None:
+        step = self.plan.step(name)
         try:
-            fires = self.holds(when, self.plan.when_references[step])
+            fires = self.holds(step.when, self.plan.when_references[instance.step_of(name)], name)
         except errors.ExpressionFailed as error:
-            self.fail(step, error)
+            self.fail(name, error)
             return
         if not fires:
-            self.skip(step)
-        elif self.plan.workflow.steps[step].kind is StepKind.WAIT:
-            self.wait(self.plan.workflow.steps[step])
-        elif self.plan.workflow.steps[step].kind is StepKind.WORKFLOW:
-            self.want_child(self.plan.workflow.steps[step])
+            self.skip(name)
+        elif step.kind is StepKind.WAIT:
+            self.wait(step)
+        elif step.kind is StepKind.WORKFLOW:
+            self.want_child(step)
+        elif step.kind is StepKind.MAP:
+            self.spread(step)
         else:
-            self.fire(step, fresh)
-
-    def holds(self, when: str | None, references: Iterable[str]) -> bool:
-        """Whether a condition is true; none always is. Raises ExpressionFailed."""
-        return when is None or expressions.condition(when, self.names(references))
+            self.fire(name, fresh)
 
     # --- transitions of a step ------------------------------------------------------------------------------------
 
@@ -215,7 +258,7 @@ class _Semantics(Undoing):
         if word.state is StepState.RUNNING:
             self.made.leases.append((step, word.rest))
         error = errors.Quarantined(entry["reason"], hint="look at the worker's log, then start the run again").as_dict()
-        self.give_up(self.plan.steps[step], Outcome(state=StepState.QUARANTINED, error=error))
+        self.give_up(self.plan.step(step), Outcome(state=StepState.QUARANTINED, error=error))
 
     # --- pausing --------------------------------------------------------------------------------------------------
 
@@ -306,20 +349,7 @@ class _Semantics(Undoing):
             raise Unloaded(everything=True)
         names = {name for name in (*self.view.values, *self.made.writes) if name.startswith("s:")}
         words = {name[2:]: self.word(name[2:]) for name in sorted(names)}
-        alive = (StepState.READY, StepState.RUNNING, StepState.BLOCKED)
-        return [step for step, word in words.items() if word.state in alive and word.parked is None]
-
-    def withdraw(self, step: str) -> None:
-        word = self.word(step)
-        if word.state is StepState.RUNNING:
-            self.made.leases.append((step, word.rest))
-        if word.blocked_on is not None:
-            self.made.timers.append((step, word.blocked_on, None))
-        self.let_go(step)
-        if word.blocked_on is BlockedOn.CHILD:
-            self.tell(LEFT, step, {"attempt": attempt_of(word)})
-        self.put(fields.state(step), StepState.CANCELLED.value)
-        self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())
+        return [step for step, word in words.items() if word.state in ALIVE and word.parked is None]
 
     def succeed(self) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -17,11 +17,13 @@ Entry = Mapping[str, Any]
 
 
 class Unloaded(Exception):
-    """The decision needs fields that were not read yet; with `everything` it needs every step's state."""
+    """The decision needs fields that were not read yet; with `everything` it needs every step's state; `blobs`: digests
+    of large values that it has to look into."""
 
-    def __init__(self, names: Iterable[str] = (), *, everything: bool = False) -> None:
+    def __init__(self, names: Iterable[str] = (), *, everything: bool = False, blobs: Iterable[str] = ()) -> None:
         self.names = tuple(names)
         self.everything = everything
+        self.blobs = tuple(blobs)
         super().__init__(*self.names)
 
 
@@ -36,6 +38,10 @@ class View:
     complete: bool = False
     blank: bool = False
     """the run was made a moment ago: a field that was not read is absent"""
+    blobs: dict[str, Any] = field(default_factory=dict[str, Any])
+    """large values by their digests"""
+    lists: dict[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
+    """what maps are over, by instance: worked out once, however many decisions deal it"""
 
     def get(self, name: str) -> str:
         """The field's value; raises Unloaded if nobody read it."""
@@ -89,5 +95,7 @@ class Decision:
     events: list[Event] = field(default_factory=list)
     posts: list[Entry] = field(default_factory=list)
     """entries for the inbox: what did not fit"""
+    blobs: list[str] = field(default_factory=list[str])
+    """JSON that is too large to travel, kept before the commit: what is written refers to it"""
     consumed: int = 0
     """entries of the inbox that are wholly dealt with"""

@@ -9,8 +9,10 @@ from typing import Any, Final, Protocol
 
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import ASK, LEAVE, Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.flow import expressions, loops
+from convergio.graphflow.flow.loops import Region
 from convergio.graphflow.flow.plan import Plan
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance, reference
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import OnFailure, Step
@@ -38,10 +40,16 @@ def kept(step: Step, outcome: Ended) -> Any:
 def of_target(plan: Plan, step: str) -> list[str]:
     """The fields that change when an incoming edge of `step` is resolved."""
     names = [fields.state(step), fields.rings(step)]
-    if plan.workflow.steps[step].concurrency is not None:
+    if plan.step(step).concurrency is not None:
         names.append(fields.key(step))
-    return names if plan.indegree[step] < 2 else [*names, fields.resolved(step), fields.taken(step)]
+    return names if plan.indegree[instance.step_of(step)] < 2 else [*names, fields.resolved(step), fields.taken(step)]
 
+
+DONE: Final = "x"
+"""What a cursor says when nothing is left to follow."""
+
+ALIVE: Final = (StepState.READY, StepState.RUNNING, StepState.BLOCKED)
+"""States of steps that have begun and not ended."""
 
 LIVE: Final = (RunState.RUNNING, RunState.PAUSED)
 """States in which outcomes still have consequences. While a run is paused, what becomes ready is not rung."""
@@ -94,18 +102,67 @@ class Draft:
     def ended(self) -> bool:
         return self.get(fields.STATE) not in LIVE or self.get(fields.STOP) != ""
 
-    def names(self, steps: Iterable[str], *, given: bool = True) -> dict[str, Any]:
-        """The outputs of `steps` and, if `given`, the input: what an expression may name. What is not there is null."""
-        wanted = [*map(fields.output, steps), *([fields.INPUT] if given else [])]
+    def names(self, steps: Iterable[str], at: str = "", *, after: bool = False, given: bool = True) -> dict[str, Any]:
+        """What an expression may name: the outputs of `steps`, the round, and, if `given`, the input.
+
+        What is not there is null. `at`: the instance whose expression it is; `after`: it has ended, and sees itself.
+        """
+        seen = {step: self.seen(step, at, after=after) for step in steps}
+        wanted = [fields.output(one) for one in seen.values() if one] + ([fields.INPUT] if given else [])
         missing = [name for name in wanted if not self.view.knows(name)]
         if missing:
             raise Unloaded(missing)
-        values = {step: self.output(step) for step in steps}
-        return {**values, "input": json.loads(self.get(fields.INPUT) or "null")} if given else values
+        values = {step: self.output(one) if one else None for step, one in seen.items()}
+        if given:
+            values |= {expressions.INPUT: json.loads(self.get(fields.INPUT) or "null")}
+        return {**values, expressions.ITERATION: instance.round_of(at)}
+
+    def seen(self, step: str, at: str = "", *, after: bool = False) -> str | None:
+        """The instance of `step` that `at` sees; None if there was none."""
+        return loops.seen(self.plan.loops, step, at, self.last_round, after=after)
+
+    def last_round(self, region: Region) -> int:
+        """The round that the loop is in, or was when it ended."""
+        return int(self.get(fields.round_of(region.end)) or 0)
+
+    def beside(self, step: str, at: str) -> str:
+        """The instance of `step` that an edge from `at` leads to: in a loop, of the same round."""
+        region = self.plan.loops.get(step)
+        inside = region is not None and self.plan.loops.get(instance.step_of(at)) is region
+        return instance.named(step, instance.round_of(at)) if inside else step
+
+    def reads(self, step: str) -> list[str]:
+        """Whose outputs a claim of the step brings along; last, its item, if it is of a map."""
+        name, item = instance.step_of(step), instance.index_of(step) is not None
+        steps = self.plan.members[name] if item else self.plan.references[name]
+        seen = [one for one in (self.seen(other, step) for other in steps) if one is not None]
+        return [*seen, instance.item(step)] if item else seen
+
+    def item_names(self, step: str) -> dict[str, Any]:
+        """What the expressions of a map's member know beside those of all steps: its item, and its place."""
+        made, index = self.plan.workflow.steps[instance.step_of(step)].map, instance.index_of(step)
+        if made is None or index is None:
+            return {}
+        return {made.item: json.loads(self.get(fields.item(step)) or "null"), expressions.INDEX: index}
 
     def output(self, step: str) -> Any:
         succeeded = self.word(step).state is StepState.SUCCEEDED
         return json.loads(self.get(fields.output(step)) or "null") if succeeded else None
+
+    def opened(self, value: Any) -> Any:
+        """The value itself, or the large one that it stands for."""
+        digest = reference.digest_of(value)
+        if digest is None:
+            return value
+        if digest not in self.view.blobs:
+            raise Unloaded(blobs=[digest])
+        return self.view.blobs[digest]
+
+    def holds(self, when: str | None, references: Iterable[str], at: str, *, after: bool = False) -> bool:
+        """Whether a condition is true; none always is. Raises ExpressionFailed."""
+        return when is None or expressions.condition(when, self.names(references, at, after=after))
+
+    # --- ends ---------------------------------------------------------------------------------------------------------
 
     def conclude(self, step: str, outcome: Outcome) -> None:
         """A terminal state that no worker brought. It is followed like any other arrival."""
@@ -117,7 +174,7 @@ class Draft:
 
     def let_go(self, step: str) -> None:
         """A step that ends, or is put aside, needs its concurrency key no more."""
-        if self.plan.steps[step].concurrency is None:
+        if self.plan.step(step).concurrency is None:
             return
         word = self.word(step)
         if word.state in (StepState.READY, StepState.RUNNING) or word.blocked_on is BlockedOn.LIMIT:
@@ -125,7 +182,7 @@ class Draft:
 
     def keep(self, step: str, outcome: Outcome) -> None:
         """The output or the error, where successors and readers find it."""
-        result = kept(self.plan.steps[step], outcome)
+        result = kept(self.plan.step(step), outcome)
         if result is not None:
             text = json.dumps(result, ensure_ascii=False, separators=(",", ":"))
             self.made.writes[fields.output(step)] = ("", text)

@@ -28,24 +28,26 @@ class Limited(Draft):
         if self.word(step).blocked_on is not BlockedOn.LIMIT:
             first = self.word(step).state is StepState.WAITING  # not when somebody has said: once more
             try:
-                key = self.key_of(concurrency)
+                key = self.key_of(step, concurrency)
             except errors.ExpressionFailed as error:
                 self.fail(step, error)
                 return
             self.put(fields.key(step), key)
             ring = f"{self.epoch}.{self.get(fields.rings(step)) or 0}"
             self.put(fields.state(step), fields.limited(self.now_ms, ring))
-            if self.plan.references[step] and first:
-                self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
+            reads = self.reads(step) if first else ()
+            if reads:
+                self.made.writes[fields.references(step)] = ("", " ".join(reads))
             self.made.events.append(Event(kind="step.limited", step=step, journal=False))
         if self.get(fields.STATE) == RunState.RUNNING:
             self.made.timers.append((step, ASK, self.now_ms))
 
-    def key_of(self, concurrency: Concurrency) -> str:
-        """The key's text. Raises ExpressionFailed."""
+    def key_of(self, step: str, concurrency: Concurrency) -> str:
+        """The key's text, which an item of a map has of its own. Raises ExpressionFailed."""
         template = expressions.compile_template(concurrency.key)
-        steps = sorted(template.references - {expressions.INPUT})
-        key = template.render(self.names(steps, given=expressions.INPUT in template.references))
+        given, known = expressions.INPUT in template.references, self.item_names(step)
+        steps = sorted(template.references - {expressions.INPUT, expressions.ITERATION, *known})
+        key = template.render({**self.names(steps, step, given=given), **known})
         if not 0 < len(key) <= LONGEST_KEY:
             said = f"the concurrency key has {len(key)} characters"
             raise errors.ExpressionFailed(said, hint=f"give one of 1 to {LONGEST_KEY} characters")

@@ -44,7 +44,7 @@ class Nested(Asking):
         word = self.word(name)
         if self.ended() or word.blocked_on is not BlockedOn.CHILD or attempt_of(word) != entry["attempt"]:
             return
-        step = self.plan.workflow.steps[name]
+        step = self.plan.step(name)
         if step.timeout is not None:
             self.made.timers.append((name, BlockedOn.CHILD, None))
         if entry["state"] != StepState.SUCCEEDED:

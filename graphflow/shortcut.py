@@ -30,10 +30,9 @@ class Follower:
 
 def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     """Whom the success of `step` moves, without a decision. None: that needs one."""
-    steps = plan.workflow.steps
-    if step not in steps:
-        return None
-    edges = plan.successors[step]
+    if step not in plan.successors or step in plan.loops:
+        return None  # one of many, of which only a decision knows the others; or an undo
+    edges, steps = plan.successors[step], plan.workflow.steps
     if steps[step].durability is Durability.STEP or steps[step].concurrency is not None or len(edges) > WIDEST:
         return None
     if not all(edge.when is None and _simple(plan, steps[edge.target]) for edge in edges):
@@ -41,8 +40,14 @@ def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     return tuple(Follower(step=edge.target, edges=plan.indegree[edge.target]) for edge in edges)
 
 
+def _reads(plan: Plan, step: Step) -> tuple[str, ...]:
+    return plan.references[step.name] if plan.loops else ()
+
+
 def _simple(plan: Plan, step: Step) -> bool:
     """Whether one edge taken does no more to the step than to count it, or to ring it."""
+    if step.kind is StepKind.MAP or step.name in plan.loops or not plan.loops.keys().isdisjoint(_reads(plan, step)):
+        return False
     if plan.indegree[step.name] > 1:
         return step.when is None and step.join.kind is JoinKind.ALL
     rung = step.kind not in (StepKind.WAIT, StepKind.WORKFLOW) and step.queue_timeout is None

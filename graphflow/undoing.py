@@ -35,7 +35,7 @@ class Undoing(Waiting):
         workflow = self.plan.workflow
         wishes: list[str] = [workflow.on_failure]
         if step:
-            wishes += [workflow.steps[step].on_failure, self.answer_to(step)]
+            wishes += [self.plan.step(step).on_failure, self.answer_to(step)]
         return bool(self.plan.undone) and OnFailure.COMPENSATE in wishes
 
     def begin_undo(self, state: RunState, error: Mapping[str, Any]) -> None:

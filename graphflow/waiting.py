@@ -9,11 +9,11 @@ from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import Entry, Event, Ring
 from convergio.graphflow.flow import expressions
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import OnFailure, Step, StepKind
-from convergio.graphflow.nested import Nested, attempt_of
+from convergio.graphflow.nested import LEFT, Nested, attempt_of
 
 TIMED: Final = (BlockedOn.RETRY, BlockedOn.HOOK)
 """What a step waits for with a timer; it runs again then."""
@@ -42,7 +42,7 @@ class Waiting(Nested):
 
     def fire(self, step: str, fresh: bool) -> None:
         """The step becomes READY, and is rung unless its run is paused. With a concurrency key it gets in line."""
-        concurrency = self.plan.steps[step].concurrency
+        concurrency = self.plan.step(step).concurrency
         if concurrency is not None and self.word(step).state is not StepState.READY:
             self.queue_up(step, concurrency)
             return
@@ -50,14 +50,28 @@ class Waiting(Nested):
         ring = f"{self.epoch}.{count}"
         self.put(fields.rings(step), str(count))
         self.put(fields.state(step), fields.ready(ring))
-        if self.plan.references[step] and count == 1 and concurrency is None:
-            self.made.writes[fields.references(step)] = ("", " ".join(self.plan.references[step]))
+        reads = self.reads(step) if count == 1 and concurrency is None else ()
+        if reads:
+            self.made.writes[fields.references(step)] = ("", " ".join(reads))
         if self.get(fields.STATE) != RunState.PAUSED:
             self.made.rings.append(Ring(step=step, ring=ring, fresh=fresh))
         self.made.events.append(Event(kind="step.ready", step=step, journal=False))
-        patience = self.plan.steps[step].queue_timeout
+        patience = self.plan.step(step).queue_timeout
         if patience is not None and count == 1:
             self.made.timers.append((step, QUEUE, self.now_ms + round(patience * 1000)))
+
+    def withdraw(self, step: str) -> None:
+        """A step that is live has no outcome any more, and nobody waits for one."""
+        word = self.word(step)
+        if word.state is StepState.RUNNING:
+            self.made.leases.append((step, word.rest))
+        if word.blocked_on is not None:
+            self.made.timers.append((step, word.blocked_on, None))
+        self.let_go(step)
+        if word.blocked_on is BlockedOn.CHILD:
+            self.tell(LEFT, step, {"attempt": attempt_of(word)})
+        self.put(fields.state(step), StepState.CANCELLED.value)
+        self.tell("step.cancelled", step, Outcome(state=StepState.CANCELLED).as_json())
 
     def wait(self, step: Step) -> None:
         """A `wait` step needs no worker: it is blocked until its time, or until a signal that may have come before."""
@@ -83,7 +97,7 @@ class Waiting(Nested):
         """When the wait ends by itself (ms): its time, or the patience for its signal. Raises ExpressionFailed."""
         length, until = step.spec.get("for"), step.spec.get("until")
         if until is not None:
-            return expressions.moment(until, self.names(self.plan.references[step.name]))
+            return expressions.moment(until, self.names(self.plan.references[instance.step_of(step.name)], step.name))
         length = step.timeout if length is None else length
         return None if length is None else self.now_ms + round(length * 1000)
 
@@ -93,7 +107,7 @@ class Waiting(Nested):
         self.room()
         if on == QUEUE and self.is_patient(step, entry["was"]):
             return
-        definition, since = self.plan.workflow.steps[step], self.word(step).since_ms
+        definition, since = self.plan.step(step), self.word(step).since_ms
         due = not self.ended() and self.get(fields.state(step)) == entry["was"]
         if due or definition.kind is not StepKind.WORKFLOW:  # the next child may have a timer of the same name
             self.made.timers.append((step, on, None))
@@ -119,7 +133,7 @@ class Waiting(Nested):
 
     def is_patient(self, step: str, was: str) -> bool:
         """Whether the queue's timer of the step says nothing now. What it will say, if anything, is arranged here."""
-        patience = self.plan.workflow.steps[step].queue_timeout or 0.0
+        patience = self.plan.step(step).queue_timeout or 0.0
         if self.get(fields.attempt(step)) or self.get(fields.deliveries(step)):
             self.made.timers.append((step, QUEUE, None))  # a worker had it in time, and lost it
             return True
@@ -134,7 +148,7 @@ class Waiting(Nested):
         """A signal ends what waits for it; one that comes early is kept, one that comes late changes nothing."""
         name = entry["name"]
         self.room()
-        waiters = self.plan.waiters.get(name, ())
+        waiters = [self.seen(step) or step for step in self.plan.waiters.get(name, ())]
         words = {step: self.word(step) for step in waiters}
         blocked = [step for step, word in words.items() if word.blocked_on is BlockedOn.SIGNAL]
         coming = [
@@ -188,7 +202,7 @@ class Waiting(Nested):
 
         An approval's outcome is parked: nothing follows from it before it is in SQL, its durability is `step`.
         """
-        data, definition = entry["data"], self.plan.workflow.steps[step]
+        data, definition = entry["data"], self.plan.step(step)
         if definition.on_failure is OnFailure.ASK:
             self.put(fields.used(entry["id"]), "x")
             self.answered(definition, word, entry)

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
 
 from convergio.graphflow.flow.registry import REGISTRY, Registered, Registry
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.tasks.body import Again, Body
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Adopted(Body):
         claim = task.claim
         args, kwargs = _changed(claim) or ([], dict(arguments))
         with _current(self.task.app):
-            traced = self._tracer(f"{claim.held.ref.run}.{claim.held.step}", args, kwargs, _request(task, claim))
+            traced = self._tracer(_id(claim), args, kwargs, _request(task, claim))
         if traced.info is None:
             return traced.retval
         return self._not_well(task, traced.info.state, traced.info.retval, (args, kwargs))
@@ -174,18 +174,22 @@ def _changed(claim: Claim) -> tuple[list[Any], dict[str, Any]] | None:
     return None
 
 
+def _id(claim: Claim) -> str:
+    return f"{claim.held.ref.run}.{instance.slug(claim.held.step)}"
+
+
 def _request(task: FlowTask, claim: Claim) -> dict[str, Any]:
     """What `self.request` tells the task. Its id stays the same for all attempts, as Celery's does."""
     held, ours = claim.held, task.request
     where = {"tenant": held.ref.tenant, "run": held.ref.run, "step": held.step}
     delivery = dict(ours.delivery_info or {}) | {"redelivered": held.deliveries > 0}
     return {
-        "id": f"{held.ref.run}.{held.step}",
+        "id": _id(claim),
         "root_id": held.ref.run,
         "parent_id": ours.id,
         "retries": held.attempt - 1,
         "hostname": ours.hostname,
-        "shadow": f"{held.meta['workflow']}/{held.step}",
+        "shadow": f"{held.meta['workflow']}/{instance.label(held.step)}",
         "delivery_info": delivery,
         "origin": "convergio",
         "headers": where,

@@ -23,7 +23,7 @@ from kombu.transport import redis as stock
 from kombu.utils.json import dumps
 
 from convergio.graphflow.engine.bell import Route
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.tasks import transport
 
 ORIGIN: Final = "convergio"
@@ -37,7 +37,7 @@ _compact: Final = functools.partial(dumps, separators=(",", ":"))
 
 def doorbell_id(run: str, step: str, ring: str) -> str:
     """The Celery id of a doorbell. Rings never repeat, and neither runs nor steps have dots, so ids never do."""
-    return f"{run}.{step}.{ring}"
+    return f"{run}.{instance.slug(step)}.{ring}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

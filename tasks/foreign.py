@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 from convergio.graphflow.flow import durations
 from convergio.graphflow.flow.registry import REGISTRY, Registered, Registry
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.tasks.body import Body, Later
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ class CeleryTask(Body):
         """Its result. Raises Later while there is none, StepFailed with what the task raised, StepTimeout."""
         errand, held = Errand.of(arguments), task.claim.held
         app = self._app(task, errand)
-        task_id = f"{held.ref.run}.{held.step}.{held.attempt}"
+        task_id = f"{held.ref.run}.{instance.slug(held.step)}.{held.attempt}"
         sent = held.records.get(f"{SENT}{held.attempt}")
         if sent is None:
             self._send(task, app, errand, task_id)

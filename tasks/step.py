@@ -13,7 +13,7 @@ from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 from convergio.graphflow.board import scripts
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.flow import inputs, registry
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.workflow import Step
 from convergio.tasks.agents.step import AgentRequest, Agents, Ledger
 from convergio.tasks.agents.tables import MODEL_CALLS
@@ -190,12 +190,13 @@ def buy(worker: StepWorker, claim: Claim) -> dict[str, Any]:
 def request_of(claim: Claim, definition: Step, prompt: str) -> AgentRequest:
     """The attempt as the agents know it."""
     held = claim.held
+    step, iteration = instance.split(held.step)
     return AgentRequest(
         tenant=held.ref.tenant,
         submitter=held.submitter,
         run_id=held.ref.run,
-        step=held.step,
-        iteration=0,
+        step=step,
+        iteration=iteration,
         attempt=held.attempt,
         claim=claim.nonce,
         agent=definition.spec["agent"],
@@ -212,5 +213,5 @@ def wait(task: FlowTask, claim: Claim) -> None:
     definition = steps.step(claim)
     description = inputs.prompt(definition, steps.names(claim))
     data = {"task_id": task.request.id, "node": task.request.hostname, **definition.spec, "description": description}
-    steps.block(claim, signal=claim.held.step, data=data)
+    steps.block(claim, signal=instance.step_of(claim.held.step), data=data)
     task.send_event("task-blocked", reason="SIGNAL")

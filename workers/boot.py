@@ -190,9 +190,9 @@ def entrance(settings: Settings, shared: Core | None = None, known: Callable[[],
     parts = shared or core(settings)
     past = History(rows)
     plans = Plans(parts.link, past)
-    drain = Drain(parts.link, plans, parts.ringer)
-    starter = Starter(parts.link, plans, drain, parts.nonces, past)
     blobs = Blobs(rows, limit=settings.blob_limit)
+    drain = Drain(parts.link, plans, parts.ringer, blobs)
+    starter = Starter(parts.link, plans, drain, parts.nonces, past)
     limit = pressure(settings, parts.link)
     read = functools.cache(known or (lambda: catalog(settings)))
     return Entrance(
@@ -236,10 +236,10 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     past, boards = History(rows), Boards(rows)
     writer = Writer(rows, {MODEL_CALLS: model_calls})
     parts = core(settings, past)
+    blobs = parts.drain.blobs = Blobs(rows, limit=settings.blob_limit)
     callers = Callers(parts.app, parts.link, past)
     finished: Finished = callers.finished
     starter = Starter(parts.link, parts.plans, parts.drain, parts.nonces, past)
-    blobs = Blobs(rows, limit=settings.blob_limit)
     children = Children(parts.link, ChildRows(rows), Doors(rows), past, starter, parts.drain, parts.nonces, blobs)
     journaler = Journaler(
         parts.link,
@@ -254,13 +254,14 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     name = f"{worker_name()}-service"
     limit = pressure(settings, parts.link)
     sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces, limit)
+    lease = Leader(parts.link, "rebuilder", name)
     return Service(
         link=parts.link,
         journaler=journaler,
         sweeper=sweeper,
         children=children,
         canaries=Canaries(parts.link, parts.ringer.bell, sweeper, parts.nonces),
-        rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans, Leader(parts.link, "rebuilder", name)),
+        rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans, lease, blobs),
         name=name,
         phase=phase or (lambda name: None),
     )

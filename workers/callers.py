@@ -16,7 +16,7 @@ from celery.exceptions import OperationalError
 from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.tasks.entries import failure_of
@@ -93,10 +93,11 @@ class Callers:
         """Approval tasks: their AsyncResult is the decision, under the id of the doorbell that was answered first."""
         first: dict[str, Mapping[str, Any]] = {}
         for row in self.history.events([ref.run], "step.blocked"):
-            if row.step and only in (None, row.step) and "task_id" in row.data:
-                first.setdefault(row.step, row.data)
-        for outcome in self.history.outcomes(ref.run, list(first)):
-            self._approval(first[outcome.step], outcome)
+            if row.step and only in (None, row.instance) and "task_id" in row.data:
+                first.setdefault(row.instance, row.data)
+        for outcome in self.history.outcomes(ref.run, list({instance.step_of(one) for one in first})):
+            if outcome.instance in first:
+                self._approval(first[outcome.instance], outcome)
 
     def _approval(self, blocked: Mapping[str, Any], row: OutcomeRow) -> None:
         task_id, node = str(blocked["task_id"]), str(blocked.get("node", ""))

@@ -130,6 +130,7 @@ class WorkerProcess:
         self.agents = boot.agents(self.settings)
         self.entrance = boot.entrance(self.settings, core, lambda: self.catalog)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
+        blobs = core.drain.blobs = self.entrance.blobs
         self.steps = Steps(
             core.link,
             core.plans,
@@ -137,7 +138,7 @@ class WorkerProcess:
             core.drain,
             core.nonces,
             worker=self.name,
-            blobs=self.entrance.blobs,
+            blobs=blobs,
             handover=Handover(lambda: not self.draining),
             pressure=self.entrance.pressure,
             history=self.callers.history,

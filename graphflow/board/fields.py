@@ -14,7 +14,11 @@
 | r:STEP    | names of steps whose outputs it reads  | x:STEP | recorded facts, a line each    |
 | j:STEP    | incoming edges resolved                | k:STEP | of these, taken                |
 | c:STEP    | outgoing edges already followed        | g:NAME | signals that came early, a JSON line each |
-| i:ID      | "x": this signal has ended a wait      | l:STEP | its concurrency key            |
+| i:ID      | "x": this signal has ended a wait      | l:STEP | the round its loop is in (absent = 0) |
+| p:STEP    | how far a map is: see `Progress`       | y:STEP | its concurrency key            |
+| o:STEP#N@ | the item that a map's member is given (JSON) | | |
+
+STEP is the name of an instance: `review`, or `review#2001` (see `model.instance`); after l: it is the step itself.
 
 State words: `READY|ring`, `RUNNING|fence`, `BLOCKED|on|since_ms|detail`, `SUCCEEDED|fence` and so on; a parked outcome
 is `BLOCKED|JOURNAL|since_ms|STATE|fence`; a step that waits for its concurrency key is `BLOCKED|LIMIT|since_ms|ring`.
@@ -22,8 +26,10 @@ is `BLOCKED|JOURNAL|since_ms|STATE|fence`; a step that waits for its concurrency
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Self
 
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.states import BlockedOn, StepState
 
 STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT, UNDO = (
@@ -99,6 +105,21 @@ def early(signal: str) -> str:
     return f"g:{signal}"
 
 
+def round_of(step: str) -> str:
+    """The round of the loop that ends at the step."""
+    return f"l:{step}"
+
+
+def progress(step: str) -> str:
+    """How far a map is."""
+    return f"p:{step}"
+
+
+def item(member: str) -> str:
+    """The item of a map's member, kept where outputs are kept: a claim brings it along like one."""
+    return output(instance.item(member))
+
+
 def used(signal_id: str) -> str:
     """Whether a signal has ended a wait."""
     return f"i:{signal_id}"
@@ -106,7 +127,7 @@ def used(signal_id: str) -> str:
 
 def key(step: str) -> str:
     """Its concurrency key."""
-    return f"l:{step}"
+    return f"y:{step}"
 
 
 def limited(since_ms: int, ring: str) -> str:
@@ -149,6 +170,41 @@ class Word:
         if self.blocked_on is not BlockedOn.JOURNAL:
             return None
         return Word.parse(self.rest.split("|", 2)[2])
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a map is. All count items: `dealt` have their field, `rung` were rung, in the order of the list; `done`
+    have ended, and of these `good` well; `ahead` had ended before it was their turn to be rung: the run has them from
+    another one. `verdict`: "1" it comes true, "0" it cannot, "" nobody knows; `folded`: with a verdict, how many were
+    looked at to withdraw them. `culprit`: whose failure decided."""
+
+    dealt: int = 0
+    rung: int = 0
+    done: int = 0
+    good: int = 0
+    ahead: int = 0
+    folded: int = 0
+    culprit: int = -1
+    verdict: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """The inverse of `text`; "" is the beginning."""
+        if not text:
+            return cls()
+        *counts, verdict = text.split("|")
+        dealt, rung, done, good, ahead, folded, culprit = map(int, counts)
+        return cls(dealt, rung, done, good, ahead, folded, culprit, verdict)
+
+    @property
+    def text(self) -> str:
+        return "|".join(map(str, astuple(self)))
+
+    @property
+    def active(self) -> int:
+        """How many are READY, RUNNING or BLOCKED."""
+        return self.rung - self.done + self.ahead
 
 
 def ready(ring: str) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
+from convergio.graphflow.model import instance
+
 FINISHED: Final = "run.finished"
 """The last event of a run: `data` has `state`, `output` and `error`."""
 
@@ -20,21 +22,27 @@ SNAPSHOT: Final = "run.snapshot"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One event. `id` is `epoch-seq`: `events(after=id)` goes on behind it. `at_ms` is the board's time."""
+    """One event. `id` is `epoch-seq`: `events(after=id)` goes on behind it. `at_ms` is the board's time.
+
+    `iteration`: which of the step's instances it is about: a round of a loop, an item of a map (see `model.instance`).
+    """
 
     id: str
     type: str
     step: str | None = None
     at_ms: int = 0
     data: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    iteration: int = 0
 
     @classmethod
     def of(cls, entry: str, values: Mapping[str, str]) -> Event:
         """From an entry of a run's feed."""
+        step, iteration = instance.split(values["step"])
         return cls(
             id=entry,
             type=values["type"],
-            step=values["step"] or None,
+            step=step or None,
+            iteration=iteration,
             at_ms=int(values["at"]),
             data=_data(values.get("data", "")),
         )
@@ -47,8 +55,9 @@ class Event:
 
     def __str__(self) -> str:
         at = f"{datetime.fromtimestamp(self.at_ms / 1000, UTC).astimezone():%H:%M:%S} " if self.at_ms else ""
+        named = instance.named(self.step or "", self.iteration)
         facts = ", ".join(f"{name}={value}" for name, value in self.data.items() if isinstance(value, str | int))
-        return " ".join(part for part in (f"{at}{self.type}", self.step or "", facts) if part)
+        return " ".join(part for part in (f"{at}{self.type}", instance.label(named), facts) if part)
 
 
 def _data(text: str) -> Mapping[str, Any]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
@@ -18,14 +18,14 @@ from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.starter import Starter
 from convergio.graphflow.engine.submission import START_WITHIN_MS, board_time, cancel_entry, wake
-from convergio.graphflow.flow import inputs
+from convergio.graphflow.flow import inputs, loops
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs, Opened
 from convergio.graphflow.journal.children import Children as Rows
 from convergio.graphflow.journal.doors import Doors
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import ChildRow, NewRun, Parent, RunRow
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import Nonces
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
@@ -143,11 +143,12 @@ class Children:
     def _input(self, row: ChildRow, parent: RunRow) -> dict[str, Any]:
         """The values of the step's `with`: what they read is in SQL, as the event that wants the child came after."""
         plan = self.starter.plans.get(parent.digest)
-        outcomes = self.history.outcomes(parent.run_id, plan.references[row.step])
-        names: dict[str, Any] = dict.fromkeys(plan.references[row.step])
-        names |= {one.step: one.output for one in outcomes if one.state is StepState.SUCCEEDED}
-        opened = Opened(self.blobs, parent.tenant, {**names, "input": parent.input})
-        return inputs.arguments(plan.workflow.steps[row.step], opened)
+        steps = plan.references[instance.step_of(row.step)]
+        ended = {one.instance: one for one in self.history.outcomes(parent.run_id, steps)}
+        seen = {_seen(plan, step, row.step, ended) for step in steps}
+        outputs = {name: one.output for name, one in ended.items() if name in seen and one.state is StepState.SUCCEEDED}
+        names = {**inputs.seen(plan, row.step, outputs), "input": parent.input}
+        return inputs.arguments(plan.step(row.step), Opened(self.blobs, parent.tenant, names))
 
     # --- telling, cancelling --------------------------------------------------------------------------------------
 
@@ -171,6 +172,12 @@ class Children:
         run = self.doors.request_cancel(row.ref.run, row.ref.tenant, by, reason, board_time(self.link))
         if not run.terminal:
             wake(self.link, self.drain, self.nonces, row.ref, cancel_entry(run))
+
+
+def _seen(plan: Plan, step: str, at: str, ended: Collection[str]) -> str | None:
+    """Which instance of `step` the instance `at` reads."""
+    rounds = [instance.round_of(one) for one in ended if instance.step_of(one) == step]
+    return loops.seen(plan.loops, step, at, lambda _: max(rounds, default=0))
 
 
 def _failure(row: ChildRow) -> dict[str, Any]:

@@ -207,7 +207,7 @@ class Claims:
 
     def _again(self, claim: Claim) -> tuple[Epoch, str]:
         """REASSERT. A step with a concurrency key holds that again, too. Raises StaleFence."""
-        held, concurrency = claim.held, claim.plan.steps[claim.held.step].concurrency
+        held, concurrency = claim.held, claim.plan.step(claim.held.step).concurrency
         again = partial(scripts.reassert, self.link, held.ref, step=held.step, nonce=claim.nonce)
         if concurrency is None:
             return again()

@@ -19,13 +19,17 @@ from convergio.graphflow.engine.limits import Limits
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.blobs import Blobs
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
 
 class Drain:
     """Decides and commits until the inbox is empty, or until somebody else holds the lock."""
 
-    def __init__(self, link: Link, plans: Plans, ringer: Ringer) -> None:
+    def __init__(self, link: Link, plans: Plans, ringer: Ringer, blobs: Blobs | None = None) -> None:
+        """`blobs`: where large values are that a decision has to look into, and where it leaves those that it makes."""
+        self.blobs = blobs
         self.link = link
         self.plans = plans
         self.ringer = ringer
@@ -43,16 +47,18 @@ class Drain:
         view = View(dict(locked.values), blank=blank)
         while turn is not None:
             decision = self._decide(turn, plan, view)
+            keep(self.blobs, locked.ref.tenant, decision.blobs)
             left = scripts.commit(
                 self.link, turn, submitter=caller.submitter, batch=self._batch(decision, plan, caller)
             )
             if left is not None:
-                self.limits.follow(turn.epoch, turn.ref, plan.steps, decision.timers)
+                self.limits.follow(turn.epoch, turn.ref, plan, decision.timers)
             if left is None:
                 turn = scripts.post(self.link, turn.ref, entry="", token=turn.token)
             else:
                 turn = _next(turn, left) if left else None
-            view = View({})  # workers write states without the lock: what was read for other entries may be old
+            # Workers write states without the lock: what was read for other entries may be old. Large values never are.
+            view = View({}, blobs=view.blobs, lists=view.lists)
 
     def meta(self, locked: scripts.Locked) -> Mapping[str, Any]:
         """The run's @meta, from the board."""
@@ -64,10 +70,12 @@ class Drain:
             try:
                 return decide.decide(plan, view, locked.entries, epoch=locked.epoch.number, now_ms=locked.at_ms)
             except Unloaded as missing:
+                for digest in missing.blobs:
+                    view.blobs[digest] = opened(self.blobs, locked.ref.tenant, digest)
                 if missing.everything:
                     view.values.update(self._states(locked))
                     view.complete = True
-                else:
+                elif missing.names:
                     names = {*missing.names, *_probably(plan, locked.entries)} - view.values.keys()
                     view.values.update(self._load(locked, sorted(names)))
 
@@ -87,7 +95,6 @@ class Drain:
             raise unavailable(error) from error
 
     def _batch(self, decision: Decision, plan: Plan, caller: Caller) -> scripts.Batch:
-        steps = plan.steps
         return scripts.Batch(
             consumed=decision.consumed,
             writes=[(name, was, to) for name, (was, to) in decision.writes.items()],
@@ -95,11 +102,26 @@ class Drain:
             leases=[f"{step}/{fence}" for step, fence in decision.leases],
             timers=[(f"{step}/{on}", "" if due is None else str(due)) for step, on, due in decision.timers],
             bells=[
-                self.ringer.doorbell(caller, steps[ring.step], ring=ring.ring, fresh=ring.fresh)
+                self.ringer.doorbell(caller, plan.step(ring.step), ring=ring.ring, fresh=ring.fresh)
                 for ring in decision.rings
             ],
             events=[_event(event, caller.ref) for event in decision.events],
         )
+
+
+def opened(blobs: Blobs | None, tenant: str, digest: str) -> Any:
+    """A large value that a decision looks into. Raises JournalUnavailable: without it the run waits."""
+    if blobs is None:
+        raise errors.JournalUnavailable("no database is configured, which has what is too large for the board")
+    return blobs.value(tenant, digest)
+
+
+def keep(blobs: Blobs | None, tenant: str, texts: Iterable[str]) -> None:
+    """Keeps large values that a decision made, before anything refers to them. Raises JournalUnavailable."""
+    for text in texts:
+        if blobs is None:
+            raise errors.JournalUnavailable("no database is configured, to keep what is too large for the board")
+        blobs.kept(tenant, text)
 
 
 def _event(event: Event, ref: RunRef) -> tuple[str, str, str, str, str]:

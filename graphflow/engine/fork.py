@@ -101,7 +101,11 @@ def _check_ended(run: RunRow) -> None:
 
 def _check_worth(run: RunRow, plan: Plan, found: Reuse) -> None:
     """A run with nothing left to do failed for its result: with the same definition it would fail again."""
-    if run.state is RunState.FAILED and len(found.kept) == plan.size:
+    failed = run.error or {}
+    if failed.get("code") == errors.LoopExhausted.code and failed.get("step") in found.kept:
+        hint = f"allow it more rounds: convergio runs fork {run.run_id} --workflow FILE"
+        raise errors.NothingToRetry(f"run {run.run_id} failed for a loop that would end as it did", hint=hint)
+    if run.state is RunState.FAILED and found.steps == plan.size and not found.resumed:
         hint = f"mend the definition's output: convergio runs fork {run.run_id} --workflow FILE"
         raise errors.NothingToRetry(f"every step of run {run.run_id} is done; its output failed", hint=hint)
 

@@ -40,7 +40,7 @@ def find(link: Link, plans: Plans, epoch: Epoch, ref: RunRef, step: str) -> Foun
     facts: Mapping[str, Any] = json.loads(meta)
     return Found(
         caller=Caller.of(ref, facts),
-        step=plans.get(facts["digest"]).steps[step],
+        step=plans.get(facts["digest"]).step(step),
         word=fields.Word.parse(word),
         deliveries=int(deliveries or 0),
         unclaimed=int(unclaimed or 0),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
@@ -14,12 +14,12 @@ from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine import reason
 from convergio.graphflow.engine.bell import LADDER, LISTS, Route, canary_route
-from convergio.graphflow.engine.reason import RunView, StepView, Turn, span
+from convergio.graphflow.engine.reason import RunView, StepView, Tally, Turn, span
 from convergio.graphflow.engine.submission import board_time
-from convergio.graphflow.flow import document
+from convergio.graphflow.flow import document, loops
 from convergio.graphflow.journal.history import History
-from convergio.graphflow.journal.rows import OutcomeRow, RunRow
-from convergio.graphflow.model import errors
+from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunRow
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import RunRef, child_of
 from convergio.graphflow.model.states import TERMINAL_RUN, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Step, StepKind, Workflow
@@ -40,6 +40,8 @@ class _Live:
     epoch: Epoch
     now_ms: int
     values: dict[str, str]
+    instances: dict[str, str] = field(default_factory=dict[str, str])
+    """every step's instance of the last round"""
     inbox_ms: int | None = None
     lag: int = 0
     seen: dict[str, tuple[int, str, str]] = field(default_factory=dict[str, tuple[int, str, str]])
@@ -71,17 +73,16 @@ class Inquiry:
         live: _Live | None = None
         board = "left"
         everyone = _everyone(workflow)
-        names = list(everyone)
         if not run.terminal:
             try:
-                live = self._live(ref, names)
+                live = self._live(ref, everyone)
                 board = "live" if live is not None else "absent"
             except errors.BoardRebuilding:
                 board = "rebuilding"
             except errors.BoardUnavailable:
                 board = "away"
         steps = {name: self._from_journal(step, run) for name, step in everyone.items()}
-        self._add_history(ref, steps)
+        self._add_history(run, everyone, steps)
         if live is not None:
             steps = {name: self._from_board(ref, step, live) for name, step in steps.items()}
         begun = {name: step for name, step in steps.items() if name in workflow.steps or _has_begun(step)}
@@ -95,6 +96,7 @@ class Inquiry:
     # --- the journal ----------------------------------------------------------------------------------------------
 
     def _from_journal(self, step: Step, run: RunRow) -> StepView:
+        body = step if step.map is None else step.map.each
         return StepView(
             name=step.name,
             kind=step.kind,
@@ -102,17 +104,27 @@ class Inquiry:
             queue=step.queue,
             state=StepState.WAITING,
             needs=tuple(edge.step for edge in step.needs),
-            attempts=step.retry.max + 1,
-            priority=step.priority or run.priority,
-            limit=None if step.concurrency is None else step.concurrency.limit,
+            attempts=body.retry.max + 1,
+            priority=body.priority or run.priority,
+            limit=None if body.concurrency is None else body.concurrency.limit,
         )
 
-    def _add_history(self, ref: RunRef, steps: dict[str, StepView]) -> None:
-        """Outcomes, and the last error, reason or question that made a step wait."""
-        for row in self.history.timeline(ref.tenant, ref.run):
+    def _add_history(self, run: RunRow, everyone: Mapping[str, Step], steps: dict[str, StepView]) -> None:
+        """Outcomes, and the last error, reason or question that made a step wait: of its last round."""
+        for row in self.history.timeline(run.tenant, run.run_id):
             if row.step not in steps:
                 continue
-            if isinstance(row, OutcomeRow):
+            number, now = instance.round_of(row.instance), steps[row.step].iteration
+            if number < now:
+                continue
+            if number > now:
+                steps[row.step] = replace(self._from_journal(everyone[row.step], run), iteration=number)
+            if instance.index_of(row.instance) is not None:
+                steps[row.step] = _with_item(steps[row.step], row)
+            elif row.type == "step.mapped" and isinstance(row, EventRow):
+                tally = steps[row.step].tally or Tally(items=0)
+                steps[row.step] = replace(steps[row.step], tally=replace(tally, items=row.data["items"]))
+            elif isinstance(row, OutcomeRow):
                 steps[row.step] = _with_outcome(steps[row.step], row)
             elif row.type in ("step.retry", ASKED):
                 steps[row.step] = replace(steps[row.step], error=row.data.get("error"))
@@ -132,21 +144,22 @@ class Inquiry:
 
     # --- the board ------------------------------------------------------------------------------------------------
 
-    def _live(self, ref: RunRef, steps: Sequence[str]) -> _Live | None:
+    def _live(self, ref: RunRef, everyone: Mapping[str, Step]) -> _Live | None:
         """None if the run is not on the board. Raises BoardUnavailable, BoardRebuilding."""
         try:
             epoch = self.link.refresh()
             keys, client = self.link.keys(epoch), self.link.client
+            ends = [fields.round_of(name) for name, step in everyone.items() if step.loop is not None]
+            instances = _instances(everyone, self._read(epoch, ref, ends))
             names = [fields.STATE, fields.STOP]
-            for step in steps:
-                names += [fields.state(step), fields.attempt(step), fields.deliveries(step)]
-            values: dict[str, str] = {}
-            for part in _chunks(names):
-                found = cast("list[str | None]", client.hmget(keys.run(ref), part))
-                values |= {name: value for name, value in zip(part, found, strict=True) if value is not None}
+            for name, one in instances.items():
+                names += [fields.state(one), fields.attempt(one), fields.deliveries(one)]
+                if everyone[name].map is not None:
+                    names.append(fields.progress(one))
+            values = self._read(epoch, ref, names)
             if fields.STATE not in values:
                 return None
-            live = _Live(epoch=epoch, now_ms=board_time(self.link), values=values)
+            live = _Live(epoch=epoch, now_ms=board_time(self.link), values=values, instances=instances)
             inbox = client.zscore(keys.inboxes, str(ref))
             live.inbox_ms = None if inbox is None else int(inbox)
             live.lag = self._lag(epoch)
@@ -154,6 +167,14 @@ class Inquiry:
         except UNREACHABLE as error:
             raise unavailable(error) from error
         return live
+
+    def _read(self, epoch: Epoch, ref: RunRef, names: list[str]) -> dict[str, str]:
+        """The fields of the run's hash that are there."""
+        run, values = self.link.keys(epoch).run(ref), dict[str, str]()
+        for part in _chunks(names):
+            found = cast("list[str | None]", self.link.client.hmget(run, part))
+            values |= {name: value for name, value in zip(part, found, strict=True) if value is not None}
+        return values
 
     def _lag(self, epoch: Epoch) -> int:
         """Events that the board has told and SQL does not have."""
@@ -174,20 +195,26 @@ class Inquiry:
         return seen
 
     def _from_board(self, ref: RunRef, step: StepView, live: _Live) -> StepView:
-        word = fields.Word.parse(live.values.get(fields.state(step.name)))
+        one = live.instances[step.name]
+        if instance.round_of(one) > step.iteration:
+            step = replace(step, iteration=instance.round_of(one), state=StepState.WAITING, error=None, note="")
+            step = replace(step, worker=None, started_ms=None, finished_ms=None, tokens=0, tally=None, awaits="")
+            step = replace(step, reused_from=None, cached_from=None)
+        word = fields.Word.parse(live.values.get(fields.state(one)))
         if word.state is StepState.WAITING and step.state is not StepState.WAITING:
             return step  # SQL is ahead for a moment only on a new board
-        at_ms, worker, missing = live.seen.get(step.name, (None, "", ""))
+        at_ms, worker, missing = live.seen.get(one, (None, "", ""))
         now = replace(
             step,
             state=word.state,
             on=word.blocked_on,
             parked=word.parked.state if word.parked is not None else None,
             since_ms=word.since_ms if word.since_ms is not None else at_ms,
-            attempt=int(live.values.get(fields.attempt(step.name), 1)),
-            deliveries=int(live.values.get(fields.deliveries(step.name), 0)),
+            attempt=int(live.values.get(fields.attempt(one), 1)),
+            deliveries=int(live.values.get(fields.deliveries(one), 0)),
             worker=worker or step.worker,
             missing=missing,
+            tally=_tally(word, live.values.get(fields.progress(one), "")) or step.tally,
         )
         if word.state is StepState.RUNNING:
             return replace(now, started_ms=now.since_ms)
@@ -198,7 +225,7 @@ class Inquiry:
 
     def _waiting_facts(self, ref: RunRef, step: StepView, word: fields.Word, live: _Live) -> StepView:
         """What the sorted sets know of a step that waits."""
-        keys, client, member = self.link.keys(live.epoch), self.link.client, f"{ref}/{step.name}"
+        keys, client, member = self.link.keys(live.epoch), self.link.client, f"{ref}/{step.label}"
         if step.on is BlockedOn.LIMIT:
             return replace(step, turn=self._turn(ref, step, live))
         if step.on not in (None, BlockedOn.JOURNAL):
@@ -219,18 +246,24 @@ class Inquiry:
     def _turn(self, ref: RunRef, step: StepView, live: _Live) -> Turn | None:
         """Who has the step's concurrency key, and how many wait before it."""
         keys, client = self.link.keys(live.epoch), self.link.client
-        key = cast("str | None", client.hget(keys.run(ref), fields.key(step.name)))
+        key = cast("str | None", client.hget(keys.run(ref), fields.key(step.label)))
         if key is None or step.limit is None:
             return None
-        place = client.zrank(keys.waiters(ref.tenant, key), f"{ref}/{step.name}/{step.limit}")
+        place = client.zrank(keys.waiters(ref.tenant, key), f"{ref}/{step.label}/{step.limit}")
         holders = cast("list[str]", client.zrange(keys.holders(ref.tenant, key), 0, SHOWN - 1))
         return Turn(
             key=key,
             limit=step.limit,
-            holders=tuple(member.split("/", 1)[1] for member in holders),
+            holders=tuple(map(_holder, holders)),
             held=int(client.zcard(keys.holders(ref.tenant, key))),
             before=cast("int | None", place),
         )
+
+
+def _holder(member: str) -> str:
+    """Who has a key, for people: run/step."""
+    _, run, step = member.split("/")
+    return f"{run}/{instance.label(step)}"
 
 
 def _assembled(
@@ -282,7 +315,7 @@ def _child(ref: RunRef, step: StepView) -> str | None:
     if step.kind is not StepKind.WORKFLOW or step.state is StepState.WAITING:
         return None
     parent = ref if step.reused_from is None else RunRef(tenant=ref.tenant, run=step.reused_from)
-    return child_of(parent, step.name, step.attempt).run
+    return child_of(parent, step.label, step.attempt).run
 
 
 def _declined(data: str) -> str:
@@ -301,10 +334,38 @@ def _with_outcome(step: StepView, row: OutcomeRow) -> StepView:
         worker=row.worker,
         started_ms=row.started_ms,
         finished_ms=row.finished_ms,
-        tokens=row.tokens,
+        tokens=step.tokens + row.tokens if step.tally is not None else row.tokens,
         reused_from=row.reused_from,
         cached_from=row.cached_from,
     )
+
+
+def _with_item(step: StepView, row: OutcomeRow | EventRow) -> StepView:
+    """One more item of a map has ended."""
+    if not isinstance(row, OutcomeRow) or row.state is StepState.CANCELLED:
+        return step
+    tally, good = step.tally or Tally(items=0), row.state is StepState.SUCCEEDED
+    tally = replace(tally, done=tally.done + 1, good=tally.good + good)
+    return replace(step, tally=tally, tokens=step.tokens + row.tokens)
+
+
+def _tally(word: fields.Word, text: str) -> Tally | None:
+    """How far a map at work is, by the board."""
+    if word.blocked_on is not BlockedOn.ITEMS:
+        return None
+    progress = fields.Progress.parse(text)
+    return Tally(
+        items=int(word.rest.split("|")[2]), done=progress.done, good=progress.good, active=max(0, progress.active)
+    )
+
+
+def _instances(steps: Mapping[str, Step], rounds: Mapping[str, str]) -> dict[str, str]:
+    """Every step's instance of the last round that began."""
+    regions = loops.regions(steps)
+    return {
+        name: instance.named(name, int(rounds.get(fields.round_of(regions[name].end), 0))) if name in regions else name
+        for name in steps
+    }
 
 
 def waits_for(spec: Mapping[str, Any]) -> str:
@@ -325,6 +386,9 @@ def does(step: Step) -> str:
             return str(step.spec["workflow"])
         case StepKind.WAIT:
             return waits_for(step.spec)
+        case StepKind.MAP:
+            assert step.map is not None, "a map step has its map"
+            return f"{does(step.map.each)} for each of {step.map.over}"
         case StepKind.APPROVAL:
             return str(step.spec.get("title") or "approval")
 

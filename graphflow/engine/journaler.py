@@ -23,7 +23,7 @@ from convergio.graphflow.engine.submission import wake
 from convergio.graphflow.journal.boards import Boards
 from convergio.graphflow.journal.rows import StreamEvent
 from convergio.graphflow.journal.writer import Writer
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import CHILD, Nonces, RunRef
 from convergio.graphflow.model.states import TERMINAL_RUN
 
@@ -121,7 +121,8 @@ class Journaler:
         self.release(epoch, last)
         for event in events:
             if event.type == "signal.applied" and event.step and event.data.get("how") == "applied":
-                self.decided(RunRef(tenant=event.tenant, run=event.run_id), event.step)
+                named = instance.named(event.step, event.iteration)
+                self.decided(RunRef(tenant=event.tenant, run=event.run_id), named)
         if any(map(_concerns_children, events)):
             self.children()
         if last - self._trimmed >= TRIM_EVERY:
@@ -202,13 +203,15 @@ def event_of(entry: str, fields: Mapping[str, str]) -> StreamEvent:
     """An entry of the journal stream as a value."""
     ref = RunRef.parse(fields["r"])
     data: dict[str, Any] = json.loads(fields["d"] or "{}")
+    step, iteration = instance.split(fields["s"])
     return StreamEvent(
         seq=int(entry.rsplit("-", 1)[1]),
         type=fields["t"],
         tenant=ref.tenant,
         submitter=fields["u"],
         run_id=ref.run,
-        step=fields["s"] or None,
+        step=step or None,
+        iteration=iteration,
         run_seq=int(fields["q"]),
         at_ms=int(fields["a"]),
         data=data,

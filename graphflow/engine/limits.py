@@ -21,6 +21,7 @@ from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.found import Found, find
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
+from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn
 from convergio.graphflow.model.workflow import Step
@@ -43,10 +44,10 @@ class Limits:
 
     # --- after a decision -----------------------------------------------------------------------------------------
 
-    def follow(self, epoch: Epoch, ref: RunRef, steps: Mapping[str, Step], timers: Sequence[Timer]) -> None:
+    def follow(self, epoch: Epoch, ref: RunRef, plan: Plan, timers: Sequence[Timer]) -> None:
         """Does what a decision's timers say of concurrency keys. If the board is away the sweeper does it."""
-        leaving = [steps[step] for step, on, due in timers if on == LEAVE and due is not None]
-        asking = [steps[step] for step, on, due in timers if on == ASK and due is not None]
+        leaving = [plan.step(step) for step, on, due in timers if on == LEAVE and due is not None]
+        asking = [plan.step(step) for step, on, due in timers if on == ASK and due is not None]
         with _left_to_the_sweeper():
             if leaving:
                 self._leave(epoch, ref, leaving)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import DEFAULT_PRIORITY, UNDO, StepKind, Workflow
 
@@ -30,7 +31,23 @@ _WAITS: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.JOURNAL: " on the journal",
     BlockedOn.LIMIT: " for its turn",
     BlockedOn.CHILD: " on its run",
+    BlockedOn.ITEMS: " on its items",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """How far a map is: `items` in all, of these `done`, and of those `good`; `active` are ready, run, or wait."""
+
+    items: int
+    done: int = 0
+    good: int = 0
+    active: int = 0
+
+    def __str__(self) -> str:
+        failed = f", {self.done - self.good} failed" if self.done > self.good else ""
+        at_work = f", {self.active} at work" if self.active else ""
+        return f"{self.done} of {self.items} items done{failed}{at_work}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +72,7 @@ class StepView:
     `missing`: what a worker lacked. `reused_from`: the run in which it ended, if this one only has its outcome.
     `limit`: of its concurrency key. `cached_from`: run/step whose outcome it has, because the call was the same.
     `child`: the run that it is, if it is of that kind, and `child_state` how that one is, as SQL knows it.
+    `iteration`: the round of its loop, the last one that began; `tally`: how far it is, if it is a map.
     """
 
     name: str
@@ -87,6 +105,13 @@ class StepView:
     turn: Turn | None = None
     child: str | None = None
     child_state: RunState | None = None
+    iteration: int = 0
+    tally: Tally | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name, and from the second round of its loop on which one it is: `draft#2`."""
+        return instance.named(self.name, self.iteration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -172,7 +197,7 @@ def of_run(view: RunView, serving: Serving | None = None) -> str:
 def _paused(view: RunView) -> str:
     since = "" if view.paused_ms is None else f" for {span(view.now_ms - view.paused_ms)}"
     by = f" by {view.paused_by}" if view.paused_by else ""
-    running = [step.name for step in view.steps.values() if step.state is StepState.RUNNING]
+    running = [step.label for step in view.steps.values() if step.state is StepState.RUNNING]
     still = f"; {_listed(running)} still {'runs' if len(running) == 1 else 'run'}" if running else ""
     return f"the run is paused{since}{by}{still}. Let it go on: convergio runs resume {view.id}"
 
@@ -197,12 +222,12 @@ def _off_board(view: RunView) -> str:
 def _at_work(view: RunView, serving: Serving | None) -> str:
     if view.state is RunState.COMPENSATING:
         return _undoing(view, serving)
-    running = [step.name for step in view.steps.values() if step.state is StepState.RUNNING]
+    running = [step.label for step in view.steps.values() if step.state is StepState.RUNNING]
     if running:
         return f"{_listed(running)} {'runs' if len(running) == 1 else 'run'} now"
     waiting = [step for step in view.steps.values() if step.state in (StepState.BLOCKED, StepState.READY)]
     if waiting:
-        return f"{waiting[0].name} {of_step(view, waiting[0], serving)}"
+        return f"{waiting[0].label} {of_step(view, waiting[0], serving)}"
     return "no step is running or ready: the service process looks for what is missing twice a second"
 
 
@@ -282,6 +307,8 @@ def _waits_on(view: RunView, step: StepView, since: str) -> str:
             return _for_child(view, step, since)
         case BlockedOn.RETRY | BlockedOn.HOOK:
             return _deferred(step, due)
+        case BlockedOn.ITEMS:
+            return f"works on its list since {since}: {step.tally}"
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
             return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"

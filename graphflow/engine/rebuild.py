@@ -12,18 +12,21 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Final, cast
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
 from convergio.graphflow.decision import Event
+from convergio.graphflow.engine.drain import keep, opened
 from convergio.graphflow.engine.journaler import event_of
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.restore import restore
 from convergio.graphflow.engine.submission import board_time, ref_of
 from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.journal.boards import Boards
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import BoardRow, RunFacts
@@ -50,8 +53,16 @@ class Rebuilder:
     """
 
     def __init__(
-        self, link: Link, boards: Boards, history: History, writer: Writer, plans: Plans, lease: Leader
+        self,
+        link: Link,
+        boards: Boards,
+        history: History,
+        writer: Writer,
+        plans: Plans,
+        lease: Leader,
+        blobs: Blobs | None = None,
     ) -> None:
+        self.blobs = blobs
         self.link = link
         self.boards = boards
         self.history = history
@@ -200,7 +211,11 @@ class Rebuilder:
         ref = ref_of(facts.run)
         try:
             plan = self._plan(facts)
-            made = restore(facts, plan, epoch=epoch.number, now_ms=now_ms)
+            look = partial(opened, self.blobs, ref.tenant)
+            made = restore(facts, plan, epoch=epoch.number, now_ms=now_ms, opened=look)
+            keep(self.blobs, ref.tenant, made.blobs)
+        except errors.JournalUnavailable:
+            raise
         except Exception:  # it stays in SQL, for a version that can read it: the others must not wait for that
             logger.exception("run %s is left out of the board", ref)
             return []
@@ -219,7 +234,7 @@ class Rebuilder:
                 pipe.xadd(keys.journal, _entry(event, facts, seq, now_ms), id=f"{epoch.number}-*")
             pipe.execute()
         for step, since in made.limited.items():
-            concurrency = plan.steps[step].concurrency
+            concurrency = plan.step(step).concurrency
             assert concurrency is not None, "only such steps wait for a key"
             queue = keys.waiters(ref.tenant, made.values[fields.key(step)])
             queues.setdefault(queue, []).append((since, f"{ref}/{step}/{concurrency.limit}"))

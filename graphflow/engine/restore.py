@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from convergio.graphflow.decision import ASK, LEAVE, Decision, Entry, Event, Unl
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RunFacts
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import StepKind
 
@@ -49,11 +50,15 @@ class Restored:
     """what must be decided on the live board, because it has consequences that SQL does not know"""
     events: list[Event] = field(default_factory=list)
     """outcomes that follow from journaled ones, but were not journaled themselves yet"""
+    blobs: list[str] = field(default_factory=list[str])
+    """JSON of large values that were made again: to be kept before anything refers to them"""
 
 
-def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored:
-    """The run as it goes on in `epoch`."""
-    work = _Work(facts, plan, epoch, now_ms)
+def restore(
+    facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int, opened: Callable[[str], Any] | None = None
+) -> Restored:
+    """The run as it goes on in `epoch`. `opened`: the large value of a digest; without it there is none."""
+    work = _Work(facts, plan, epoch, now_ms, opened)
     if facts.run.state is RunState.ACCEPTED:
         # It may have begun on the board that is gone, and its first steps may run still: they must find it here.
         work.made.events.append(Event(kind="run.started"))
@@ -74,7 +79,10 @@ def restore(facts: RunFacts, plan: Plan, *, epoch: int, now_ms: int) -> Restored
 
 
 class _Work:
-    def __init__(self, facts: RunFacts, plan: Plan, epoch: int, now_ms: int) -> None:
+    def __init__(
+        self, facts: RunFacts, plan: Plan, epoch: int, now_ms: int, opened: Callable[[str], Any] | None
+    ) -> None:
+        self.opened = opened
         self.facts = facts
         self.plan = plan
         self.epoch = epoch
@@ -82,8 +90,8 @@ class _Work:
         self.made = Restored()
         self.cause_ms = facts.run.started_ms
         """when that happened from which follows what is derived now"""
-        self.known = {row.step for row in facts.outcomes}
-        self.told = {(row.type, row.step) for row in facts.events}
+        self.known = {row.instance for row in facts.outcomes}
+        self.told = {(row.type, row.instance) for row in facts.events}
         self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _is_done(row)}
         run = facts.run
         values = {
@@ -106,11 +114,15 @@ class _Work:
         return fields.Word.parse(self.view.values.get(fields.state(step)))
 
     def outcome(self, row: OutcomeRow) -> None:
-        if self.word(row.step).state in TERMINAL_STEP and fields.cursor(row.step) in self.view.values:
+        step, whole = row.instance, instance.whole(row.instance)
+        if self.word(step).state in TERMINAL_STEP and fields.cursor(step) in self.view.values:
             return  # it was derived already, from what it follows from
         self.keep(row)
         self.cause_ms = row.finished_ms
-        self.replay({"t": "arrived", "step": row.step})
+        if step != whole and whole in self.known:
+            self.view.values[fields.cursor(step)] = draft.DONE  # how its map ended is known: nothing is worked out
+        else:
+            self.replay({"t": "arrived", "step": step})
 
     def undo(self) -> None:
         """The run is being undone: what it had come to stands, nothing follows from it but the next undo."""
@@ -120,14 +132,22 @@ class _Work:
         self.view.values[fields.state(undoing.GATE)] = f"{StepState.SUCCEEDED}|{JOURNALED}"
         for row in self.facts.outcomes:
             self.keep(row)
+            self.reach_round(row.instance)
         self.replay({"t": "arrived", "step": undoing.GATE})
+
+    def reach_round(self, step: str) -> None:
+        """A loop came as far as this. Of every round that began, its first step has an outcome when the run ends."""
+        region, number = self.plan.loops.get(instance.step_of(step)), instance.round_of(step)
+        if region is not None and number > int(self.view.values.get(fields.round_of(region.end)) or 0):
+            self.view.values[fields.round_of(region.end)] = str(number)
 
     def keep(self, row: OutcomeRow) -> None:
         """The step as SQL knows that it ended."""
-        self.view.values[fields.state(row.step)] = f"{row.state}|{JOURNALED}"
-        kept = draft.kept(self.plan.steps[row.step], row)
+        step = row.instance
+        self.view.values[fields.state(step)] = f"{row.state}|{JOURNALED}"
+        kept = draft.kept(self.plan.step(step), row)
         if kept is not None:
-            self.view.values[fields.output(row.step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+            self.view.values[fields.output(step)] = json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
 
     def replay(self, entry: Entry) -> None:
         """Decides on `entry` as the board did.
@@ -145,6 +165,7 @@ class _Work:
                 return
             self.view.values.update({name: to for name, (_, to) in decision.writes.items()})
             self.limited(decision.writes)
+            self.made.blobs += decision.blobs
             for step, on, due in decision.timers:
                 self.timer(step, on, due)
             news = [event for event in decision.events if event.journal and self.is_news(event)]
@@ -181,9 +202,13 @@ class _Work:
                 return decide.decide(self.plan, self.view, entries, epoch=self.epoch, now_ms=self.now_ms)
             except Unloaded as missing:
                 self.view.values.update(dict.fromkeys(missing.names, ""))
+                for digest in missing.blobs:
+                    if self.opened is None:
+                        raise errors.JournalUnavailable(f"nobody has blob {digest}") from None
+                    self.view.blobs[digest] = self.opened(digest)
 
     def event(self, row: EventRow) -> None:
-        step = row.step or ""
+        step = row.instance
         word = self.word(step)
         if word.state not in (StepState.READY, StepState.BLOCKED):
             return
@@ -197,7 +222,7 @@ class _Work:
             case asking.ASKED | asking.ANSWERED:
                 self.ask(step, row)
             case "step.blocked":
-                self.block(step, row.at_ms, BlockedOn.SIGNAL, step)
+                self.block(step, row.at_ms, BlockedOn.SIGNAL, row.step or "")
             case "step.waiting":
                 self.timer(step, row.data["on"], row.data["due_ms"])
             case "step.expired":
@@ -235,7 +260,7 @@ class _Work:
         if "attempt" in data:
             self.view.values[fields.attempt(step)] = str(data["attempt"])
         due = row.at_ms + round(float(data["seconds"]) * 1000)
-        if self.plan.steps[step].kind is StepKind.WORKFLOW:  # no worker has it: its timer says what follows
+        if self.plan.step(step).kind is StepKind.WORKFLOW:  # no worker has it: its timer says what follows
             self.block(step, row.at_ms, on, str(data["attempt"]))
             self.timer(step, BlockedOn.CHILD, None)
             self.timer(step, on, due)
@@ -252,7 +277,7 @@ class _Work:
         self.made.limited.pop(step, None)
 
     def ready(self, step: str, since_ms: int) -> None:
-        if self.plan.steps[step].concurrency is not None:
+        if self.plan.step(step).concurrency is not None:
             self.wait_turn(step, self.made.limited.get(step, since_ms))
             self.drop_timers(step)
             return
@@ -267,20 +292,29 @@ class _Work:
     def records(self) -> None:
         for row in self.facts.records:
             value = json.dumps(row.value, ensure_ascii=False, separators=(",", ":"))
-            name = fields.records(row.step)
+            name = fields.records(row.instance)
             self.view.values[name] = f"{self.view.values.get(name, '')}{row.key}\t{value}\n"
 
     def settle(self) -> None:
         """No timer for what has ended."""
-        ended = {name for name in self.plan.steps if self.word(name).state in TERMINAL_STEP}
-        self.made.limited = {name: since for name, since in self.made.limited.items() if name not in ended}
+        self.made.limited = {
+            name: since for name, since in self.made.limited.items() if self.word(name).state not in TERMINAL_STEP
+        }
         timers = self.made.timers.items()
-        self.made.timers = {name: due for name, due in timers if name.split("/", 1)[0] not in ended}
+        self.made.timers = {
+            name: due for name, due in timers if self.word(name.split("/", 1)[0]).state not in TERMINAL_STEP
+        }
+
+    def latest(self, step: str) -> str:
+        """The instance of the last round that began."""
+        region = self.plan.loops.get(step)
+        number = 0 if region is None else int(self.view.values.get(fields.round_of(region.end)) or 0)
+        return instance.named(step, number)
 
     def signals(self) -> None:
         """All that ended no wait yet: what was applied before changes nothing, what came early is kept again."""
         for row in self.facts.signals:
-            waiters = self.plan.waiters.get(row.name, ())
+            waiters = [self.latest(step) for step in self.plan.waiters.get(row.name, ())]
             if row.signal_id not in self.applied and any(
                 self.word(step).state not in TERMINAL_STEP for step in waiters
             ):

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from convergio.graphflow.flow import expressions, values
+from convergio.graphflow.flow.loops import Region
 from convergio.graphflow.flow.plan import Plan
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.states import StepState
-from convergio.graphflow.model.workflow import UNDO, Durability, OnFailure, Retry, Step, StepKind
+from convergio.graphflow.model.workflow import UNDO, Durability, Join, OnFailure, Retry, Step, StepKind
 
 DONE: Final = (StepState.SUCCEEDED, StepState.SKIPPED)
 """What needs not be done again."""
@@ -30,6 +31,7 @@ _HOW: Final[dict[str, Any]] = {
     "cache": None,
     "compensate": None,
     "expected": None,
+    "loop": None,
 }
 """Fields of a step that say how it is run, and not what comes of it when it succeeds."""
 
@@ -39,11 +41,16 @@ PLAIN: Final = frozenset({"agent", "cache", "concurrency_key", "output", "queue"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reuse:
-    """`kept`: steps whose outcomes stand. `resumed`: steps that did not end well and run again on unchanged ground:
-    what they recorded before is still true. Both in the order of the plan; all other steps run anew."""
+    """`kept`: instances of steps whose outcomes stand. `resumed`: instances that did not end well and run again on
+    unchanged ground: what they recorded before is still true. Both in the order of the plan; all others run anew."""
 
     kept: tuple[str, ...]
     resumed: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        """How many steps are kept, once at least."""
+        return len({instance.step_of(one) for one in self.kept if instance.index_of(one) is None})
 
 
 def of(
@@ -55,27 +62,106 @@ def of(
     input_changed: bool = False,
     children_changed: bool = False,
 ) -> Reuse:
-    """What a run by `new` has from one by `old`, whose steps ended as `ends` says.
+    """What a run by `new` has from one by `old`, whose instances ended as `ends` says.
 
-    A step is kept if it is done, means what it did, and everything it stands on is kept. `anew`: this step and all
-    that follow from it are not. `input_changed`: nor is what reads the input, unless `anew` says where to begin.
+    One is kept if it is done, means what it did, and everything it stands on is kept. `anew`: this step and all that
+    follow from it are not. `input_changed`: nor is what reads the input, unless `anew` says where to begin.
     `children_changed`: nor is what is a run of another workflow.
     """
-    kept: dict[str, None] = {}
-    resumed: dict[str, None] = {}
-    stale = input_changed and anew is None
-    for name, step in new.workflow.steps.items():  # in the order of the graph: what it needs was looked at before
-        was = old.workflow.steps.get(name)
-        stands = all(ground in kept for ground in _ground(new, step))
-        undone = f"{UNDO}{name}" in ends  # well or not: what it did is not as it was
-        if name == anew or undone or not stands or was is None or _meaning(was) != _meaning(step):
-            continue
-        if children_changed and step.kind is StepKind.WORKFLOW:
-            continue
-        if stale and _reads_input(new.workflow.document["steps"][name]):
-            continue
-        (kept if _done(was, step, ends.get(name)) else resumed)[name] = None
-    return Reuse(kept=tuple(kept), resumed=tuple(resumed))
+    work = _Reuse(old, new, ends, anew, input_changed and anew is None, children_changed)
+    for name in new.workflow.steps:  # in the order of the graph: what it needs was looked at before
+        region = new.loops.get(name)
+        if region is None:
+            work.look_at(name, name)
+        elif name == region.loop.back_to:
+            work.look_at_region(region)
+    return Reuse(kept=tuple(work.kept), resumed=tuple(work.resumed))
+
+
+class _Reuse:
+    """One pass over a plan."""
+
+    def __init__(
+        self,
+        old: Plan,
+        new: Plan,
+        ends: Mapping[str, StepState],
+        anew: str | None,
+        stale: bool,
+        children_changed: bool,
+    ) -> None:
+        self.old = old
+        self.new = new
+        self.ends = ends
+        self.anew = anew
+        self.stale = stale
+        self.children_changed = children_changed
+        self.kept: dict[str, None] = {}
+        self.resumed: dict[str, None] = {}
+        self.last: dict[str, int | None] = {}
+        """by the step that ends a loop: its last round; None if it may go on other than it did"""
+        self.members: dict[str, list[str]] = {}
+        for one in ends:
+            if instance.index_of(one) is not None:
+                self.members.setdefault(instance.whole(one), []).append(one)
+
+    def look_at_region(self, region: Region) -> None:
+        """Round by round: one of which not all is kept is the last. Where the loop is another one, so is the first."""
+        was = self.old.loops.get(region.end)
+        same = was is not None and was.above == region.above and was.end == region.end
+        same = same and was is not None and was.loop.until == region.loop.until
+        rounds = 1 + max((instance.round_of(one) for one in self.ends if self._in(region, one)), default=0)
+        steps = [name for name in self.new.workflow.steps if name in region.above]
+        number = 0
+        for number in range(min(rounds, region.loop.max) if same else 1):
+            for name in steps:
+                self.look_at(name, instance.named(name, number))
+            if any(instance.named(name, number) not in self.kept for name in steps):
+                break
+        self.last[region.end] = number if was is not None and same and was.loop == region.loop else None
+
+    def _in(self, region: Region, one: str) -> bool:
+        return instance.step_of(one) in region.above
+
+    def look_at(self, name: str, one: str) -> None:
+        step, was = self.new.workflow.steps[name], self.old.workflow.steps.get(name)
+        stands = all(ground is not None and ground in self.kept for ground in self.ground(step, one))
+        undone = f"{UNDO}{one}" in self.ends  # well or not: what it did is not as it was
+        if name == self.anew or undone or not stands or was is None:
+            return
+        if self.children_changed and step.kind is StepKind.WORKFLOW:
+            return
+        if self.stale and _reads_input(self.new.workflow.document["steps"][name]):
+            return
+        if _meaning(was) == _meaning(step):
+            done = _done(was, step, self.ends.get(one))
+            (self.kept if done else self.resumed)[one] = None
+            self.look_at_members(one, whole=done)
+        elif step.map is not None and _does(was) == _does(step):
+            self.look_at_members(one, whole=False)
+
+    def look_at_members(self, one: str, *, whole: bool) -> None:
+        """A map that is kept has all its members; of any other, what has succeeded is not done again."""
+        for member in self.members.get(one, ()):
+            done = whole or self.ends[member] is StepState.SUCCEEDED
+            (self.kept if done else self.resumed)[member] = None
+
+    def ground(self, step: Step, one: str) -> Iterator[str | None]:
+        """The instances that this one stands on. None: nobody knows which that will be."""
+        region, number = self.new.loops.get(step.name), instance.round_of(one)
+        for name in _ground(self.new, step):
+            beside = self.new.loops.get(name)
+            if beside is None:
+                yield name
+            elif beside is not region:
+                last = self.last.get(beside.end)
+                yield None if last is None else instance.named(name, last)
+            elif name in beside.above[step.name]:
+                yield instance.named(name, number)
+            elif number:
+                yield instance.named(name, number - 1)
+        if region is not None and number and step.name == region.loop.back_to:
+            yield instance.named(region.end, number - 1)
 
 
 def _done(was: Step, step: Step, state: StepState | None) -> bool:
@@ -90,7 +176,18 @@ def _meaning(step: Step) -> str:
 
     What those are is listed and the rest is compared, so that no field is forgotten that comes later.
     """
-    return json.dumps(dataclasses.replace(step, **_HOW), default=_plain, sort_keys=True)
+    plain = dataclasses.replace(step, **_HOW)
+    if plain.map is not None:
+        each = dataclasses.replace(plain.map.each, **_HOW)
+        plain = dataclasses.replace(plain, map=dataclasses.replace(plain.map, each=each, max_concurrency=None))
+    return json.dumps(plain, default=_plain, sort_keys=True)
+
+
+def _does(step: Step) -> str | None:
+    """The same for the items of a map: how many of them must succeed is nothing to them."""
+    if step.map is None:
+        return None
+    return _meaning(dataclasses.replace(step, map=dataclasses.replace(step.map, join=Join())))
 
 
 def _plain(value: Any) -> Any:
@@ -101,7 +198,8 @@ def _plain(value: Any) -> Any:
 def _ground(plan: Plan, step: Step) -> Collection[str]:
     """The steps whose results the step may depend on."""
     needs = {edge.step for edge in step.needs}
-    return needs.union(plan.references[step.name], plan.when_references[step.name])
+    read = {*plan.references[step.name], *plan.when_references[step.name], *plan.members.get(step.name, ())}
+    return needs | (read - {step.name} if step.name not in plan.loops else read)
 
 
 def _reads_input(document: Mapping[str, Any]) -> bool:

@@ -10,6 +10,7 @@ from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.bell import Bell, Caller, route_of
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.workflow import Step
 
 
@@ -30,7 +31,7 @@ class Ringer:
             run=caller.ref.run,
             step=step.name,
             ring=ring,
-            label=f"{caller.workflow}/{step.name}",
+            label=f"{caller.workflow}/{instance.label(step.name)}",
         )
         return scripts.Doorbell(
             queue_list=self.bell.list_of(route), side=side, content=content, step=step.name, ring=ring

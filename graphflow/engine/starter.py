@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 from convergio.graphflow.board import adoption, fields, scripts
@@ -17,7 +18,7 @@ from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.claims import AWAY
-from convergio.graphflow.engine.drain import Drain
+from convergio.graphflow.engine.drain import Drain, keep, opened
 from convergio.graphflow.engine.found import find
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.restore import Restored, restore
@@ -105,7 +106,9 @@ class Starter:
         if run.state is not RunState.ACCEPTED:
             return False
         epoch = self.link.epoch()
-        made = restore(facts, plan, epoch=epoch.number, now_ms=board_time(self.link))
+        look = partial(opened, self.drain.blobs, run.tenant)
+        made = restore(facts, plan, epoch=epoch.number, now_ms=board_time(self.link), opened=look)
+        keep(self.drain.blobs, run.tenant, made.blobs)
         beginning = _beginning(run, made)
         adopted = adoption.adopt(
             self.link,
@@ -129,7 +132,7 @@ class Starter:
         caller = Caller.of(ref_of(run), meta_of(run))
         try:
             for name in made.held:
-                was, step = made.values[fields.state(name)], plan.steps[name]
+                was, step = made.values[fields.state(name)], plan.step(name)
                 if step.concurrency is not None:
                     self._wait_turn(epoch, caller.ref, name)
                     continue

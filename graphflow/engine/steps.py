@@ -27,7 +27,7 @@ from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs, Opened
 from convergio.graphflow.journal.history import History
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import Nonces, RunRef
 from convergio.graphflow.model.outcome import Outcome, Rows, encode
 from convergio.graphflow.model.states import BlockedOn, StepState
@@ -147,14 +147,15 @@ class Steps:
 
     def step(self, claim: Claim) -> Step:
         """The definition of the claimed step."""
-        return claim.plan.steps[claim.held.step]
+        return claim.plan.step(claim.held.step)
 
     def names(self, claim: Claim) -> Mapping[str, Any]:
         """What the step's expressions may name: `input` and the outputs of earlier steps.
 
         One that is a blob is fetched when it is looked up: that raises JournalUnavailable.
         """
-        values = {**claim.held.outputs, "input": claim.held.input}
+        held = claim.held
+        values = {**inputs.seen(claim.plan, held.step, held.outputs), "input": held.input}
         return values if self.blobs is None else Opened(self.blobs, claim.held.ref.tenant, values)
 
     def arguments(self, claim: Claim) -> dict[str, Any]:
@@ -214,7 +215,7 @@ class Steps:
             logger.warning("step %s is not looked up in the cache: %s", claim.member, error)
             return False
         if found is not None:
-            origin = f"{found.run_id}/{found.step}"
+            origin = f"{found.run_id}/{instance.label(found.instance)}"
             self._arrive(claim, self._outcome(claim, StepState.SUCCEEDED, output=found.output, cached_from=origin))
         return found is not None
 
@@ -224,7 +225,7 @@ class Steps:
         Raises InvalidPayload or PayloadTooLarge for an output that cannot be stored. One that is too large to travel
         is stored first: that raises JournalUnavailable.
         """
-        what = f"the output of step '{claim.held.step}'"
+        what = f"the output of step '{instance.label(claim.held.step)}'"
         if self.blobs is None:
             encode(output, what=what)
         else:
@@ -379,7 +380,7 @@ class Steps:
         """The outcome is recorded: what follows from it is in the inbox, and the sweeper finds it there if we fail."""
         try:
             self.drain.run(locked, held.meta)
-        except AWAY as error:
+        except (*AWAY, errors.JournalUnavailable) as error:  # SQL: what is decided may look into a blob
             logger.warning("run %s: %s; its inbox is drained later", held.ref, error)
 
     def _drain(self, held: scripts.Claimed) -> None:
@@ -430,10 +431,10 @@ class Steps:
         """
         step, silent = self.step(claim), claim.is_silent(time.monotonic())
         claim.deadline = claim.idle = None
-        error = errors.StepTimeout(f"step '{step.name}' ran longer than {step.timeout} s")
+        error = errors.StepTimeout(f"step '{instance.label(step.name)}' ran longer than {step.timeout} s")
         if silent:
             hint = "a body gives one by heartbeat(), or by recording a fact"
-            said = f"step '{step.name}' gave no sign of life for {step.idle_timeout:g} s"
+            said = f"step '{instance.label(step.name)}' gave no sign of life for {step.idle_timeout:g} s"
             error = errors.StepTimeout(said, hint=hint)
         try:
             self.fail(claim, error)

@@ -149,7 +149,7 @@ class Entrance:
             priority=basis.run.priority if fork.definition is None else None,
         )
         accepted = self._accept(submission, plan.origin, pins, pinned)
-        reused, steps = len(plan.origin.reused), len(plan.workflow.steps)
+        reused, steps = plan.origin.steps, len(plan.workflow.steps)
         return Forked(run=accepted.run, created=accepted.created, reused=reused, steps=steps)
 
     def _pins(self, workflow: Workflow) -> tuple[Mapping[str, str], tuple[Workflow, ...]]:
@@ -254,14 +254,14 @@ class Entrance:
 
 
 def wake(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str, Any] | None) -> Epoch | None:
-    """POST and drain. None: the board is away, or the run is not on it; the row in SQL is applied by the sweeper."""
+    """POST and drain. None: a store is away, or the run is not on the board; the sweeper does it from the row."""
     text = json.dumps(entry, ensure_ascii=False) if entry else ""
     try:
         locked = _post(link, ref, text, nonces.next())
         if locked is not None:
             drain.run(locked)
         return link.epoch()
-    except (*AWAY, errors.UnknownRun) as error:
+    except (*AWAY, errors.JournalUnavailable, errors.UnknownRun) as error:
         logger.info("run %s is woken later: %s", ref, error)
         return None
 

@@ -29,6 +29,7 @@ Timeout = Duration | Mapping[str, Duration]
 Join = str | Mapping[str, int]
 Concurrency = str | Mapping[str, Any]
 Cache = Duration | Mapping[str, Duration]
+Loop = Mapping[str, Constant]
 Schema = Mapping[str, Any] | type[Any]
 Compensation = Callable[..., Any] | str | Mapping[str, Any]
 """What undoes a step: a function, or a mapping with `task`, and perhaps `with`, `retry`, `timeout` and `queue`."""
@@ -108,6 +109,7 @@ class WorkflowBuilder:
         join: Join = "all",
         on_failure: str = "fail",
         compensate: Compensation | None = None,
+        loop: Loop | None = None,
         retry: int | Mapping[str, Any] | None = None,
         timeout: Timeout | None = None,
         expected: Duration | None = None,
@@ -125,8 +127,9 @@ class WorkflowBuilder:
         registered, defaults = self._function(name, function)
         given = {"retry": retry, "timeout": timeout, "expected": expected, "durability": durability, "queue": queue}
         fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
-        fields |= {"join": join, "on_failure": on_failure, "priority": priority, "concurrency_key": concurrency_key}
-        fields |= {"cache": cache, "compensate": self._undo(name, compensate)}
+        fields |= {"join": join, "on_failure": on_failure, "loop": loop}
+        fields |= {"priority": priority, "concurrency_key": concurrency_key, "cache": cache}
+        fields["compensate"] = self._undo(name, compensate)
         return self._add(name, after, when, {"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
 
     def agent(
@@ -141,6 +144,7 @@ class WorkflowBuilder:
         join: Join = "all",
         on_failure: str = "fail",
         compensate: Compensation | None = None,
+        loop: Loop | None = None,
         output: Schema | None = None,
         max_tokens: int | None = None,
         retry: int | Mapping[str, Any] = 0,
@@ -154,7 +158,8 @@ class WorkflowBuilder:
         answer."""
         fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
         fields |= {"timeout": timeout, "expected": expected, "output": None if output is None else _schema(output)}
-        fields |= {"join": join, "on_failure": on_failure, "priority": priority, "concurrency_key": concurrency_key}
+        fields |= {"join": join, "on_failure": on_failure, "loop": loop}
+        fields |= {"priority": priority, "concurrency_key": concurrency_key}
         fields["compensate"] = self._undo(name, compensate)
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
@@ -170,12 +175,13 @@ class WorkflowBuilder:
         when: str | None = None,
         join: Join = "all",
         on_failure: str = "fail",
+        loop: Loop | None = None,
         queue: str | None = None,
         priority: str | None = None,
     ) -> StepRef:
         """A step in which a person decides; `description` is text with {{ CEL }} pieces."""
         fields: dict[str, Any] = {"approval": {"title": title, "description": description, "risk": risk}}
-        fields |= {"join": join, "on_failure": on_failure, "priority": priority}
+        fields |= {"join": join, "on_failure": on_failure, "priority": priority, "loop": loop}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
     def wait(
@@ -191,12 +197,39 @@ class WorkflowBuilder:
         when: str | None = None,
         join: Join = "all",
         on_failure: str = "fail",
+        loop: Loop | None = None,
     ) -> StepRef:
         """A step that waits, without a worker: a `length` of time (YAML: `for`), `until` a moment (CEL), or for a
         `signal`, at most `timeout`; what the signal says is the step's result."""
         given = {"for": length, "until": until, "signal": signal, "timeout": timeout}
         wait = {field: value for field, value in given.items() if value is not None}
-        return self._add(name, after, when, {"wait": wait, "join": join, "on_failure": on_failure})
+        return self._add(name, after, when, {"wait": wait, "join": join, "on_failure": on_failure, "loop": loop})
+
+    def map(
+        self,
+        name: str,
+        /,
+        *,
+        over: str,
+        item: str = "item",
+        max_concurrency: int | None = None,
+        items: Join = "all",
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
+        loop: Loop | None = None,
+    ) -> MapBuilder:
+        """A step that does the same for every item of the list that `over` gives, at most `max_concurrency` at once:
+        `.task(...)` or `.agent(...)` of what this returns says what. `items`: how many must succeed (YAML: the map's
+        `join`)."""
+        details = {"over": over, "item": item, "max_concurrency": max_concurrency, "join": items}
+        fields = {"join": join, "on_failure": on_failure, "loop": loop}
+
+        def add(each: Mapping[str, Any]) -> StepRef:
+            return self._add(name, after, when, {**fields, "map": {**details, "each": each}})
+
+        return MapBuilder(lambda function: self._function(name, function, "map.each.task"), add)
 
     def workflow(
         self,
@@ -209,6 +242,7 @@ class WorkflowBuilder:
         join: Join = "all",
         on_failure: str = "fail",
         compensate: Compensation | None = None,
+        loop: Loop | None = None,
         retry: int | Mapping[str, Any] = 0,
         timeout: Duration | None = None,
         with_: Mapping[str, Constant] | None = None,
@@ -223,6 +257,7 @@ class WorkflowBuilder:
             "join": join,
             "on_failure": on_failure,
             "compensate": self._undo(name, compensate),
+            "loop": loop,
         }
         return self._add(name, after, when, fields)
 
@@ -243,7 +278,9 @@ class WorkflowBuilder:
                 return workflow
         raise errors.InvalidWorkflow(problems=problems, source=self.name)
 
-    def _function(self, step: str, function: Callable[..., Any] | str) -> tuple[str, dict[str, Any]]:
+    def _function(
+        self, step: str, function: Callable[..., Any] | str, where: str = "task"
+    ) -> tuple[str, dict[str, Any]]:
         if isinstance(function, str):
             self._functions.setdefault(function, None)
             return function, {}
@@ -252,7 +289,7 @@ class WorkflowBuilder:
             self._functions[_UNREGISTERED] = None
             name = getattr(function, "__qualname__", repr(function))
             said = f"is {name[:80]}, which is not registered"
-            self._problem("UNKNOWN_FUNCTION", f"steps.{step}.task", said, "decorate it with @step")
+            self._problem("UNKNOWN_FUNCTION", f"steps.{step}.{where}", said, "decorate it with @step")
             return _UNREGISTERED, {}
         self._functions[entry.name] = entry.parameters
         defaults = {"retry": entry.retry, "timeout": entry.timeout, "queue": entry.queue}
@@ -276,6 +313,59 @@ class WorkflowBuilder:
 
     def _problem(self, code: str, path: str, said: str, hint: str) -> None:
         self._problems.append(Problem(code=code, path=path, message=said, hint=hint))
+
+
+@dataclass(frozen=True, slots=True)
+class MapBuilder:
+    """A map that still has to be told what it does. Made by `WorkflowBuilder.map`."""
+
+    _function: Callable[[Callable[..., Any] | str], tuple[str, dict[str, Any]]]
+    _add: Callable[[Mapping[str, Any]], StepRef]
+
+    def task(
+        self,
+        function: Callable[..., Any] | str,
+        /,
+        *,
+        retry: int | Mapping[str, Any] | None = None,
+        timeout: Timeout | None = None,
+        expected: Duration | None = None,
+        durability: str | None = None,
+        queue: str | None = None,
+        priority: str | None = None,
+        concurrency_key: Concurrency | None = None,
+        cache: Cache | None = None,
+        with_: Mapping[str, Constant] | None = None,
+        **arguments: Constant,
+    ) -> StepRef:
+        """Calls `function` for each item, as `WorkflowBuilder.task` does; `item` and `index` are names in the
+        arguments."""
+        registered, defaults = self._function(function)
+        given = {"retry": retry, "timeout": timeout, "expected": expected, "durability": durability, "queue": queue}
+        fields = {**defaults, **{field: value for field, value in given.items() if value is not None}}
+        fields |= {"priority": priority, "concurrency_key": concurrency_key, "cache": cache}
+        return self._add({"task": registered, "with": {**(with_ or {}), **arguments}, **fields})
+
+    def agent(
+        self,
+        agent: str,
+        /,
+        *,
+        prompt: str,
+        output: Schema | None = None,
+        max_tokens: int | None = None,
+        retry: int | Mapping[str, Any] = 0,
+        timeout: Timeout | None = None,
+        expected: Duration | None = None,
+        queue: str | None = None,
+        priority: str | None = None,
+        concurrency_key: Concurrency | None = None,
+    ) -> StepRef:
+        """Asks `agent` for each item, as `WorkflowBuilder.agent` does; `item` and `index` are names in the prompt."""
+        fields: dict[str, Any] = {"agent": agent, "prompt": prompt, "max_tokens": max_tokens, "retry": retry}
+        fields |= {"timeout": timeout, "expected": expected, "output": None if output is None else _schema(output)}
+        fields |= {"priority": priority, "concurrency_key": concurrency_key}
+        return self._add(fields if queue is None else {**fields, "queue": queue})
 
 
 def _need(need: Need) -> str | dict[str, str]:

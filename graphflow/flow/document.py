@@ -20,16 +20,21 @@ from pydantic_core import PydanticCustomError
 
 from convergio.graphflow.flow import form, graph, reader, refusal, scalars, schema, storable, validate, values
 from convergio.graphflow.flow.form import (
-    AgentForm,
+    AgentBody,
     AnyStep,
     ApprovalForm,
     ChildForm,
     CompensateForm,
     ConcurrencyForm,
     DoingForm,
+    EachTask,
     HeaderForm,
+    JoinForm,
+    LoopForm,
+    MapDetails,
+    MapForm,
     RetryForm,
-    TaskForm,
+    TaskBody,
     WaitForm,
     WorkflowForm,
 )
@@ -47,7 +52,10 @@ from convergio.graphflow.model.workflow import (
     Edge,
     Join,
     JoinKind,
+    Loop,
+    Map,
     OnFailure,
+    OnMax,
     Retry,
     Step,
     StepKind,
@@ -62,8 +70,9 @@ _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "approval": {"approval": {}},
     "wait": {"wait": {"for": 1}},
     "workflow": {"workflow": "unread"},
+    "map": {"map": {"over": "[]", "each": {"task": "unread"}}},
 }
-_LATER: Final = frozenset({"branch", "conversation", "loop", "map"})
+_LATER: Final = frozenset({"branch", "conversation"})
 
 
 def load(path: str | Path, *, known: Known | None = None) -> Workflow:
@@ -245,12 +254,11 @@ def _model_step(name: str, step: AnyStep) -> Step:
         kind=_KIND_OF[type(step)],
         needs=tuple(Edge(step=edge.step, when=edge.when) for edge in step.needs),
         when=step.when,
-        arguments=MappingProxyType(step.with_ if isinstance(step, TaskForm | ChildForm) else {}),
-        spec=_spec(step),
-        join=Join(kind=JoinKind(step.join.policy), count=step.join.count),
+        join=_join(step.join),
         on_failure=OnFailure(step.on_failure),
+        loop=None if step.loop is None else _loop(step.loop),
         compensate=_undo(name, step.compensate) if isinstance(step, DoingForm) else None,
-        **_policies(step),
+        **_rest(name, step),
     )
 
 
@@ -270,51 +278,73 @@ def _undo(name: str, form: CompensateForm | None) -> Step | None:
     )
 
 
-def _policies(step: AnyStep) -> dict[str, Any]:
-    """What a step that a worker runs has, and one that only waits has not."""
+def _rest(name: str, step: AnyStep) -> dict[str, Any]:
+    """What not every kind of step has."""
     match step:
         case WaitForm():
             kind = StepKind.WAIT
-            return {"timeout": step.wait.timeout, "durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            spec = {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
+            policies = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            return {"spec": spec, "timeout": step.wait.timeout, **policies}
         case ApprovalForm():
-            return {"durability": Durability(step.durability), "queue": step.queue, "priority": step.priority}
-        case ChildForm():
-            kind = StepKind.WORKFLOW
-            waits = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
-            return {"retry": _retry(step.retry), "timeout": step.timeout, **waits}
-        case _:
-            timeout = step.timeout
             return {
-                "retry": _retry(step.retry),
-                "timeout": timeout.run,
-                "queue_timeout": timeout.queue,
-                "idle_timeout": timeout.idle,
-                "expected": step.expected,
+                "spec": step.approval.model_dump(),
                 "durability": Durability(step.durability),
                 "queue": step.queue,
                 "priority": step.priority,
-                "concurrency": _concurrency(step.concurrency_key),
-                "cache": _cache(step),
             }
+        case ChildForm():
+            kind = StepKind.WORKFLOW
+            does = {"spec": {"workflow": step.workflow}, "arguments": MappingProxyType(step.with_)}
+            waits = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            return {**does, "retry": _retry(step.retry), "timeout": step.timeout, **waits}
+        case MapForm():
+            kind = StepKind.MAP
+            policies = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
+            return {"map": _map(name, step.map), **policies}
+        case _:
+            return _body(step)
+
+
+def _map(name: str, details: MapDetails) -> Map:
+    each = details.each
+    kind = StepKind.TASK if isinstance(each, EachTask) else StepKind.AGENT
+    return Map(
+        over=details.over,
+        each=Step(name=name, kind=kind, **_body(each)),
+        item=details.item,
+        max_concurrency=details.max_concurrency,
+        join=_join(details.join),
+    )
+
+
+def _body(step: TaskBody | AgentBody) -> dict[str, Any]:
+    """What a worker does, and how it is run."""
+    if isinstance(step, TaskBody):
+        does: dict[str, Any] = {"spec": {"function": step.task}, "arguments": MappingProxyType(step.with_)}
+    else:
+        names = ("agent", "prompt", "max_tokens", "output")
+        does = {"spec": {name: getattr(step, name) for name in names}}
+    return {
+        **does,
+        "retry": _retry(step.retry),
+        "timeout": step.timeout.run,
+        "queue_timeout": step.timeout.queue,
+        "idle_timeout": step.timeout.idle,
+        "expected": step.expected,
+        "durability": Durability(step.durability),
+        "queue": step.queue,
+        "priority": step.priority,
+        "concurrency": _concurrency(step.concurrency_key),
+        "cache": _cache(step),
+    }
 
 
 _KIND_OF: Final = {made: StepKind(kind) for kind, made in form.KINDS.items()}
 
 
-def _spec(step: AnyStep) -> dict[str, Any]:
-    if isinstance(step, TaskForm):
-        return {"function": step.task}
-    if isinstance(step, ApprovalForm):
-        return step.approval.model_dump()
-    if isinstance(step, ChildForm):
-        return {"workflow": step.workflow}
-    if isinstance(step, WaitForm):
-        return {"for": step.wait.for_, "until": step.wait.until, "signal": step.wait.signal}
-    return {"agent": step.agent, "prompt": step.prompt, "max_tokens": step.max_tokens, "output": step.output}
-
-
-def _cache(step: TaskForm | AgentForm) -> Cache | None:
-    form = step.cache if isinstance(step, TaskForm) else None
+def _cache(step: TaskBody | AgentBody) -> Cache | None:
+    form = step.cache if isinstance(step, TaskBody) else None
     return None if form is None else Cache(ttl=form.ttl, version=form.version)
 
 
@@ -324,3 +354,11 @@ def _concurrency(form: ConcurrencyForm | None) -> Concurrency | None:
 
 def _retry(retry: RetryForm) -> Retry:
     return Retry(**{**retry.model_dump(), "on": tuple(retry.on)})
+
+
+def _join(join: JoinForm) -> Join:
+    return Join(kind=JoinKind(join.policy), count=join.count)
+
+
+def _loop(loop: LoopForm) -> Loop:
+    return Loop(back_to=loop.back_to, max=loop.max, until=loop.until, on_max=OnMax(loop.on_max))

@@ -25,6 +25,12 @@ if TYPE_CHECKING:
 INPUT: Final = "input"
 """The name of a run's input in expressions."""
 
+ITERATION: Final = "iteration"
+"""The name of the round that a loop is in, from 0."""
+
+INDEX: Final = "index"
+"""The name of an item's place in its map's list, from 0."""
+
 _SYNTAX_ERROR: Final = re.compile(
     r"ERROR: <input>:(\d+):(\d+): (?:Syntax error: )?(.*?)(?: expecting .*)?$", re.MULTILINE
 )

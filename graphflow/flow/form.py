@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
 
+from convergio.graphflow.flow import values
 from convergio.graphflow.flow.scalars import (
     Condition,
     Duration,
@@ -23,12 +24,13 @@ from convergio.graphflow.flow.scalars import (
     refused,
     some_time,
 )
-from convergio.graphflow.model import ids
+from convergio.graphflow.model import ids, instance
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
     DEFAULT_PRIORITY,
     DEFAULT_QUEUE,
     Durability,
+    OnMax,
     Retry,
     StepKind,
 )
@@ -84,6 +86,12 @@ def _join(value: Any) -> Any:
         ((policy, count),) = value.items()  # pyright: ignore[reportUnknownVariableType]
         return {"policy": policy, "count": count}
     return value  # pyright: ignore[reportUnknownVariableType] -- a canonical one, or for the form to refuse
+
+
+def _kind_of_each(value: Any) -> str:
+    """Which form the body of a map has; what is neither is refused as a task."""
+    named = isinstance(value, EachAgent) or (values.is_map(value) and "agent" in value)
+    return "[agent]" if named else "[task]"
 
 
 class Form(BaseModel):
@@ -164,6 +172,10 @@ class JoinForm(Form):
 
 
 Needs = list[Annotated[EdgeForm, BeforeValidator(_edge, json_schema_input_type=str | EdgeForm)]]
+_EXPECTED: Final = (
+    "how long it usually takes: of steps that are ready together, "
+    "the one with the longest way to the run's end behind it is rung first"
+)
 _JOIN_INPUT: Final = Literal["all", "any"] | dict[Literal["quorum", "tolerate"], int] | JoinForm
 TimeoutField = Annotated[TimeoutForm, BeforeValidator(_timeout, json_schema_input_type=Duration | TimeoutForm | None)]
 CacheField = Annotated[
@@ -177,6 +189,19 @@ ConcurrencyField = Annotated[
     Field(description="at most so many steps of this key run at once, over all runs; the others wait for their turn"),
 ]
 RetryField = Annotated[RetryForm, BeforeValidator(_retry, json_schema_input_type=int | RetryForm)]
+
+
+class LoopForm(Form):
+    """Going back: after the step, the way from an earlier one to it is gone once more."""
+
+    model_config = ConfigDict(title="Loop")
+
+    back_to: str = Field(description="the step to begin with again: this one, or one that it needs, directly or not")
+    until: Condition | None = Field(None, description="CEL that ends the loop; without it, it makes all its rounds")
+    max: int = Field(ge=1, le=instance.ROUNDS, description="rounds, at most, the first one included")
+    on_max: Literal["fail", "continue"] = Field(
+        OnMax.FAIL.value, description="what to do when all rounds are made, and `until` still does not hold"
+    )
 
 
 class CompensateForm(Form):
@@ -202,10 +227,11 @@ class StepForm(Form):
         JoinForm(policy="all", count=0),
         description="when it starts: all (resolved), any (taken), {quorum: n} (taken), {tolerate: n} (not taken)",
     )
+    loop: LoopForm | None = Field(None, description="after this step, go back to an earlier one")
 
 
 class AwaitingForm(StepForm):
-    """What a step has that does nothing but wait."""
+    """What a step has that does nothing itself: it waits, or others work for it."""
 
     on_failure: Literal["fail", "continue", "compensate"] = Field(
         "fail",
@@ -228,20 +254,14 @@ class DoingForm(StepForm):
     ] = Field(None, description="what undoes it, when the run is undone; a function alone is called without arguments")
 
 
-class TaskForm(DoingForm):
-    """A step that calls a registered function."""
-
-    model_config = ConfigDict(title="Task step")
+class TaskBody(Form):
+    """What a step says that calls a registered function."""
 
     task: FunctionName = Field(description="the function, as module.function")
     with_: Expressions = Field({}, alias="with", description="its arguments by name; text is CEL")
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None, idle=None)
-    expected: Duration | None = Field(
-        None,
-        description="how long it usually takes: of steps that are ready together, "
-        "the one with the longest way to the run's end behind it is rung first",
-    )
+    expected: Duration | None = Field(None, description=_EXPECTED)
     durability: Literal["stream", "step"] = Field(
         DEFAULT_DURABILITY[StepKind.TASK].value,
         description="step: successors start only after the result is in the journal",
@@ -252,10 +272,8 @@ class TaskForm(DoingForm):
     cache: CacheField = None
 
 
-class AgentForm(DoingForm):
-    """A step in which one agent gives one answer."""
-
-    model_config = ConfigDict(title="Agent step")
+class AgentBody(Form):
+    """What a step says in which one agent gives one answer."""
 
     agent: Label = Field(description="a name of the roster")
     prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT, description="text with {{ CEL }} pieces")
@@ -263,15 +281,23 @@ class AgentForm(DoingForm):
     output: JsonSchema | None = None
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None, idle=None)
-    expected: Duration | None = Field(
-        None,
-        description="how long it usually takes: of steps that are ready together, "
-        "the one with the longest way to the run's end behind it is rung first",
-    )
+    expected: Duration | None = Field(None, description=_EXPECTED)
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.AGENT]
     priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
     concurrency_key: ConcurrencyField = None
+
+
+class TaskForm(TaskBody, DoingForm):
+    """A step that calls a registered function."""
+
+    model_config = ConfigDict(title="Task step")
+
+
+class AgentForm(AgentBody, DoingForm):
+    """A step in which one agent gives one answer."""
+
+    model_config = ConfigDict(title="Agent step")
 
 
 class ApprovalDetails(Form):
@@ -323,6 +349,45 @@ class WaitForm(AwaitingForm):
     wait: WaitDetails
 
 
+class EachTask(TaskBody):
+    """A function that is called for each item."""
+
+    model_config = ConfigDict(title="Task of a map")
+
+
+class EachAgent(AgentBody):
+    """An agent that is asked for each item."""
+
+    model_config = ConfigDict(title="Agent of a map")
+
+
+class MapDetails(Form):
+    """One thing done for every item of a list. Its result is the list of the results, null for items that failed."""
+
+    model_config = ConfigDict(title="Map")
+
+    over: Condition = Field(description="CEL that gives a list, when the step's turn comes")
+    each: Annotated[
+        Annotated[EachTask, Tag("[task]")] | Annotated[EachAgent, Tag("[agent]")], Discriminator(_kind_of_each)
+    ] = Field(description="a task or an agent step; `item` and `index` are names in its expressions")
+    item: Name = Field("item", description="the item's name in expressions")
+    max_concurrency: Annotated[int, Field(ge=1, le=instance.WIDEST)] | None = Field(
+        None, description="how many items at once; without it all of them"
+    )
+    join: Annotated[JoinForm, BeforeValidator(_join, json_schema_input_type=_JOIN_INPUT)] = Field(
+        JoinForm(policy="all", count=0),
+        description="what must succeed: all items, any, {quorum: n}, or all but n: {tolerate: n}",
+    )
+
+
+class MapForm(AwaitingForm):
+    """A step that is done once for each item of a list."""
+
+    model_config = ConfigDict(title="Map step")
+
+    map: MapDetails
+
+
 class ChildForm(DoingForm):
     """A step that is a run of another workflow: its input is `with`, its result the child's output."""
 
@@ -355,7 +420,7 @@ class HeaderForm(Form):
 _STEPS: Final[dict[str, JsonValue]] = {"propertyNames": {"pattern": f"^{ids.NAME.pattern}$"}, "minProperties": 1}
 
 
-AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm | ChildForm
+AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm | ChildForm | MapForm
 
 
 class WorkflowForm(HeaderForm):
@@ -372,6 +437,7 @@ KINDS: Final[dict[str, type[AnyStep]]] = {
     StepKind.APPROVAL.value: ApprovalForm,
     StepKind.WAIT.value: WaitForm,
     StepKind.WORKFLOW.value: ChildForm,
+    StepKind.MAP.value: MapForm,
 }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from convergio.graphflow.flow import expressions, schema
 from convergio.graphflow.flow.plan import Plan
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.errors import Problem
 from convergio.graphflow.model.workflow import Step, StepKind, Workflow, digest_of
 
@@ -25,6 +25,20 @@ def call_digest(step: Step, values: Mapping[str, Any]) -> str | None:
     if step.cache is None:
         return None
     return digest_of({"function": step.spec["function"], "version": step.cache.version, "with": values})
+
+
+def seen(plan: Plan, at: str, outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What the expressions of the instance `at` may name, but for the input: `outputs` are those of instances, and, of
+    no instance, its item."""
+    name, index = instance.step_of(at), instance.index_of(at)
+    made = plan.steps[name].map
+    if made is None or index is None:
+        found = dict.fromkeys(plan.references[name])
+    else:
+        found = {**dict.fromkeys(plan.members[name]), made.item: None, expressions.INDEX: index}
+    for one, value in outputs.items():
+        found[made.item if made is not None and one == instance.item(at) else instance.step_of(one)] = value
+    return {**found, expressions.ITERATION: instance.round_of(at)}
 
 
 def prompt(step: Step, names: Mapping[str, Any]) -> str:

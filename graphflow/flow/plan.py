@@ -5,6 +5,7 @@ Made once per definition and process, then shared: nothing in it changes.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Iterable, Mapping
@@ -12,8 +13,10 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Self
 
-from convergio.graphflow.flow import document, expressions
-from convergio.graphflow.model.workflow import OnFailure, Step, StepKind, Workflow
+from convergio.graphflow.flow import document, expressions, loops
+from convergio.graphflow.flow.loops import Region
+from convergio.graphflow.model import instance as instances
+from convergio.graphflow.model.workflow import Map, OnFailure, Step, StepKind, Workflow
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,7 +36,8 @@ class Plan:
     `successors`: edges that start at a step. `indegree`: edges that end at it. `roots`: steps that need nothing.
     `leaves`: steps nobody needs. `references`: the steps whose results the step's `with`, prompt or description reads
     when it is claimed. `when_references`: the steps whose results its `when` and the conditions of the edges that end
-    at it read. `waiters`: the steps that wait for a signal, by its name.
+    at it read. `waiters`: the steps that wait for a signal, by its name. `members`: the steps whose results the items
+    of a map read; only maps are keys. `loops`: the region of each step that a loop repeats.
 
     Beside them there are the steps that undo others: `steps` has both kinds, and `references` too. `undone`: the steps
     that can be undone, the last one first.
@@ -50,6 +54,18 @@ class Plan:
     waiters: Mapping[str, tuple[str, ...]]
     steps: Mapping[str, Step]
     undone: tuple[str, ...]
+    members: Mapping[str, tuple[str, ...]]
+    loops: Mapping[str, Region]
+
+    def step(self, instance: str) -> Step:
+        """What an instance is to do, or the step that undoes one; its name is that of the instance."""
+        name = instances.step_of(instance)
+        step = self.steps[name]
+        if name == instance:
+            return step
+        if step.map is not None and instances.index_of(instance) is not None:
+            step = step.map.each
+        return dataclasses.replace(step, name=instance)
 
     @property
     def size(self) -> int:
@@ -76,6 +92,8 @@ class Plan:
             steps=MappingProxyType(everyone),
             undone=tuple(name for name in reversed(list(steps)) if steps[name].compensate is not None),
             waiters=MappingProxyType(_waiters(steps)),
+            members=MappingProxyType({name: _items(step.map) for name, step in steps.items() if step.map is not None}),
+            loops=MappingProxyType(loops.regions(steps)),
             when_references=MappingProxyType({name: _results(_conditions(step)) for name, step in steps.items()}),
         )
 
@@ -131,14 +149,20 @@ def _body(step: Step) -> frozenset[str]:
     if step.kind is StepKind.WAIT:
         until = step.spec["until"]
         return frozenset() if until is None else expressions.references(until)
+    if step.map is not None:
+        return expressions.references(step.map.over)
     return frozenset[str]().union(*(expressions.references(text) for text in step.arguments.values()))
 
 
+def _items(made: Map) -> tuple[str, ...]:
+    return _results(_body(made.each) - {made.item, expressions.INDEX})
+
+
 def _conditions(step: Step) -> frozenset[str]:
-    conditions = [step.when, *(edge.when for edge in step.needs)]
+    conditions = [step.when, *(edge.when for edge in step.needs), None if step.loop is None else step.loop.until]
     return frozenset[str]().union(*(expressions.references(text) for text in conditions if text is not None))
 
 
 def _results(names: Iterable[str]) -> tuple[str, ...]:
     """The steps among `names`, in a fixed order: a run's input always comes along and is not a step."""
-    return tuple(sorted(set(names) - {expressions.INPUT}))
+    return tuple(sorted(set(names) - {expressions.INPUT, expressions.ITERATION}))

@@ -54,7 +54,7 @@ def shown(value: Any) -> str:
 
 def _problem(detail: ErrorDetails, path: str, form: type[Form], what: str) -> Problem:
     kind, context = detail["type"], detail.get("ctx", {})
-    at = path_of([part for part in detail["loc"] if part != "[key]"], path)
+    at = path_of([part for part in detail["loc"] if not str(part).startswith("[")], path)
     if kind == "problem":
         return Problem(code=context["code"], path=at, message=context["said"], hint=context["hint"])
     if kind == "extra_forbidden":

@@ -13,6 +13,9 @@ from pydantic_core import PydanticCustomError
 from convergio.graphflow.flow import durations, expressions, syntax, values
 from convergio.graphflow.model import ids
 
+MEANT: Final = frozenset({expressions.INPUT, expressions.ITERATION, expressions.INDEX})
+"""Names that mean something of their own in expressions."""
+
 _DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
@@ -33,7 +36,7 @@ def check_name(name: str) -> str:
 
 def check_step_name(name: str) -> str:
     """A step's name, which must not mean something else in expressions."""
-    if name == expressions.INPUT or name in syntax.RESERVED | syntax.TYPES:
+    if name in MEANT or name in syntax.RESERVED | syntax.TYPES:
         raise refused("BAD_NAME", f"'{name}' has a meaning of its own in expressions", "choose another name")
     return check_name(name)
 

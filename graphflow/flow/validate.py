@@ -8,12 +8,12 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Final
 
-from convergio.graphflow.flow import expressions, graph, schema
+from convergio.graphflow.flow import expressions, graph, loops, scalars, schema, values
 from convergio.graphflow.flow.known import Known, Parameters
 from convergio.graphflow.flow.spelling import Spelling, did_you_mean
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.errors import Problem
-from convergio.graphflow.model.workflow import JoinKind, OnFailure, Step, StepKind, Workflow
+from convergio.graphflow.model.workflow import JoinKind, Loop, Map, OnFailure, Step, StepKind, Workflow
 
 _MOST_CYCLES: Final = 20
 
@@ -45,6 +45,7 @@ class _Validation:
     functions: Spelling = field(init=False)
     agents: Spelling = field(init=False)
     workflows: Spelling = field(init=False)
+    regions: dict[str, loops.Region] = field(init=False)
     never: set[str] = field(default_factory=set[str])
 
     def __post_init__(self) -> None:
@@ -54,6 +55,7 @@ class _Validation:
         self.needs |= {name: [] for name in self.unread - self.workflow.steps.keys()}
         self.ancestry = graph.Ancestry(self.needs)
         self.unread_mask = self.ancestry.mask(self.unread)
+        self.regions = loops.regions(self.workflow.steps)
         self.steps = Spelling(declared)
         self.functions = Spelling(self.known.functions or {})
         self.agents = Spelling(self.known.agents or ())
@@ -69,6 +71,8 @@ class _Validation:
         if self.workflow.on_failure is OnFailure.COMPENSATE:
             yield from self._undoes("on_failure")
         yield from self._cycles()
+        if not self.unread:
+            yield from loops.problems(self.workflow.steps)
         yield from self._unreachable()
         for name, text in (self.workflow.output or {}).items():
             yield from self._expression(f"output.{name}", text, None, condition=False)
@@ -80,21 +84,18 @@ class _Validation:
         if step.join.count > len(step.needs) and step.join.kind is JoinKind.QUORUM:
             said = f"asks for {step.join.count} of {len(step.needs)} needs"
             yield Problem(code="BAD_JOIN", path=f"{path}.join", message=said, hint="it could never start")
-        for name, text in step.arguments.items():
-            yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False)
+        if step.when is not None:
+            yield from self._expression(f"{path}.when", step.when, step.name, condition=True)
         if step.compensate is not None:
             yield from self._compensate(path, step, step.compensate)
         if step.on_failure is OnFailure.COMPENSATE:
             yield from self._undoes(f"{path}.on_failure")
-        if step.when is not None:
-            yield from self._expression(f"{path}.when", step.when, step.name, condition=True)
-        if step.concurrency is not None:
-            yield from self._template(f"{path}.concurrency_key", step.concurrency.key, step.name)
-        if step.kind is StepKind.AGENT:
-            yield from self._template(f"{path}.prompt", step.spec.get("prompt", ""), step.name)
-            for where, said in schema.problems_of(step.spec.get("output") or {}):
-                yield _bad_schema(f"{path}.output", where, said)
-        elif step.kind is StepKind.WAIT and step.spec.get("until") is not None:
+        if step.loop is not None:
+            yield from self._loop(f"{path}.loop", step.loop, step.name)
+        if step.map is not None:
+            yield from self._map(f"{path}.map", step.map, step.name)
+        yield from self._body(path, step)
+        if step.kind is StepKind.WAIT and step.spec.get("until") is not None:
             yield from self._expression(f"{path}.wait.until", step.spec["until"], step.name, condition=False)
         elif step.kind is StepKind.APPROVAL:
             yield from self._template(f"{path}.approval.description", step.spec.get("description", ""), step.name)
@@ -112,6 +113,34 @@ class _Validation:
         if not self.unread and all(step.compensate is None for step in self.workflow.steps.values()):
             hint = "give steps a `compensate: {task: module.function}`"
             yield Problem(code="NOTHING_TO_UNDO", path=path, message="no step says what undoes it", hint=hint)
+
+    def _body(self, path: str, step: Step, also: Collection[str] = ()) -> Iterator[Problem]:
+        """What a worker is told. `also`: names that its expressions know beside those of all."""
+        for name, text in step.arguments.items():
+            yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False, also=also)
+        if step.concurrency is not None:
+            yield from self._template(f"{path}.concurrency_key", step.concurrency.key, step.name, also)
+        if step.kind is StepKind.AGENT:
+            yield from self._template(f"{path}.prompt", step.spec.get("prompt", ""), step.name, also)
+            for where, said in schema.problems_of(step.spec.get("output") or {}):
+                yield _bad_schema(f"{path}.output", where, said)
+
+    def _loop(self, path: str, loop: Loop, step: str) -> Iterator[Problem]:
+        if loop.back_to not in self.workflow.steps and loop.back_to not in self.unread:
+            hint = self.steps.hint(loop.back_to) or _NO_STEP
+            at, said = f"{path}.back_to", f"names '{loop.back_to[:64]}'"
+            yield Problem(code="UNKNOWN_STEP", path=at, message=said, hint=hint)
+        if loop.until is not None:
+            yield from self._expression(f"{path}.until", loop.until, step, condition=True, edge=True)
+
+    def _map(self, path: str, made: Map, step: str) -> Iterator[Problem]:
+        yield from self._expression(f"{path}.over", made.over, step, condition=False, a_list=True)
+        if made.item in self.workflow.steps or made.item in scalars.MEANT:
+            said = f"'{made.item}' has a meaning of its own in expressions"
+            yield Problem(code="BAD_NAME", path=f"{path}.item", message=said, hint="choose another name for the item")
+        if step not in self.unread:
+            yield from self._outside(f"{path}.each", made.each)
+        yield from self._body(f"{path}.each", made.each, (made.item, expressions.INDEX))
 
     def _needs(self, path: str, step: Step) -> Iterator[Problem]:
         seen: set[str] = set()
@@ -155,38 +184,51 @@ class _Validation:
         else:
             yield from _arguments(path, step, self.known.functions[name])
 
-    def _template(self, path: str, text: str, step: str) -> Iterator[Problem]:
+    def _template(self, path: str, text: str, step: str, also: Collection[str] = ()) -> Iterator[Problem]:
         try:
             references = expressions.template_references(text)
         except errors.ExpressionFailed as error:
             yield _bad_expression(path, error)
             return
-        yield from self._references(path, references, step)
+        yield from self._references(path, references - set(also), step)
 
     def _expression(
-        self, path: str, text: str, step: str | None, *, condition: bool, edge: bool = False
+        self,
+        path: str,
+        text: str,
+        step: str | None,
+        *,
+        condition: bool,
+        edge: bool = False,
+        also: Collection[str] = (),
+        a_list: bool = False,
     ) -> Iterator[Problem]:
         """`step`: whose results and whose needs' results it may use (for an edge: the step it starts from); None:
-        any."""
+        any. `also`: names that it knows beside those."""
         try:
             compiled = expressions.compile_expression(text)
             if not compiled.references:
-                self._constant(path, compiled, condition=condition)
+                self._constant(path, compiled, condition=condition, a_list=a_list)
         except errors.ExpressionFailed as error:
             yield _bad_expression(path, error)
             return
-        yield from self._references(path, compiled.references, step, edge=edge)
+        yield from self._references(path, compiled.references - set(also), step, edge=edge)
 
-    def _constant(self, path: str, compiled: expressions.Expression, *, condition: bool) -> None:
+    def _constant(self, path: str, compiled: expressions.Expression, *, condition: bool, a_list: bool) -> None:
         if not condition:
-            compiled.evaluate({})
+            value = compiled.evaluate({})
+            if a_list and not values.is_list(value):
+                raise errors.ExpressionFailed(
+                    f"`{compiled.text[:80]}` gives no list", hint="such as [1, 2] or load.rows"
+                )
         elif not compiled.condition({}):
             self.never.add(path)
 
     def _references(
         self, path: str, references: frozenset[str], step: str | None, *, edge: bool = False
     ) -> Iterator[Problem]:
-        for name in sorted(references - {expressions.INPUT} - self.unread):
+        known = {expressions.INPUT, *([expressions.ITERATION] if step in self.regions else [])}
+        for name in sorted(references - known - self.unread):
             if name not in self.workflow.steps:
                 hint = self.steps.hint(name) or f"an expression knows '{expressions.INPUT}' and the steps"
                 yield Problem(code="UNKNOWN_NAME", path=path, message=f"uses '{name[:64]}'", hint=hint)
@@ -196,6 +238,9 @@ class _Validation:
                 )
 
     def _out_of_sight(self, name: str, step: str, *, edge: bool) -> bool:
+        region = self.regions.get(step)
+        if region is not None and name in region.above:
+            return False  # of what has not run yet in this round, it sees the last one
         if name == step:
             return not edge
         above = self.ancestry.above(step)

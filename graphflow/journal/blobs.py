@@ -69,10 +69,19 @@ class Blobs:
         return reference.to(digest, len(content))
 
     def opened(self, tenant: str, value: Any) -> Any:
-        """The value itself, or the one that it refers to. Raises JournalUnavailable, Permanent if there is no such."""
+        """The value itself, or the one that it refers to; in a list, each for itself: results of a map may be large.
+
+        Raises JournalUnavailable, Permanent if there is no such blob.
+        """
         digest = reference.digest_of(value)
-        if digest is None:
-            return value
+        found = value if digest is None else self.value(tenant, digest)
+        if not isinstance(found, list):
+            return found
+        parts: list[Any] = found
+        return [self.opened(tenant, part) for part in parts] if any(map(reference.digest_of, parts)) else parts
+
+    def value(self, tenant: str, digest: str) -> Any:
+        """The value of a blob. Raises JournalUnavailable, Permanent if there is no such."""
         content = self._at_hand(tenant, digest)
         if content is None:
             with self._database.read() as connection:

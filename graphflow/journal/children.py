@@ -11,6 +11,7 @@ from convergio.graphflow.journal import payload, tables
 from convergio.graphflow.journal.boards import now_ms
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.rows import ChildRow
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import TERMINAL_RUN, RunState
 
@@ -23,12 +24,13 @@ _ENDED: Final = tuple(sorted(state.value for state in TERMINAL_RUN))
 
 def _left() -> sa.ColumnElement[bool]:
     """Nobody waits for the child: its parent, or the step, has ended, or the step is at a later attempt."""
-    outcomes, newer = tables.outcomes.c, _newer.c
-    step_ended = sa.exists().where(outcomes.run_id == _children.run_id, outcomes.step == _children.step)
-    later = sa.exists().where(
-        newer.run_id == _children.run_id, newer.step == _children.step, newer.attempt > _children.attempt
-    )
+    step_ended = sa.exists().where(*_same_step(tables.outcomes.c))
+    later = sa.exists().where(*_same_step(_newer.c), _newer.c.attempt > _children.attempt)
     return sa.or_(_parents.c.state.in_(_ENDED), step_ended, later)
+
+
+def _same_step(other: Any) -> list[sa.ColumnElement[bool]]:
+    return [getattr(other, name) == getattr(_children, name) for name in ("run_id", "step", "iteration")]
 
 
 def _open_business() -> sa.Select[Any]:
@@ -78,7 +80,7 @@ def _row(row: sa.Row[Any]) -> ChildRow:
         ref=RunRef(tenant=values["tenant"], run=values["child_id"]),
         parent=RunRef(tenant=values["tenant"], run=values["run_id"]),
         submitter=values["submitter"],
-        step=values["step"],
+        step=instance.named(values["step"], values["iteration"]),
         attempt=values["attempt"],
         workflow=values["workflow"],
         left=bool(values["left"]),

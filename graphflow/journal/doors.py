@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -11,7 +11,7 @@ from convergio.graphflow.journal import payload, tables
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.history import find_definition, find_run, unknown_run
 from convergio.graphflow.journal.rows import Accepted, Basis, NewRun, NewSignal, Origin, Parent, RunRow, SignalRow
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
 
@@ -62,10 +62,13 @@ class Doors:
     def basis(self, tenant: str, run_id: str) -> Basis:
         """What another run can be made from. Raises `UnknownRun`, also for another tenant's run."""
         outcomes = tables.outcomes.c
-        ends = sa.select(outcomes.step, outcomes.state).where(outcomes.run_id == run_id).order_by(outcomes.iteration)
+        columns = (outcomes.step, outcomes.iteration, outcomes.state)
+        ends = sa.select(*columns).where(outcomes.run_id == run_id).order_by(outcomes.iteration)
         with self._database.read() as connection:
             run = find_run(connection, tenant, run_id)
-            states = {step: StepState(state) for step, state in connection.execute(ends)}
+            states = {
+                instance.named(step, iteration): StepState(state) for step, iteration, state in connection.execute(ends)
+            }
             return Basis(run=run, document=find_definition(connection, run.digest), ends=states)
 
     def run(self, tenant: str, run_id: str) -> RunRow:
@@ -221,19 +224,35 @@ def _copy(connection: sa.Connection, run: NewRun, origin: Origin) -> None:
 def _copy_rows(
     connection: sa.Connection,
     table: sa.Table,
-    steps: Sequence[str],
+    wanted: Sequence[str],
     run_id: str,
     changed: Mapping[str, sa.ColumnElement[Any]],
 ) -> int:
-    """Copies the rows of these steps of the run, with some columns changed. Returns how many."""
+    """Copies the rows of these instances of the run's steps, with some columns changed. Returns how many."""
     of_tenant = (table.c.run_id == run_id) & (table.c.tenant == changed["tenant"])
     values = [changed.get(name, column) for name, column in table.c.items()]
     copied = 0
-    for start in range(0, len(steps), COPIED_AT_ONCE):
-        rows = sa.select(*values).where(of_tenant, table.c.step.in_(steps[start : start + COPIED_AT_ONCE]))
+    for which in _chosen(table, wanted):
+        rows = sa.select(*values).where(of_tenant, which)
         insert = sa.insert(table).from_select(list(table.c.keys()), rows)
         copied += connection.execute(insert, execution_options={"preserve_rowcount": True}).rowcount
     return copied
+
+
+def _chosen(table: sa.Table, wanted: Sequence[str]) -> Iterator[sa.ColumnElement[bool]]:
+    """Conditions that choose the rows of these instances, each for some hundreds of them."""
+    first: list[str] = []
+    later: dict[str, list[int]] = {}
+    for step, iteration in map(instance.split, wanted):
+        if iteration:
+            later.setdefault(step, []).append(iteration)
+        else:
+            first.append(step)
+    for start in range(0, len(first), COPIED_AT_ONCE):
+        yield (table.c.iteration == 0) & table.c.step.in_(first[start : start + COPIED_AT_ONCE])
+    for step, iterations in later.items():
+        for start in range(0, len(iterations), COPIED_AT_ONCE):
+            yield (table.c.step == step) & table.c.iteration.in_(iterations[start : start + COPIED_AT_ONCE])
 
 
 # --- the same run again -------------------------------------------------------------------------------------------

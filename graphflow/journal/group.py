@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from convergio.graphflow.journal import payload
 from convergio.graphflow.journal.rows import StepKey, StreamEvent
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import RunRef, child_of
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, RunState
 
@@ -148,11 +148,12 @@ class Group:
             raise errors.InvalidPayload(f"{event.type} without a step and its attempt")
         self.children.append(
             {
-                "child_id": child_of(parent, event.step, attempt).run,
+                "child_id": child_of(parent, instance.named(event.step, event.iteration), attempt).run,
                 "tenant": event.tenant,
                 "submitter": event.submitter,
                 "run_id": event.run_id,
                 "step": event.step,
+                "iteration": event.iteration,
                 "attempt": attempt,
                 "workflow": _named(event, "workflow"),
                 "wanted_ms": event.at_ms,

@@ -10,6 +10,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from convergio.graphflow.journal import payload
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.ids import DEFAULT_TENANT, RunRef
 from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
@@ -74,8 +75,8 @@ RETRIES: Final = (ForkKind.RETRY, ForkKind.REDRIVE)
 class Origin:
     """Which run of the same tenant a new one is made from.
 
-    `step`: the step that somebody named to begin with. `reused`: steps whose outcomes are copied. `resumed`: steps that
-    run again, and find the facts that they recorded before.
+    `step`: the step that somebody named to begin with. `reused`: instances of steps whose outcomes are copied.
+    `resumed`: instances that run again, and find the facts that they recorded before.
     """
 
     run_id: str
@@ -83,6 +84,11 @@ class Origin:
     step: str | None = None
     reused: tuple[str, ...] = ()
     resumed: tuple[str, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Of how many steps it copies outcomes."""
+        return len({instance.step_of(one) for one in self.reused if instance.index_of(one) is None})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,6 +226,11 @@ class OutcomeRow:
         return cls(**_decoded(row, "output", "error", state=StepState))
 
     @property
+    def instance(self) -> str:
+        """Which instance of the step it is, as the board names it."""
+        return instance.named(self.step, self.iteration)
+
+    @property
     def type(self) -> str:
         """The event type it came from."""
         return f"step.{self.state.value.lower()}"
@@ -246,6 +257,11 @@ class EventRow:
         """From a row of the table."""
         return cls(**_decoded(row, "data"))
 
+    @property
+    def instance(self) -> str:
+        """Which instance of a step it is about, as the board names it; "" for the run itself."""
+        return instance.named(self.step or "", self.iteration)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRow:
@@ -265,6 +281,11 @@ class RecordRow:
     def of(cls, row: sa.Row[Any]) -> RecordRow:
         """From a row of the table."""
         return cls(**_decoded(row, "value"))
+
+    @property
+    def instance(self) -> str:
+        """Which instance of the step it is of, as the board names it."""
+        return instance.named(self.step, self.iteration)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -291,6 +312,7 @@ class SignalRow:
 class ChildRow:
     """A child that a step wants or wanted, of which something is to do. `left`: nobody waits for it any more.
 
+    `step`: the instance of it, as the board names it.
     `state`, `output`, `error`: what the child's own run came to, None while there is none.
     """
 

@@ -127,6 +127,7 @@ children: Final = _table(
     _text("submitter"),
     _text("run_id"),
     _text("step"),
+    _int("iteration"),
     _int("attempt"),
     _text("workflow"),
     _int("wanted_ms"),

@@ -415,3 +415,24 @@ class ChildTooDeep(ConvergioError):
     """Too many runs are above this one."""
 
     code = "CHILD_TOO_DEEP"
+
+
+# --- maps and loops -------------------------------------------------------------------------------------------------
+
+
+class BadList(ConvergioError):
+    """What a map is over is no list."""
+
+    code = "BAD_LIST"
+
+
+class ItemsFailed(ConvergioError):
+    """So many items of a map failed that it cannot come true."""
+
+    code = "ITEMS_FAILED"
+
+
+class LoopExhausted(ConvergioError):
+    """A loop has made all its rounds, and its condition still does not hold."""
+
+    code = "LOOP_EXHAUSTED"

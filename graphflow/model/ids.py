@@ -52,7 +52,7 @@ class RunRef:
 
 
 def child_of(ref: RunRef, step: str, attempt: int) -> RunRef:
-    """The run that is this attempt of a step: the same, however often it is asked for."""
+    """The run that is this attempt of a step's instance: the same, however often it is asked for."""
     name = f"{ref}/{step}/{attempt}".encode()
     return RunRef(tenant=ref.tenant, run=f"{CHILD}{hashlib.blake2b(name, digest_size=16).hexdigest()}")
 

@@ -43,6 +43,7 @@ class BlockedOn(StrEnum):
     TIMER = "TIMER"
     LIMIT = "LIMIT"
     CHILD = "CHILD"
+    ITEMS = "ITEMS"
 
 
 TERMINAL_RUN: Final = frozenset({RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED})

@@ -27,6 +27,7 @@ class StepKind(StrEnum):
     APPROVAL = "approval"
     WAIT = "wait"
     WORKFLOW = "workflow"
+    MAP = "map"
 
 
 class JoinKind(StrEnum):
@@ -62,6 +63,18 @@ class Join:
                 needed = max(1, self.count)
                 return True if taken >= needed else None if taken + left >= needed else False
 
+    def verdict(self, *, items: int, done: int, good: int) -> bool | None:
+        """Whether a map of so many items has come true (True), cannot any more (False), or neither yet (None)."""
+        left, bad = items - done, done - good
+        match self.kind:
+            case JoinKind.ALL:
+                return False if bad else None if left else True
+            case JoinKind.TOLERATE:
+                return False if bad > self.count else None if left else True
+            case JoinKind.ANY | JoinKind.QUORUM:
+                needed = max(1, self.count)
+                return True if good >= needed else None if good + left >= needed else False
+
 
 class OnFailure(StrEnum):
     """What the failure of a step does to its run: end it, let it go on with null as the step's result, end it when
@@ -89,6 +102,14 @@ PRIORITIES: Final = ("low", "medium", "high", "critical")
 
 DEFAULT_PRIORITY: Final = "medium"
 
+
+class OnMax(StrEnum):
+    """What a loop does that has made all its rounds, and its `until` still does not hold."""
+
+    FAIL = "fail"
+    CONTINUE = "continue"
+
+
 DEFAULT_QUEUE: Final = MappingProxyType(
     {
         StepKind.TASK: "steps",
@@ -96,6 +117,7 @@ DEFAULT_QUEUE: Final = MappingProxyType(
         StepKind.APPROVAL: "control",
         StepKind.WAIT: "control",
         StepKind.WORKFLOW: "control",
+        StepKind.MAP: "control",
     }
 )
 DEFAULT_DURABILITY: Final = MappingProxyType(
@@ -105,6 +127,7 @@ DEFAULT_DURABILITY: Final = MappingProxyType(
         StepKind.APPROVAL: Durability.STEP,
         StepKind.WAIT: Durability.STREAM,
         StepKind.WORKFLOW: Durability.STREAM,
+        StepKind.MAP: Durability.STREAM,
     }
 )
 
@@ -165,6 +188,33 @@ class Edge:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """After the step the way from `back_to` to it is gone again, unless `until` (CEL) holds or it was gone `max` times.
+
+    Without `until` it is gone so often, and then the run goes on.
+    """
+
+    back_to: str
+    max: int
+    until: str | None = None
+    on_max: OnMax = OnMax.FAIL
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Map:
+    """`each` is done for every item of the list that `over` (CEL) gives; `item` names it in its expressions.
+
+    `max_concurrency`: how many at once; None = all. `join`: how many items must succeed.
+    """
+
+    over: str
+    each: Step
+    item: str = "item"
+    max_concurrency: int | None = None
+    join: Join = field(default_factory=Join)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
     """One step. `spec` is what only its kind knows (JSON): function, or agent and prompt, or the approval's title.
 
@@ -193,6 +243,8 @@ class Step:
     cache: Cache | None = None
     compensate: Step | None = None
     """the step that undoes this one; its name is this one's with UNDO before it"""
+    loop: Loop | None = None
+    map: Map | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.workflow import StepKind
 
 
@@ -48,6 +49,7 @@ class HookContext:
     kind: StepKind
     attempt: int
     now: datetime
+    iteration: int = 0
 
     def next(self, *, hour: int) -> datetime:
         """The next time at which it is `hour` o'clock, in the zone of `now`."""
@@ -117,12 +119,14 @@ def hook(*, before: str = "step") -> Callable[[H], H]:
 
 def context(claimed: Any, kind: StepKind) -> HookContext:
     """The context of a claim (`scripts.Claimed`), in board time."""
+    step, iteration = instance.split(claimed.step)
     return HookContext(
         tenant=claimed.ref.tenant,
         submitter=claimed.submitter,
         run=claimed.ref.run,
         workflow=claimed.meta["workflow"],
-        step=claimed.step,
+        step=step,
+        iteration=iteration,
         kind=kind,
         attempt=claimed.attempt,
         now=datetime.fromtimestamp(claimed.at_ms / 1000, UTC).astimezone(),

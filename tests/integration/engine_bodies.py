@@ -37,6 +37,14 @@ def echo(value: Any = None) -> dict[str, Any]:
     return {"value": value}
 
 
+@step(name="probe.picky")
+def picky(value: Any = None, index: int = 0) -> list[Any]:
+    """Refuses "bad"."""
+    if value == "bad":
+        raise errors.Permanent(f"item {index} is bad")
+    return [index, value]
+
+
 @step(name="probe.lasts")
 def lasts(seconds: float, name: str) -> str:
     """Takes its time, as a computation does."""

@@ -38,6 +38,7 @@ from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.instance import step_of
 from convergio.graphflow.model.states import BlockedOn, StepState
 from convergio.graphflow.model.workflow import StepKind, Workflow
 from convergio.tasks import app as celery_app
@@ -185,10 +186,10 @@ class Stage:
         return self.history.run(ref.tenant, ref.run)
 
     def outcomes(self, ref: RunRef) -> dict[str, OutcomeRow]:
-        """The journaled outcomes by step; fails if a step has two."""
+        """The journaled outcomes by instance; fails if one has two."""
         rows = self.history.facts(ref.run).outcomes
-        assert len({row.step for row in rows}) == len(rows)
-        return {row.step: row for row in rows}
+        assert len({row.instance for row in rows}) == len(rows)
+        return {row.instance: row for row in rows}
 
     def events(self, ref: RunRef, kind: str) -> list[dict[str, Any]]:
         """The data of the run's journaled events of one kind."""
@@ -223,7 +224,7 @@ class Stage:
         facts = json.loads(self.client.hget(self.keys.run(ref), fields.META))
         plan = self.service.sweeper.plans.get(facts["digest"])
         fresh, priority = step in plan.roots and ring.endswith(".1"), Caller.of(ref, facts).priority
-        route = route_of(plan.steps[step], priority=priority, fresh=fresh)
+        route = route_of(plan.step(step), priority=priority, fresh=fresh)
         queue_list = taker.process.core.ringer.bell.list_of(route)
         return taker.steps.claim(ref, step=step, ring=ring, queue_list=queue_list)
 
@@ -346,11 +347,11 @@ class Stage:
             if state == StepState.READY and self.client.zscore(self.keys.held, f"{ref}/{step}") is None:
                 claim = self.claim(ref, step, worker)
                 if worker.steps.step(claim).kind is StepKind.APPROVAL:
-                    worker.steps.block(claim, signal=step, data={})
+                    worker.steps.block(claim, signal=step_of(step), data={})
                 else:
                     worker.steps.succeed(claim, {"step": step})
             elif word.blocked_on is BlockedOn.SIGNAL:
-                self.signal(ref, step)
+                self.signal(ref, step_of(step))
         for claim in worker.claims._snapshot():
             if claim.held.ref == ref and claim.deliver is None:
                 worker.steps.succeed(claim, {"step": claim.held.step})

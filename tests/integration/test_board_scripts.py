@@ -172,6 +172,20 @@ def test_the_next_doorbell_is_popped_and_its_step_claimed_as_claim_would(
     assert [entry["type"] for _, entry in stage.feed(ref)].count("step.running") == 1
 
 
+def test_a_doorbell_of_an_instance_is_claimed_under_its_own_name(stage: Stage) -> None:
+    """Ids write `a~1000` for `a#1000`: a page that shows them must find its path whole."""
+    held = stage.running(stage.begun())
+    ref = stage.begun("r2")
+    stage.decided(ref, writes=[("s:a#1000", "", "READY|1.1")])
+    stage.client.lpush(NEXT, message("r2.a~1000.1.1", tenant="default"))
+    then, taken = stage.next(nonce="n-1")
+    stage.complete(held, then=then)
+    (one,) = taken
+    assert (one.ref, one.step, one.ring) == (ref, "a#1000", "1.1")
+    assert isinstance(one.claim, scripts.Claimed)
+    assert (one.claim.step, stage.word(ref, "a#1000")) == ("a#1000", "RUNNING|1.1.n-1")
+
+
 def test_who_may_not_tell_how_a_step_ended_takes_nothing(stage: Stage, ends: Callable[..., Any]) -> None:
     ref = stage.begun()
     fenced = stage.running(ref)

@@ -295,3 +295,16 @@ def test_whoever_forks_from_an_agents_step_wants_another_answer(stage: Stage, as
     ref = forked(stage, was, step="risk")
     assert len(asked) == 2
     assert len(ledger(stage, ref)) == 1
+
+
+def test_each_item_of_a_map_has_its_own_answer_and_its_own_row_in_the_ledger(stage: Stage, asked: list[str]) -> None:
+    made = WorkflowBuilder("asking", version=1)
+    made.map("risks", over="input", item="country").agent("amy", prompt="How risky is {{ country }}, no. {{ index }}?")
+    ref = stage.submit(made.build(), ["IT", "DE"])
+    stage.answer_all()
+    stage.journal()
+    assert stage.row(ref).state is RunState.SUCCEEDED
+    assert [question in prompt for question, prompt in zip(("IT, no. 0", "DE, no. 1"), asked, strict=True)] == [
+        True
+    ] * 2
+    assert [(row.step, row.iteration) for row in ledger(stage, ref)] == [("risks", 1000), ("risks", 2000)]

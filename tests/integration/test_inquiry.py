@@ -10,9 +10,10 @@ import pytest
 from convergio.graphflow.board.keys import Keys
 from convergio.graphflow.engine import reason
 from convergio.graphflow.engine.inquiry import Inquiry
-from convergio.graphflow.engine.reason import StepView
+from convergio.graphflow.engine.reason import StepView, Tally
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.instance import member
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from tests.integration.engine_stage import EngineStage, engine_on
 
@@ -199,3 +200,44 @@ def test_a_paused_run_says_so_while_what_runs_goes_on(stage: EngineStage) -> Non
     assert said(stage, ref, "other").startswith("is ready, and starts when its run goes on")
     stage.entrance.resume(ref, by="ann")
     assert said(stage, ref, "other").startswith("is queued for 0.")
+
+
+# --- maps and loops ---------------------------------------------------------------------------------------------------
+
+MAPPED = {"each": {"map": {"over": "[1, 2, 3]", "max_concurrency": 2, "each": {"task": "demo.one"}}}}
+LOOPED = {
+    "draft": {"task": "demo.one"},
+    "review": {"task": "demo.two", "needs": ["draft"], "loop": {"back_to": "draft", "max": 3}},
+}
+
+
+def test_a_map_says_how_many_of_its_items_are_done_while_it_works_and_when_it_has_ended(stage: EngineStage) -> None:
+    ref = stage.submit(MAPPED)
+    stage.succeed(ref, member("each", 0), "a")
+    assert seen(stage, ref, "each").tally == Tally(items=3, done=1, good=1, active=2)
+    assert said(stage, ref, "each").endswith(": 1 of 3 items done, 2 at work")
+    assert seen(stage, ref, "each").does == "demo.one for each of [1, 2, 3]"
+    for index in (1, 2):
+        stage.succeed(ref, member("each", index), "b")
+    stage.journal()
+    each = seen(stage, ref, "each")
+    assert (each.state, each.tally) == (StepState.SUCCEEDED, Tally(items=3, done=3, good=3))
+
+
+def test_a_step_of_a_loop_is_shown_in_its_last_round(stage: EngineStage) -> None:
+    ref = stage.submit(LOOPED)
+    for name in ("draft", "review", "draft#1"):
+        stage.succeed(ref, name, {"by": name})
+    stage.journal()
+    view = stage.inquiry.view(ref)
+    assert [(step.label, step.state) for step in view.steps.values()] == [
+        ("draft#1", StepState.SUCCEEDED),
+        ("review#1", StepState.READY),
+    ]
+    assert view.steps["review"].ahead is not None
+    assert view.steps["review"].finished_ms is None, "that was another round"
+    stage.succeed(ref, "review#1")
+    for name in ("draft#2", "review#2"):
+        stage.succeed(ref, name)
+    stage.journal()
+    assert {step.iteration for step in stage.inquiry.view(ref).steps.values()} == {2}

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -73,6 +74,19 @@ def test_a_forked_run_has_copies_that_say_whose_they_are_and_have_no_tokens(jour
     assert (load.step, load.state, load.output) == ("load", StepState.SUCCEEDED, {"paid": True})
     assert (load.reused_from, load.tokens, load.submitter) == ("run1", 0, "bob")
     assert (check.step, check.state, check.reused_from) == ("check", StepState.SKIPPED, "run1")
+
+
+def test_of_a_step_with_many_instances_only_the_chosen_ones_are_copied(journal: Database) -> None:
+    doors = samples.accepted(journal, "run1")
+    stream = samples.Stream(journal)
+    for seq, iteration in enumerate((0, 1000, 2000, 3000), start=1):
+        stream.write(samples.outcome(seq, "each", iteration=iteration))
+    chosen = origin(["each#1000", "each#3000"])
+    assert chosen.steps == 0, "the step itself is not among them"
+    with mock.patch.object(doors_module, "COPIED_AT_ONCE", 1):
+        forked(doors, made_from=chosen)
+    assert [row["iteration"] for row in copies(journal)] == [1000, 3000]
+    assert doors.basis("default", "run2").ends.keys() == {"each#1000", "each#3000"}
 
 
 def test_the_run_that_was_forked_stays_as_it_was(journal: Database, doors: Doors) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Final
+from typing import Any, Final
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.keys import Epoch
@@ -65,7 +65,7 @@ def decision(world: World) -> None:
         waiting = [node for node in waiting if f"signal-{node.name}" not in world.ledger.signals]
     if waiting:
         node = world.pick(waiting)
-        said = {**(node.result or {}), "decision": "approve" if node.ends == "SUCCEEDED" else "reject"}
+        said: dict[str, Any] = {**(node.result or {}), "decision": "approve" if node.ends == "SUCCEEDED" else "reject"}
         _send(world, world.ledger.signal(node.name, said, world.board.now_ms))
 
 
@@ -142,8 +142,11 @@ def _apply_cancel(world: World) -> None:
 
 def repeat(world: World) -> None:
     """An entry of the inbox comes once more."""
-    done = [name for name in world.nodes if world.word(name).state in TERMINAL_STEP]
+    begun = [name[2:] for name in world.values() if name.startswith("s:")]
+    done = [name for name in begun if world.word(name).state in TERMINAL_STEP]
+    maps = [name for name in begun if world.word(name).blocked_on is BlockedOn.ITEMS]
     entries = ['{"t":"start"}', *(json.dumps({"t": "arrived", "step": name}) for name in done), *world.wishes]
+    entries += [json.dumps({"t": kind, "step": name}) for name in maps for kind in ("deal", "fold")]
     world.met["an entry comes twice"] += 1
     world.post(world.pick(entries))
 
@@ -151,12 +154,12 @@ def repeat(world: World) -> None:
 def tend(world: World) -> None:
     """Children that SQL knows to be wanted, and that still are, end: their parent is told; and again by `repeat`."""
     wanted = [event for event in world.ledger.events if event.type == WANTED]
-    last = {event.step: event.data["attempt"] for event in wanted}
+    last = {event.instance: event.data["attempt"] for event in wanted}
     for event in wanted:
-        step, attempt = event.step or "", event.data["attempt"]
+        step, attempt = event.instance, event.data["attempt"]
         if world.over or step in world.ledger.outcomes or attempt < last[step]:
             continue
-        node = world.nodes[step]
+        node = world.node(step)
         good = attempt > node.flaky and node.ends == "SUCCEEDED"
         error = {**errors.ChildFailed("no").as_dict(), "retryable": attempt <= node.flaky}
         facts = {"state": "SUCCEEDED", "output": node.result} if good else {"state": "FAILED", "error": error}
@@ -193,10 +196,10 @@ def ring_lost(world: World) -> None:
     line = {content.decode() for content in world.bells()}
     for member in list(world.board.rung.get(LIST, {})):
         _, _, step, ring = member.split("/")
-        gone = f"{step}/{ring}" not in line and not world.nodes[step].lonely
+        gone = f"{step}/{ring}" not in line and not world.node(step).lonely
         if gone and world.word(step).text == fields.ready(ring):
             lost = int(world.values().get(fields.unclaimed(step), 0)) + 1
-            if lost >= UNCLAIMED and world.nodes[step].ends == "QUARANTINED":
+            if lost >= UNCLAIMED and world.node(step).ends == "QUARANTINED":
                 _quarantine(world, step, fields.ready(ring))
             else:
                 world.ring(step, fields.ready(ring), kind="step.rung", sets={fields.unclaimed(step): str(lost)})
@@ -212,8 +215,8 @@ def pass_time(world: World) -> None:
         _expire(world, member)
     for member in [name for name, due in board.timers.items() if due <= board.now_ms]:
         _, _, step, on = member.split("/")
-        verdict = is_verdict(world.plan.steps[step], on)
-        if on in (ASK, LEAVE, BlockedOn.LIMIT) or (world.nodes[step].limit and not verdict):
+        verdict = is_verdict(world.plan.step(step), on)
+        if on in (ASK, LEAVE, BlockedOn.LIMIT) or (world.node(step).limit and not verdict):
             _turn(world, member, step, on)
             continue
         if verdict:
@@ -264,7 +267,7 @@ def _expire(world: World, member: str) -> None:
     world.lives -= owned
     world.met["a lease is over"] += 1
     lost = int(world.values().get(fields.deliveries(step), 0)) + 1
-    if lost >= DELIVERIES and world.nodes[step].ends == "QUARANTINED":
+    if lost >= DELIVERIES and world.node(step).ends == "QUARANTINED":
         _quarantine(world, step, fields.running(fence))
         return
     sets, data = {fields.deliveries(step): str(lost)}, json.dumps({"deliveries": lost})
@@ -323,9 +326,10 @@ def wipe(world: World) -> None:
 def _rebuild(world: World) -> None:
     board = world.board
     made = restore(world.ledger.facts(), world.plan, epoch=board.epoch.number, now_ms=board.now_ms)
-    due = {f"{e.step}/{e.data['on']}": e.data["due_ms"] for e in world.ledger.events if e.type == "step.waiting"}
+    due = {f"{e.instance}/{e.data['on']}": e.data["due_ms"] for e in world.ledger.events if e.type == "step.waiting"}
     open_waits = {name: at for name, at in due.items() if name.split("/")[0] not in world.ledger.outcomes}
-    assert open_waits == {name: made.timers.get(name) for name in open_waits}, "a wait begins anew"
+    ending = any(entry["t"] in ("start", "arrived") for entry in made.inbox)  # what follows there ends the run
+    assert ending or open_waits == {name: made.timers.get(name) for name in open_waits}, "a wait begins anew"
     run = ModelRun(values={**made.values, "@seq": "0"}, inbox=[json.dumps(entry) for entry in made.inbox])
     board.runs[REF] = run
     board.held.update({f"{REF}/{step}": board.now_ms + scripts.LEASE_MS for step in made.held})

@@ -7,7 +7,7 @@ is left to do, and the run must have come to what `reference` says.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final
@@ -16,6 +16,7 @@ from convergio.graphflow.decision import LEAVE
 from convergio.graphflow.flow import document, values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.rows import OutcomeRow
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.states import STEP_TRANSITIONS, RunState, StepState
 from convergio.graphflow.model.workflow import UNDO
 from tests.property import clerk, hands, reference, turns
@@ -64,8 +65,11 @@ def make_play(draw: Draw) -> Play:
     limit = (0, 0, 1, 2)[draw(4)]
     for index in range(1 + draw(7)):
         nodes.append(_limited(_node("abcdefg"[index], nodes, draw), limit, draw))
+    if draw(3) == 0:
+        _loop(nodes, draw)
+    once = {node.name for node in nodes} - _repeated(nodes)
     return play_of(
-        _undoing([_asking(node, draw) for node in nodes], draw),
+        _undoing([_asking(node, once, draw) for node in nodes], once, draw),
         reference.THRESHOLD - 2 + 5 * draw(2),
         undone=draw(4) == 0,
     )
@@ -78,24 +82,46 @@ def play_of(nodes: Sequence[Node], n: int, *, undone: bool = False) -> Play:
     return Play(nodes=nodes, n=n, plan=plan, judge=nodes, undone=undone)
 
 
-def _asking(node: Node, draw: Draw) -> Node:
-    """A step that does something may ask what to do when it fails."""
-    idle = node.approval or node.waits or node.signal or node.lenient
-    return node if idle or draw(3) else replace(node, asks=True, ends="FAILED" if draw(2) else node.ends)
+def _repeated(nodes: Sequence[Node]) -> set[str]:
+    return set(Plan.of(document.parse_document(reference.document(nodes))).loops)
 
 
-def _undoing(nodes: Sequence[Node], draw: Draw) -> Sequence[Node]:
-    """In half of the graphs most steps that do something can be undone, and some have the run undone."""
+def _asking(node: Node, once: Container[str], draw: Draw) -> Node:
+    """A step that does something, once, may ask what to do when it fails."""
+    idle = node.approval or node.waits or node.signal or node.lenient or node.items is not None
+    if idle or node.name not in once or draw(3):
+        return node
+    return replace(node, asks=True, ends="FAILED" if draw(2) else node.ends)
+
+
+def _undoing(nodes: Sequence[Node], once: Container[str], draw: Draw) -> Sequence[Node]:
+    """In half of the graphs most steps that do something, once, can be undone, and some have the run undone."""
     if draw(2):
         return nodes
-    plain = {node.name for node in nodes if not (node.approval or node.waits or node.signal) and draw(4)}
+    does = [node for node in nodes if not (node.approval or node.waits or node.signal or node.items is not None)]
+    plain = {node.name for node in does if node.name in once and draw(4)}
     ends = {node.name for node in nodes if plain and not (node.lenient or node.asks) and draw(2)}
     return [replace(node, undo=node.name in plain, undoing=node.name in ends) for node in nodes]
 
 
 def _limited(node: Node, limit: int, draw: Draw) -> Node:
     works = not (node.approval or node.waits or node.signal or node.child)
-    return replace(node, limit=limit) if works and limit and draw(3) else node
+    return replace(node, limit=limit) if works and limit and draw(5) else node
+
+
+def _loop(nodes: list[Node], draw: Draw) -> None:
+    """One loop, if the graph has a place for it: of steps that end the same in each round."""
+    place = draw(len(nodes))
+    end, rounds = nodes[place], 1 + draw(3)
+    looped = replace(end, back_to=nodes[draw(place + 1)].name, rounds=rounds, most=1 + draw(3), goes_on=draw(2) == 0)
+    made = [*nodes[:place], looped, *nodes[place + 1 :]]
+    try:
+        region = _repeated(made)
+    except errors.InvalidWorkflow:
+        return
+    inside = [node for node in nodes if node.name in region]
+    if not any(node.approval or node.signal or node.timeout or node.lonely for node in inside):
+        nodes[place] = looped
 
 
 def _node(name: str, nodes: Sequence[Node], draw: Draw) -> Node:
@@ -120,21 +146,28 @@ def _join(needs: int, draw: Draw) -> tuple[str, int]:
 
 def _kind(draw: Draw) -> dict[str, Any]:
     """What a step does. Who waits for the signal `nobody` sends times out; who waits for another one may."""
-    kind, fails = draw(14), draw(9) == 0
-    if kind < 3:
+    kind, fails = draw(16), draw(9) == 0
+    if kind < 3 or kind == 13:
         return {"approval": True, "ok": draw(4) > 0, "ends": "FAILED" if fails else "SUCCEEDED"}
-    if kind == 3:
-        return {"waits": (0.05, 1, 5)[draw(3)]}
-    if kind in (4, 5):
-        return _signalled(draw)
+    if kind in (3, 4, 5):
+        return {"waits": (0.05, 1, 5)[draw(3)]} if kind == 3 else _signalled(draw)
     if kind == 7:
         return {"child": True, "flaky": draw(3), "ends": "FAILED" if fails else "SUCCEEDED", "ok": draw(4) > 0}
+    if kind in (14, 15):
+        return _map(draw)
     if kind == 6 and draw(2):
         return {"lonely": True, "timeout": 2.0, "ends": "FAILED"}
     timeout = (1.0, 4.0)[draw(2)] if draw(8) == 0 else 0
     ends = ("FAILED", "QUARANTINED", "QUARANTINED")[draw(3)] if fails else "SUCCEEDED"
     flaky = max(0, draw(4) - 2)
     return {"durable": draw(3) == 0, "flaky": flaky, "ends": ends, "ok": draw(4) > 0, "timeout": timeout}
+
+
+def _map(draw: Draw) -> dict[str, Any]:
+    ends = ("SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "SUCCEEDED", "FAILED", "QUARANTINED")
+    items = tuple(ends[draw(len(ends)) if draw(2) else 0] for _ in range(draw(5)))
+    join = [("all", 0), ("any", 0), ("quorum", 1 + draw(3)), ("tolerate", draw(3))][draw(4)]
+    return {"items": items, "items_join": join, "width": draw(4), "durable": draw(3) == 0, "flaky": int(draw(3) == 0)}
 
 
 def _signalled(draw: Draw) -> dict[str, Any]:
@@ -154,7 +187,7 @@ def _above(nodes: Sequence[Node], names: Sequence[str]) -> list[str]:
         hasty = node.lenient and any(when is not None and when.kind == "boom" for _, when in node.needs)
         if node.name in found and node.join[0] == "all" and not hasty:
             found |= {source for source, _ in node.needs}
-    return sorted(found)
+    return sorted(found - {node.name for node in nodes if node.items is not None})  # a list is neither ok nor not
 
 
 def _condition(steps: Sequence[str], draw: Draw, *, boom: bool = True) -> Cond | None:
@@ -246,19 +279,27 @@ def check(world: World, play: Play) -> None:
     races = {node.name: _race(node, ledger.outcomes.get(node.name)) for node in play.judge if node.open_end}
     expected = reference.expected(play.judge, play.n, races)
     if ledger.state is RunState.SUCCEEDED:
-        assert {step: row.state.value for step, row in ledger.outcomes.items()} == expected.states
+        steps = {step: row.state.value for step, row in ledger.outcomes.items() if instance.index_of(step) is None}
+        assert steps == _instances(world, play, expected)
         results = {name: _without_number(result) for name, result in ledger.output.items()}
-        assert results == {name: expected.results.get(name) for name in expected.states}
+        _check_maps(world, play, results)
+        hasty = {node.name for node in play.judge if node.items_join[0] in ("any", "quorum")}
+        wanted = {name: expected.results.get(name) for name in expected.states.keys() - hasty}
+        assert {name: result for name, result in results.items() if name not in hasty} == wanted
     elif ledger.state is RunState.FAILED:
         assert ledger.error is not None
-        assert ledger.error["step"] in expected.failing
+        assert instance.step_of(ledger.error["step"]) in expected.failing
     else:
         assert ledger.cancel_requested, "nobody asked for the run's end"
+    judge = {node.name: node for node in play.judge}
     for step, row in ledger.outcomes.items():
         if step.startswith(UNDO):
             continue
-        assert row.state.value in (expected.states[step], StepState.CANCELLED.value), f"{step} ended otherwise"
-    assert {step for step in world.ran if not step.startswith(UNDO)} <= _may_run(play), "a dead path ran"
+        name, index = instance.step_of(step), instance.index_of(step)
+        ends = expected.states[name] if index is None else (judge[name].items or ())[index]
+        assert row.state.value in (ends, StepState.CANCELLED.value), f"{step} ended otherwise"
+    ran = {instance.step_of(step) for step in world.ran if not step.startswith(UNDO)}
+    assert ran <= _may_run(play), "a dead path ran"
     check_undone(world, play.judge, undone=play.undone)
     assert world.board.moves - ALLOWED == frozenset(), f"not in the table: {world.board.moves - ALLOWED}"
     _check_order(world, play)
@@ -276,6 +317,37 @@ def answered(node: Node, row: OutcomeRow | None) -> Node:
     survived, undoing = node.lenient or answer == "skip", node.undoing or answer == "compensate"
     ends = "FAILED" if node.asks and node.ends == "QUARANTINED" else node.ends
     return replace(node, lenient=survived, undoing=undoing, ends=ends)
+
+
+def _instances(world: World, play: Play, expected: reference.Expected) -> dict[str, str]:
+    """How each round of each step ends in a run that succeeds: each as the first one."""
+    rounds: dict[str, int] = {}
+    for node in play.judge:
+        if node.back_to and expected.states[node.name] == "SUCCEEDED":
+            count = min(node.rounds, node.most)
+            rounds |= {name: count for name, region in world.plan.loops.items() if region.end == node.name}
+            world.met["a loop goes back"] += count > 1
+            world.met["a loop goes on after all its rounds"] += node.rounds > node.most
+    states = expected.states.items()
+    return {instance.named(name, number): state for name, state in states for number in range(rounds.get(name, 1))}
+
+
+def _check_maps(world: World, play: Play, results: Mapping[str, Any]) -> None:
+    """Maps that succeeded did so with enough items, each with its own result, and left nothing at work."""
+    for node in play.judge:
+        row = world.ledger.outcomes.get(node.name)
+        if node.items is None or row is None or row.state is not StepState.SUCCEEDED:
+            continue
+        assert all(given in (wanted, None) for given, wanted in zip(results[node.name], node.result, strict=True))
+        done = [world.ledger.outcomes.get(instance.member(node.name, index)) for index in range(len(node.items))]
+        good = sum(one is not None and one.state is StepState.SUCCEEDED for one in done)
+        kind, count = node.items_join
+        if kind in ("any", "quorum"):
+            assert good >= max(1, count) or not node.items
+        else:
+            assert all(done), "a map ended before its items"
+        world.met[f"a map succeeds: {kind}"] += 1
+        world.met["an item is withdrawn"] += any(one is not None and one.state is StepState.CANCELLED for one in done)
 
 
 def _may_run(play: Play) -> set[str]:
@@ -306,6 +378,10 @@ def _check_order(world: World, play: Play) -> None:
     """Outcomes are in SQL after those that they follow from. A condition that fails may fail a join before that."""
     rows = world.ledger.outcomes
     place = {step: (row.epoch, row.stream_seq) for step, row in rows.items()}
+    for step in rows:
+        whole = rows.get(instance.whole(step))
+        if instance.index_of(step) is not None and whole is not None and whole.state is not StepState.CANCELLED:
+            assert place[step] < place[whole.instance], f"{step} is in SQL after its map"
     for node in play.nodes:
         row = rows.get(node.name)
         if row is None or row.state is StepState.CANCELLED or (row.error or {}).get("code") == "EXPRESSION_FAILED":
@@ -318,7 +394,7 @@ def _check_order(world: World, play: Play) -> None:
 def _check_waits(world: World) -> None:
     """Nothing waits shorter than it said."""
     for event in world.ledger.events:
-        row = world.ledger.outcomes.get(event.step or "")
+        row = world.ledger.outcomes.get(event.instance)
         if event.type == "step.waiting" and row is not None and event.data["due_ms"] is not None:
             timed_out = row.state is StepState.FAILED or event.data["on"] == "TIMER"
             over = row.state is StepState.CANCELLED or row.finished_ms >= event.data["due_ms"]
@@ -328,7 +404,7 @@ def _check_waits(world: World) -> None:
 def _check_queue(world: World) -> None:
     """No step that a worker took in time fails for want of one. A claim is told to nobody: a wipe forgets it."""
     for step, row in world.ledger.outcomes.items():
-        if (row.error or {}).get("code") == "STEP_TIMEOUT" and not world.nodes[step].signal:
+        if (row.error or {}).get("code") == "STEP_TIMEOUT" and not world.node(step).signal:
             taken = step in world.ran - world.returned and world.board.epoch.number == 1
             assert not taken, f"{step} was taken in time"
 

@@ -12,9 +12,10 @@ from convergio.graphflow import asking, decide, draft, shortcut
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
 from convergio.graphflow.decision import START, Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.draft import ALIVE
 from convergio.graphflow.flow import values
 from convergio.graphflow.flow.plan import Plan
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import StepState
 from convergio.graphflow.model.workflow import UNDO
@@ -31,7 +32,7 @@ def deliver(world: World) -> None:
     line = world.bells()
     if line:
         bell = line.pop(world.draw(len(line)) if world.faults else -1).decode()
-        if world.nodes[bell.split("/")[0]].lonely:
+        if world.node(bell.split("/")[0]).lonely:
             return
         if world.fault("a doorbell comes twice", 4):
             world.old_bells.append(bell)
@@ -59,30 +60,43 @@ def _claim(world: World, bell: str) -> None:
     else:
         world.met[f"a doorbell is refused: {held.why}"] += 1
         world.stopped |= {step} if held.why == "STOPPED" else set()
-        if held.why == "STOPPED" and world.nodes[step].limit:
+        if held.why == "STOPPED" and world.node(step).limit:
             world.post(json.dumps({"t": "shelve", "step": step, "was": fields.ready(ring)}))
 
 
 def _check_may_run(world: World, step: str) -> None:
     """What the step waits for is resolved, and in SQL where that was asked for; no journaled result is paid twice."""
     assert step not in world.ledger.outcomes, f"{step} runs, and SQL has its outcome"
-    join, resolved = world.nodes[step], 0
-    for edge in world.plan.workflow.steps[step].needs:
-        state, node = world.word(edge.step).state, world.nodes[edge.step]
-        ended = state is StepState.SUCCEEDED or (_is_survived(world, node) and state in decide.BROKEN)
+    join, resolved = world.nodes[instance.step_of(step)], 0
+    for edge in world.plan.workflow.steps[join.name].needs:
+        source, node = world.beside(edge.step, step), world.nodes[edge.step]
+        state = world.word(source).state
+        ended = state is StepState.SUCCEEDED or (_is_survived(world, node, source) and state in decide.BROKEN)
         resolved += ended or (state is StepState.SKIPPED and join.join[0] in ("all", "tolerate"))
         if (node.durable or node.approval) and state is StepState.SUCCEEDED:
-            assert edge.step in world.ledger.outcomes, f"{step} runs before SQL has {edge.step}"
+            assert node.items is not None or source in world.ledger.outcomes, f"{step} runs before SQL has {source}"
     assert resolved >= join.least, f"{step} runs, and only {resolved} of its needs are resolved"
     assert (join.waits, join.signal, join.child) == (0, "", False), f"{step} only waits, and a worker has it"
+    if join.items is not None:
+        _check_width(world, step, join)
     world.met["a join runs before all its needs are resolved"] += resolved < len(join.needs)
     world.ran.add(step)
 
 
-def _is_survived(world: World, node: Node) -> bool:
+def _is_survived(world: World, node: Node, source: str) -> bool:
     """Whether the run goes on without the step."""
-    kept: Any = json.loads(world.values().get(fields.output(node.name), "null"))
+    kept: Any = json.loads(world.values().get(fields.output(source), "null"))
     return node.lenient or (node.asks and values.is_map(kept) and kept.get("answer") == "skip")
+
+
+def _check_width(world: World, member: str, node: Node) -> None:
+    """No more items are at work than may be, and each has what it is to do."""
+    whole = instance.whole(member)
+    steps = [name[2:] for name in world.values() if name.startswith("s:")]
+    alive = [one for one in steps if one != whole and instance.whole(one) == whole and world.word(one).state in ALIVE]
+    assert len(alive) <= (node.width or len(node.items or ())), f"{alive} run at once"
+    assert world.values()[fields.item(member)] == str(instance.index_of(member)), f"{member} has another's item"
+    world.met["an item waits for its turn"] += len(alive) < len(node.items or ())
 
 
 # --- workers ----------------------------------------------------------------------------------------------------------
@@ -100,7 +114,7 @@ def work_on(world: World, body: Body) -> None:
         world.bodies.remove(body)
     elif body.outcome is not None:
         _hand_over(world, body)
-    elif world.nodes[body.held.step].ends == "QUARANTINED":
+    elif world.node(body.held.step).ends == "QUARANTINED":
         world.bodies.remove(body)
     elif world.lives and world.fault("a worker dies", 10):
         world.lives -= 1
@@ -128,7 +142,7 @@ def _owns(world: World, body: Body) -> bool:
 
 
 def _run(world: World, body: Body) -> None:
-    held, node = body.held, world.nodes[body.held.step]
+    held, node = body.held, world.node(body.held.step)
     wait: dict[str, Any] = {"attempt": held.attempt, "data": '{"seconds":1}', "delay_ms": 1_000}
     wait["key"] = turns.key_of(world, held.step)
     try:
@@ -160,7 +174,7 @@ def _run(world: World, body: Body) -> None:
 
 
 def _finish(world: World, body: Body) -> None:
-    node, attempt = world.nodes[body.held.step], body.held.attempt
+    node, attempt = world.node(body.held.step), body.held.attempt
     if node.asks and node.ends != "SUCCEEDED":
         _ask(world, body)
         return
@@ -209,8 +223,8 @@ def _hand_over(world: World, body: Body) -> None:
 
 def _tell(world: World, held: Claimed, outcome: Outcome) -> scripts.Locked | Parked | None:
     """COMPLETE where the engine would; now and then ARRIVE instead, which must come to the same."""
-    durable = world.nodes[held.step].durable
-    kept = draft.kept(world.plan.steps[held.step], outcome)
+    durable = world.node(held.step).durable
+    kept = draft.kept(world.plan.step(held.step), outcome)
     output = "" if kept is None else json.dumps(kept)
     told: dict[str, Any] = {"output": output, "outcome": outcome.as_json(), "token": world.name()}
     wanted = [] if durable else decide.wanted(world.plan, held.step)
@@ -270,8 +284,8 @@ def _wait_for_signal(world: World, body: Body) -> None:
         attempt=body.held.attempt,
         kind="step.blocked",
         data="{}",
-        detail=body.held.step,
-        look_back=body.held.step,
+        detail=instance.step_of(body.held.step),
+        look_back=instance.step_of(body.held.step),
     )
     if signalled:
         world.met["a signal had come early"] += 1

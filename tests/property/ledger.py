@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from convergio.graphflow.journal.rows import EventRow, OutcomeRow, RecordRow, RunFacts, RunRow, SignalRow
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import TERMINAL_RUN, TERMINAL_STEP, RunState, StepState
 
@@ -60,8 +61,8 @@ class Ledger:
             return
         self.outcomes[step] = OutcomeRow(
             run_id=self.ref.run,
-            step=step,
-            iteration=0,
+            step=instance.step_of(step),
+            iteration=instance.split(step)[1],
             tenant=self.ref.tenant,
             submitter="ann",
             state=StepState(data["state"]),
@@ -80,8 +81,8 @@ class Ledger:
     def _record(self, step: str, data: Any, entry: Mapping[str, str], epoch: int) -> None:
         row = RecordRow(
             run_id=self.ref.run,
-            step=step,
-            iteration=0,
+            step=instance.step_of(step),
+            iteration=instance.split(step)[1],
             key=data["key"],
             tenant=self.ref.tenant,
             submitter="ann",
@@ -110,8 +111,8 @@ class Ledger:
             tenant=self.ref.tenant,
             submitter="ann",
             type=kind,
-            step=step or None,
-            iteration=0,
+            step=instance.step_of(step) or None,
+            iteration=instance.split(step)[1],
             data=data,
             at_ms=int(entry["a"]),
             stream_seq=sequence,

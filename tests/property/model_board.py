@@ -485,7 +485,7 @@ def doorbell_of(text: str) -> tuple[RunRef, str, str] | None:
     """Run, step and ring of a message that is a doorbell."""
     try:
         headers = json.loads(text)["headers"]
-        run, step, number, count = headers["id"].split(".")
+        run, step, number, count = headers["id"].replace("~", "#").split(".")
         return RunRef(tenant=headers["tenant"], run=run), step, f"{int(number)}.{int(count)}"
     except (ValueError, KeyError):
         return None

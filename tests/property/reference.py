@@ -6,7 +6,7 @@ Independent on purpose: it shares no code with `decide`, knows no board, no orde
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -96,10 +96,46 @@ class Node:
     """its failure has the run undone"""
     lonely: bool = False
     """no worker listens to its queue"""
+    items: tuple[str, ...] | None = None
+    """a map: how each of its items ends"""
+    items_join: tuple[str, int] = ("all", 0)
+    width: int = 0
+    """so many items run at once; 0 is all"""
+    back_to: str = ""
+    """it ends a loop that begins there"""
+    rounds: int = 1
+    """how often the loop is gone, if its end succeeds each time"""
+    most: int = 1
+    """the bound of its loop, that may be below `rounds`"""
+    goes_on: bool = False
+    """its loop lets the run go on when it has made all its rounds"""
 
     @property
-    def result(self) -> dict[str, Any] | None:
+    def fate(self) -> str:
+        """How it ends when it runs."""
+        return self.ends if self.items is None else "SUCCEEDED" if self._enough() else "FAILED"
+
+    def _enough(self) -> bool:
+        ends, (kind, count) = self.items or (), self.items_join
+        good = sum(end == "SUCCEEDED" for end in ends)
+        if not ends or kind in ("any", "quorum"):
+            return not ends or good >= max(1, count)
+        return len(ends) - good <= (count if kind == "tolerate" else 0)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether its loop ends the run."""
+        return bool(self.back_to) and self.rounds > self.most and not self.goes_on
+
+    def member(self, index: int) -> Node:
+        """One item of a map, as a step."""
+        return replace(self, items=None, ends=(self.items or ())[index])
+
+    @property
+    def result(self) -> Any:
         """Its output if it succeeds."""
+        if self.items is not None:
+            return [{"ok": self.ok} if end == "SUCCEEDED" else None for end in self.items]
         if self.waits:
             return None
         if self.approval:
@@ -130,15 +166,18 @@ class Node:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Expected:
-    """`states`: how each step ends if nothing ends the run before. `failing`: steps that end the run."""
+    """`states`: how each step ends if nothing ends the run before. `failing`: steps that end the run. `exhausted`:
+    those whose loop does, if they succeed."""
 
     states: Mapping[str, str]
     results: Mapping[str, Any]
     lenient: frozenset[str]
+    exhausted: frozenset[str]
 
     @property
     def failing(self) -> frozenset[str]:
-        return frozenset(name for name, state in self.states.items() if state in BROKEN) - self.lenient
+        broken = frozenset(name for name, state in self.states.items() if state in BROKEN) - self.lenient
+        return broken | frozenset(name for name in self.exhausted if self.states[name] == "SUCCEEDED")
 
 
 def expected(nodes: Sequence[Node], n: int, races: Mapping[str, str] = EMPTY) -> Expected:
@@ -150,13 +189,14 @@ def expected(nodes: Sequence[Node], n: int, races: Mapping[str, str] = EMPTY) ->
     results: dict[str, Any] = {}
     lenient = frozenset(node.name for node in nodes if node.lenient)
     for node in nodes:
-        ends = races.get(node.name, NEVER) if node.open_end else node.ends
+        ends = races.get(node.name, NEVER) if node.open_end else node.fate
         states[node.name] = _state(node, ends, states, results, n)
-        if states[node.name] == "SUCCEEDED":
+        if states[node.name] == "SUCCEEDED" and not node.exhausted:
             results[node.name] = node.result
         elif states[node.name] in BROKEN and node.lenient:
             results[node.name] = None
-    return Expected(states=states, results=results, lenient=lenient)
+    exhausted = frozenset(node.name for node in nodes if node.exhausted)
+    return Expected(states=states, results=results, lenient=lenient, exhausted=exhausted)
 
 
 def _state(node: Node, ends: str, states: Mapping[str, str], results: Mapping[str, Any], n: int) -> str:
@@ -206,6 +246,7 @@ def _step(node: Node) -> dict[str, Any]:
         "join": {policy: count} if policy in ("quorum", "tolerate") else policy,
         "when": None if node.when is None else node.when.cel,
         "on_failure": _on_failure(node),
+        "loop": _loop(node),
     }
     if node.undo:
         made["compensate"] = {"task": "play.undo", "retry": undo_of(node).flaky}
@@ -219,6 +260,19 @@ def _step(node: Node) -> dict[str, Any]:
     if node.signal:
         return {**made, "wait": {"signal": node.signal, "timeout": timeout}}
     durability = "step" if node.durable else "stream"
+    task: dict[str, Any] = {"task": "play.step", "durability": durability, "retry": node.flaky}
+    task["timeout"] = {"queue": timeout}
     if node.limit:
-        made["concurrency_key"] = {"key": KEY, "limit": node.limit}
-    return {**made, "task": "play.step", "durability": durability, "retry": node.flaky, "timeout": {"queue": timeout}}
+        task["concurrency_key"] = {"key": KEY, "limit": node.limit}
+    if node.items is None:
+        return {**made, **task}
+    policy, count = node.items_join
+    items = {"over": str(list(range(len(node.items)))), "max_concurrency": node.width or None, "each": task}
+    return {**made, "map": {**items, "join": {policy: count} if policy in ("quorum", "tolerate") else policy}}
+
+
+def _loop(node: Node) -> dict[str, Any] | None:
+    if not node.back_to:
+        return None
+    until = f"iteration >= {node.rounds - 1}"
+    return {"back_to": node.back_to, "until": until, "max": node.most, "on_max": "continue" if node.goes_on else "fail"}

@@ -47,6 +47,8 @@ FAULTS = {
     *[f"an answer: {said}" for said in ("retry", "skip", "fail", "compensate")],
     *["an answer to no question", "a step asks", "a step asks and leaves its key"],
     *["a wait takes its time", "a wait times out", "a queue timeout"],
+    *[f"a map succeeds: {kind}" for kind in ("all", "any", "quorum", "tolerate")],
+    *["an item waits for its turn", "an item is withdrawn", "a loop goes back", "a loop goes on after all its rounds"],
 }
 """What a suite of histories must have seen, each more than once in five hundred of them."""
 

@@ -58,7 +58,7 @@ def serve(world: World) -> None:
 
 def ring(world: World, step: str) -> None:
     """Rings a step that has its key."""
-    word, node = world.word(step), world.nodes[step]
+    word, node = world.word(step), world.node(step)
     if word.blocked_on is not BlockedOn.LIMIT:
         return
     if node.timeout and fields.rings(step) not in world.values():
@@ -73,7 +73,8 @@ def limit_of(world: World) -> int:
 
 def check(world: World) -> None:
     """Never more steps than the limit."""
-    keyed = [name for name, node in world.nodes.items() if node.limit]
-    active = [name for name in keyed if world.word(name).state in ACTIVE]
+    steps = [name.removeprefix("s:") for name in world.values() if name.startswith("s:")]
+    keyed = [step for step in steps if fields.key(step) in world.values()]
+    active = [step for step in keyed if world.word(step).state in ACTIVE]
     assert len(active) <= (limit_of(world) if keyed else 0), f"{active} are too many"
     world.met["a key is shared"] += len(active) > 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.states import TERMINAL_STEP, RunState, StepState
 from convergio.graphflow.model.workflow import UNDO
 from tests.property.reference import Node
@@ -34,7 +35,7 @@ def check_undone(world: World, nodes: Sequence[Node], *, undone: bool) -> None:
     done = {step for step, row in ledger.outcomes.items() if row.state is StepState.SUCCEEDED}
     can_be = [node.name for node in nodes if node.undo and node.name in done]
     if ledger.state is RunState.FAILED:
-        ends = {node.name: node for node in nodes}.get((ledger.error or {}).get("step", ""))
+        ends = {node.name: node for node in nodes}.get(instance.step_of((ledger.error or {}).get("step", "")))
         wanted = any(node.undo for node in nodes) and (undone or (ends is not None and ends.undoing))
         assert bool(begun) == wanted, "it was to be undone" if wanted else "nobody wanted it undone"
     assert begun or not undos

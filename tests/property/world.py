@@ -16,6 +16,7 @@ from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.board.scripts import Claimed, Locked
 from convergio.graphflow.decision import Decision, View
 from convergio.graphflow.flow.plan import Plan
+from convergio.graphflow.model import instance
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import TERMINAL_RUN
@@ -107,6 +108,19 @@ class World:
         """A name for a claim or a lock."""
         self.names += 1
         return f"n-{self.names}"
+
+    # --- what is played -----------------------------------------------------------------------------------------------
+
+    def node(self, step: str) -> Node:
+        """What an instance is to come to."""
+        node, index = self.nodes[instance.step_of(step)], instance.index_of(step)
+        return node if index is None else node.member(index)
+
+    def beside(self, step: str, at: str) -> str:
+        """The instance of `step` that `at` waits for: in a loop, of its round."""
+        region = self.plan.loops.get(step)
+        inside = region is not None and self.plan.loops.get(instance.step_of(at)) is region
+        return instance.named(step, instance.round_of(at)) if inside else step
 
     # --- looking ------------------------------------------------------------------------------------------------------
 

@@ -20,7 +20,7 @@ REJECT: Final = {"decision": "reject", "by": "bob", "reason": "no"}
 
 def plan_of(output: Mapping[str, str] | None = None, /, **steps: Mapping[str, Any]) -> Plan:
     """The plan of a workflow with these steps; one without a kind is a task."""
-    kinds = ("approval", "agent", "task", "wait", "workflow")
+    kinds = ("approval", "agent", "map", "task", "wait", "workflow")
     written = {
         name: step if any(kind in step for kind in kinds) else {"task": "m.f", **step} for name, step in steps.items()
     }

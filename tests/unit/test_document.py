@@ -144,6 +144,7 @@ def test_the_canonical_document_has_every_default() -> None:
                 "expected": None,
                 "join": {"policy": "all", "count": 0},
                 "on_failure": "fail",
+                "loop": None,
                 "durability": "stream",
                 "queue": "steps",
                 "priority": None,
@@ -172,6 +173,11 @@ def test_the_canonical_document_has_every_default() -> None:
         ("{wait: {for: 5m}}", "{wait: {for: 300}}"),
         ("{task: m.f, compensate: {task: m.u}}", "{compensate: m.u, task: m.f}"),
         ("{workflow: other, retry: 1, timeout: 1m}", "{timeout: 60, retry: {max: 1}, with: {}, workflow: other}"),
+        (
+            "{map: {over: input.x, each: {task: m.f, retry: 1}}}",
+            "{map: {over: input.x, join: all, item: item, each: {task: m.f, retry: {max: 1}, with: {}}}}",
+        ),
+        ("{task: m.f, loop: {back_to: it, max: 2}}", "{task: m.f, loop: {max: 2, back_to: it, on_max: fail}}"),
     ],
 )
 def test_two_ways_to_write_the_same_have_one_digest(one: str, other: str) -> None:

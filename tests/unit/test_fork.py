@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -104,3 +105,14 @@ def test_null_is_an_input_and_true_is_not_one() -> None:
     assert planned(Fork(ref=REF, input=None), basis()).origin.reused == ()
     assert planned(Fork(ref=REF, input={"n": True}), basis()).origin.reused == ()
     assert planned(Fork(ref=REF, input={"n": 1}), basis()).origin.reused == ("first",)
+
+
+def test_a_loop_that_was_exhausted_is_retried_only_if_it_would_not_end_as_it_did() -> None:
+    loop = {"back_to": "ask", "max": 1, "until": "ask.ok"}
+    plan = plan_of(book={"compensate": "m.undo"}, ask={"needs": ["book"], "loop": loop})
+    was = basis(plan=plan, book=SUCCEEDED, ask=SUCCEEDED)
+    run = dataclasses.replace(was.run, error={"code": "LOOP_EXHAUSTED", "step": "ask"})
+    with pytest.raises(errors.NothingToRetry, match="would end as it did"):
+        retry(dataclasses.replace(was, run=run))
+    undone = {**was.ends, "undo:book": SUCCEEDED}
+    assert retry(dataclasses.replace(was, run=run, ends=undone)).origin.reused == ()

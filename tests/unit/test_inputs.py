@@ -10,6 +10,7 @@ from convergio.graphflow.flow import document, inputs
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.workflow import Workflow
+from tests.unit.deciding import plan_of
 
 SCHEMA = {
     "type": "object",
@@ -56,6 +57,24 @@ def test_arguments_are_evaluated_by_name() -> None:
         "skipped": None,
         "all": {"total": 2.5},
     }
+
+
+def test_an_item_knows_its_place_and_a_round_its_number() -> None:
+    each = {"task": "m.g", "with": {"x": "row"}}
+    plan = plan_of(
+        load={},
+        m={"needs": ["load"], "map": {"over": "load", "item": "row", "each": each}, "loop": {"back_to": "m", "max": 3}},
+    )
+    names = inputs.seen(plan, "m#4002", {"m#4002@": "it"})
+    assert names == {"row": "it", "index": 3, "iteration": 2}
+    assert inputs.seen(plan, "m#2", {"load": [1]}) == {"load": [1], "iteration": 2}
+
+
+def test_what_has_not_run_in_an_earlier_round_is_null() -> None:
+    plan = plan_of(a={"with": {"x": "b"}}, b={"needs": ["a"], "loop": {"back_to": "a", "max": 2}})
+    assert inputs.seen(plan, "a", {}) == {"b": None, "iteration": 0}
+    assert inputs.seen(plan, "a#1", {"b": 5}) == {"b": 5, "iteration": 1}
+    assert inputs.seen(plan, "a#2", {"b#1": 6}) == {"b": 6, "iteration": 2}
 
 
 def test_a_failing_argument_is_named_and_its_value_is_not() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from convergio.graphflow.engine import reason
-from convergio.graphflow.engine.reason import JOURNAL, RunView, StepView, Turn
+from convergio.graphflow.engine.reason import JOURNAL, RunView, StepView, Tally, Turn
 from convergio.graphflow.flow import document
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import StepKind
@@ -59,6 +59,11 @@ SENTENCES: list[tuple[StepView, dict[str, Any], str]] = [
         "waits for the result of a task, and looks again in 2.0 s",
     ),
     (step(state=StepState.RUNNING, worker="w1", since_ms=NOW - 12_000), {}, "runs on w1 for 12 s"),
+    (
+        step(state=StepState.BLOCKED, on=BlockedOn.ITEMS, since_ms=NOW - 3_000, tally=Tally(10, 4, 3, 2)),
+        {},
+        "works on its list since 3.0 s: 4 of 10 items done, 1 failed, 2 at work",
+    ),
     (
         step(state=StepState.RUNNING, worker="w1", since_ms=NOW - 500, attempt=2, attempts=3, deliveries=1),
         {},

@@ -172,3 +172,74 @@ def test_what_is_derived_again_has_the_time_of_that_from_which_it_follows() -> N
     plan = plan_of(a={}, b={"needs": [{"step": "a", "when": "a.n == 0"}]}, c={"needs": ["a", "b"]})
     made = Story(plan).outcome("a", output={"n": 7}).restored()
     assert [(event.kind, event.step, event.at_ms) for event in made.events] == [("step.skipped", "b", NOW - 60_000)]
+
+
+# --- maps and loops ---------------------------------------------------------------------------------------------------
+
+EACH = {"over": "[7, 8, 9]", "max_concurrency": 2, "each": {"task": "m.g"}}
+
+
+def test_a_map_at_work_goes_on_with_the_items_that_sql_does_not_have() -> None:
+    plan = plan_of(m={"map": EACH}, end={"needs": ["m"]})
+    made = Story(plan).outcome("m#1000", output="a").restored()
+    assert words(made) == {"m": "BLOCKED", "m#1000": "SUCCEEDED", "m#2000": "READY", "m#3000": "READY"}
+    assert made.held == ["m#2000", "m#3000"]
+    assert made.values["o:m#3000@"] == "9"
+
+
+def test_how_a_map_ended_is_not_worked_out_again_from_its_items() -> None:
+    """The second item had ended when the first one decided: the result, as it was told, has both."""
+    plan = plan_of(m={"map": {**EACH, "join": "any"}}, end={"needs": ["m"]})
+    story = Story(plan).outcome("m#1000", output="a").outcome("m#2000", output="b")
+    made = story.outcome("m", output=["a", "b", None]).restored()
+    assert made.values["o:m"] == '["a","b",null]'
+    assert (made.held, made.events) == (["end"], [])
+
+
+def test_a_map_that_had_its_verdict_ends_on_the_new_board() -> None:
+    plan = plan_of(m={"map": EACH, "on_failure": "continue"}, end={"needs": ["m"]})
+    made = Story(plan).outcome("m#2000", "FAILED", error={"code": "E", "message": "no"}).restored()
+    assert words(made) == {"m": "FAILED", "m#1000": "CANCELLED", "m#2000": "FAILED", "end": "READY"}
+    assert [(event.kind, event.step) for event in made.events if event.kind != "step.mapped"] == [
+        ("step.cancelled", "m#1000"),
+        ("step.failed", "m"),
+    ]
+
+
+def test_facts_of_an_item_are_kept_for_it_alone() -> None:
+    plan = plan_of(m={"map": EACH})
+    made = Story(plan).tell("step.recorded", "m#2000", {"key": "k", "value": 5}).restored()
+    assert [made.values.get(f"x:{name}") for name in ("m", "m#1000", "m#2000")] == [None, None, "k\t5\n"]
+
+
+def test_a_loop_goes_on_in_the_round_that_sql_knows() -> None:
+    plan = plan_of(a={}, b={"needs": ["a"], "loop": {"back_to": "a", "max": 3}}, c={"needs": ["b"]})
+    made = Story(plan).outcome("a").outcome("b").outcome("a#1").restored()
+    assert words(made) == {"a": "SUCCEEDED", "b": "SUCCEEDED", "a#1": "SUCCEEDED", "b#1": "READY"}
+    assert (made.values["l:b"], made.values["@open"]) == ("1", "2")
+
+
+def test_an_undo_on_a_new_board_reads_the_last_round_of_a_loop() -> None:
+    back = {"task": "m.undo", "with": {"x": "a.y"}}
+    plan = plan_of(a={"loop": {"back_to": "a", "max": 3}}, b={"needs": ["a"], "compensate": back}, c={"needs": ["b"]})
+    told = Story(plan).outcome("a").outcome("a#1").outcome("a#2").outcome("b").outcome("c", "FAILED", error={})
+    made = told.tell("run.compensating", "undo:", {"state": "FAILED", "error": {}}).restored()
+    assert (made.values["s:undo:b"], made.values["r:undo:b"]) == ("READY|2.1", "a#2")
+
+
+def test_a_child_of_a_later_round_is_waited_for_with_its_attempt() -> None:
+    steps = {"a": {}, "b": {"workflow": "leaf", "needs": ["a"], "loop": {"back_to": "a", "max": 3}, "retry": 1}}
+    told = Story(plan_of(**steps)).outcome("a").outcome("b").outcome("a#1")
+    wanted = {"workflow": "leaf", "due_ms": None}
+    made = told.tell("child.wanted", "b#1", {**wanted, "attempt": 1}).tell(
+        "child.wanted", "b#1", {**wanted, "attempt": 2}
+    )
+    assert made.restored().values["s:b#1"].split("|")[:2] == ["BLOCKED", "CHILD"]
+    assert (made.restored().values["a:b#1"], made.restored().events) == ("2", [])
+
+
+def test_items_that_wait_for_a_key_are_held_and_keep_their_turn() -> None:
+    each = {"over": "[1, 2]", "each": {"task": "m.f", "concurrency_key": "k-{{ item }}"}}
+    made = Story(plan_of(m={"map": each})).restored()
+    assert (made.held, sorted(made.limited)) == (["m#1000", "m#2000"], ["m#1000", "m#2000"])
+    assert [made.values[f"y:{name}"] for name in ("m#1000", "m#2000")] == ["k-1", "k-2"]

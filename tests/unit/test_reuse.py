@@ -167,3 +167,29 @@ def test_a_step_reads_the_input_by_any_of_its_expressions_and_by_nothing_else(
         made = plan_of(first={}, probe={"needs": ["first"], **step})
         states = {"first": StepState.SUCCEEDED, "probe": StepState.SUCCEEDED}
         assert ("probe" not in kept(states, old=made, input_changed=True)) is read, step
+
+
+# --- rounds and items beside what else a step may have ----------------------------------------------------------------
+
+CALLS = plan_of(
+    book={"compensate": "m.undo"},
+    first={"needs": ["book"]},
+    call={"workflow": "leaf", "needs": ["first"], "loop": {"back_to": "first", "max": 3}},
+    last={"needs": ["call"]},
+)
+
+
+def rounds(**states: str) -> dict[str, StepState]:
+    """Two rounds were made."""
+    every = dict.fromkeys(("book", "first", "call", "first#1", "call#1", "last"), "SUCCEEDED")
+    return {step: StepState(state) for step, state in {**every, **states}.items() if state}
+
+
+def test_with_other_children_the_first_round_that_has_one_runs_again() -> None:
+    assert kept(rounds(), CALLS) == set(rounds())
+    assert kept(rounds(), CALLS, children_changed=True) == {"book", "first"}
+
+
+def test_what_was_undone_is_done_again_and_so_are_the_rounds_that_stand_on_it() -> None:
+    undone = {"undo:book": StepState.SUCCEEDED}
+    assert kept({**rounds(), **undone}, CALLS) == set()

@@ -106,13 +106,13 @@ class Follower:
     def _decide(self, view: RunView) -> None:
         for step in view.steps.values():
             asks = step.kind is StepKind.APPROVAL and step.on is BlockedOn.SIGNAL
-            if not asks or step.name in self._asked or self._answers is None:
+            if not asks or step.label in self._asked or self._answers is None:
                 continue
             if not step.note and view.now_ms - (step.since_ms or 0) < QUESTION_MS:
                 continue
             self._screen.pause()
             data = self._answers.decide(view, step)
-            self._asked.add(step.name)
+            self._asked.add(step.label)
             if data is not None:
                 self._signal(step.name, data)
 
@@ -198,14 +198,15 @@ class Lines:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[StepState, BlockedOn | None, int]] = {}
+        """by the step and the round of its loop"""
 
     def show(self, view: RunView) -> None:
         """A line for every step that is not where it was."""
         for step in view.steps.values():
             now = (step.state, step.on, step.attempt)
-            before = self._seen.get(step.name, (StepState.WAITING, None, 1))
+            before = self._seen.get(step.label, (StepState.WAITING, None, 1))
             if now != before and step.on is not BlockedOn.JOURNAL:
-                self._seen[step.name] = now
+                self._seen[step.label] = now
                 click.echo(line_of(view, step))
 
     def tell(self, event: Event) -> None:
@@ -226,7 +227,7 @@ def line_of(view: RunView, step: StepView) -> str:
     at = at if step.reused_from is None else view.created_ms  # it ended long before this run began
     look_of = look.LOOKS[step.state]
     word = look.word_of(step.state, step.on).removeprefix(f"{look_of.icon} ")
-    parts = [f"{(at - view.created_ms) / 1000:7.1f} s  {look_of.icon} {step.name} {word}", step.does]
+    parts = [f"{(at - view.created_ms) / 1000:7.1f} s  {look_of.icon} {step.label} {word}", step.does]
     if step.state not in (StepState.READY, StepState.RUNNING, StepState.BLOCKED):
         parts += [picture.took(view, step), f"{step.tokens} tokens" if step.tokens else ""]
     parts.append(picture.note(view, step))

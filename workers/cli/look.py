@@ -70,6 +70,7 @@ FOR_WHAT: Final[Mapping[BlockedOn, str]] = {
     BlockedOn.JOURNAL: "the journal",
     BlockedOn.LIMIT: "its turn",
     BlockedOn.CHILD: "its run",
+    BlockedOn.ITEMS: "its items",
 }
 
 

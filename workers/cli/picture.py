@@ -33,7 +33,9 @@ def steps(view: RunView) -> Table:
     table = look.table("STEP", "STATE", "DOES", "TIME", "TOKENS", "", right=("TIME", "TOKENS"))
     for step in _shown(view):
         tokens = str(step.tokens) if step.tokens else ""
-        table.add_row(step.name, look.shown(step.state, step.on), step.does, took(view, step), tokens, note(view, step))
+        table.add_row(
+            step.label, look.shown(step.state, step.on), step.does, took(view, step), tokens, note(view, step)
+        )
     return table
 
 
@@ -57,6 +59,8 @@ def note(view: RunView, step: StepView) -> str:
         return f"reused from {step.reused_from}"
     if step.state in (StepState.FAILED, StepState.QUARANTINED) and step.error:
         return f"{step.error.get('code', '')} {step.error.get('message', '')}"
+    if step.tally is not None:
+        return str(step.tally)
     if step.on is not None:
         return _waits(view, step)
     if step.held_ms is not None:

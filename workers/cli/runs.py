@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -145,9 +146,11 @@ def _step_facts(step: StepView) -> dict[str, Any]:
         "error",
         "reused_from",
         "child",
+        "iteration",
     )
     times = ("since_ms", "due_ms", "started_ms", "finished_ms")
-    return {name: getattr(step, name) for name in (*names, *times)}
+    facts = {name: getattr(step, name) for name in (*names, *times)}
+    return facts if step.tally is None else {**facts, "tally": asdict(step.tally)}
 
 
 @runs.command("watch")

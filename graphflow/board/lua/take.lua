@@ -16,6 +16,7 @@ local run, step, ring = string.match(message, '"id":"([^".\\]+)%.([^".\\]+)%.(%d
 local tenant = string.match(message, '"tenant":"([^"\\]+)"')
 if not (run and tenant) then return {'TAKEN', list, message} end
 local key = prefix .. tenant .. ':' .. run
+step = string.gsub(step, '~', '#') .. '' -- an instance, as ids write it
 local is_run, claim = pcall(grant, key, KEYS[2], prefix .. 'rung:' .. list, key .. ':feed', ARGV[2],
   tenant .. '/' .. run, step, ring, ARGV[4], ARGV[5], ARGV[6])
 if not is_run then return {'TAKEN', list, message} end

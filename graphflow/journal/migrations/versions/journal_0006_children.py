@@ -31,6 +31,7 @@ def upgrade() -> None:
         sa.Column("submitter", sa.Text(), nullable=False),
         sa.Column("run_id", sa.Text(), nullable=False),
         sa.Column("step", sa.Text(), nullable=False),
+        sa.Column("iteration", Integer, nullable=False),
         sa.Column("attempt", Integer, nullable=False),
         sa.Column("workflow", sa.Text(), nullable=False),
         sa.Column("wanted_ms", Integer, nullable=False),
