@@ -19,7 +19,7 @@ from tests.property.explorer import Play
 from tests.property.model_board import ModelBoard
 from tests.property.world import LIST, REF, World
 
-GRAPHS = 2_400
+GRAPHS = 4_400
 
 
 def board_after(world: World) -> dict[str, Any]:

@@ -253,3 +253,30 @@ def test_what_undoes_a_step_may_be_a_function_its_name_or_a_mapping() -> None:
     undo = made.build().steps["a"].compensate
     assert undo is not None
     assert (undo.name, undo.spec, undo.durability) == ("undo:a", {"function": "m.undo"}, "step")
+
+
+def test_maps_and_loops_in_python_are_those_of_yaml_with_every_policy_of_an_item() -> None:
+    made = WorkflowBuilder("play", version=1)
+    key = {"key": "{{ row }}", "limit": 2}
+    each = made.map("each", over="input.rows", item="row", items={"tolerate": 1}, on_failure="continue").task(
+        "m.f", x="row", retry=1, priority="low", concurrency_key=key, cache="1h"
+    )
+    asked = made.map("asked", over="each", after=each).agent("amy", prompt="{{ item }}", concurrency_key="k")
+    loop: dict[str, str | int | None] = {"back_to": "sub", "max": 2}
+    made.workflow("sub", "other", after=asked, loop=loop, x="iteration")
+    text = """
+        workflow: play
+        version: 1
+        steps:
+          each:
+            on_failure: continue
+            map:
+              over: input.rows
+              item: row
+              join: {tolerate: 1}
+              each: {task: m.f, with: {x: row}, retry: 1, priority: low, cache: 1h,
+                     concurrency_key: {key: "{{ row }}", limit: 2}}
+          asked: {needs: [each], map: {over: each, each: {agent: amy, prompt: "{{ item }}", concurrency_key: k}}}
+          sub: {needs: [asked], workflow: other, with: {x: iteration}, loop: {back_to: sub, max: 2}}
+    """
+    assert made.build() == document.parse_yaml(text)
