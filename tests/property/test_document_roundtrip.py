@@ -74,7 +74,7 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         common["needs"] = needs
     name = draw(st.sampled_from(["input", *seen]))
     prompt = draw(texts) + f"{{{{ {name}.text }}}}" + draw(texts)
-    kind = draw(st.sampled_from(["task", "agent", "approval", "workflow"]))
+    kind = draw(st.sampled_from(["task", "agent", "approval", "workflow", "map"]))
     if kind == "approval":
         details = {
             "title": texts,
@@ -96,6 +96,19 @@ def steps(draw: st.DrawFn, seen: list[str], needs: list[Any]) -> dict[str, Any]:
         return {**common, "workflow": "other", **draw(st.fixed_dictionaries({}, optional=optional))}
     idle = st.fixed_dictionaries({}, optional={"idle": durations})
     optional |= {"priority": urgency, "concurrency_key": keyed, "timeout": st.one_of(st.none(), durations, idle)}
+    if kind == "map":
+        common.pop("queue", None)
+        optional.pop("compensate")
+        each: dict[str, Any] = draw(
+            st.fixed_dictionaries({}, optional={**optional, "with": given, "cache": st.none() | durations})
+        )
+        how: dict[str, Any] = {
+            "item": st.just("row"),
+            "max_concurrency": st.integers(1, 9),
+            "join": st.sampled_from(["all", "any", {"quorum": 2}, {"tolerate": 1}]),
+        }
+        details = draw(st.fixed_dictionaries({}, optional=how))
+        return {**common, "map": {**details, "over": f"{name}.rows", "each": {"task": "market.research", **each}}}
     if kind == "agent":
         optional |= {"max_tokens": st.one_of(st.none(), st.integers(1, 4096)), "output": st.one_of(st.none(), schemas)}
         return {**common, "agent": "amy-cfo", "prompt": prompt, **draw(st.fixed_dictionaries({}, optional=optional))}
@@ -186,6 +199,11 @@ def test_the_builder_makes_the_same_workflow(written: dict[str, Any]) -> None:
             flow.agent(name, fields.pop("agent"), after=after, **fields)
         elif "workflow" in fields:
             flow.workflow(name, fields.pop("workflow"), after=after, with_=fields.pop("with", None), **fields)
+        elif "map" in fields:
+            details = {("items" if field == "join" else field): value for field, value in fields.pop("map").items()}
+            each = dict(details.pop("each"))
+            mapped = flow.map(name, after=after, **details, **fields)
+            mapped.task(each.pop("task"), with_=each.pop("with", None), **each)
         else:
             details = fields.pop("approval")
             flow.approval(name, after=after, **details, **fields)
