@@ -192,7 +192,7 @@ def test_a_doorbell_that_came_with_a_lost_answer_is_rung_again_when_its_lease_is
         steps.grants = Grants(Port(), worker="w1", unused=steps._return)
         refs = [stage.submit(chain()) for _ in range(3)]
         claim = stage.claim(refs[0], "first")
-        stage.client.rpop(stage.queue_lists()[4])  # its doorbell, as it came by one
+        assert any(stage.client.rpop(name) for name in stage.queue_lists())  # its doorbell, as it came by one
         with monkeypatch.context() as patch:
             lost = lose_next_answer(patch)
             steps.succeed(claim, {})
