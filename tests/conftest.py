@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import uuid
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
@@ -19,6 +20,10 @@ NO_SKIPS = "CONVERGIO_TEST_NO_SKIPS"
 
 # Set anew in every process that runs tests, so that parallel ones do not take each other's processes for their own.
 os.environ[servers.SESSION_MARK] = uuid.uuid4().hex
+
+# A shell that runs tests in its background ignores Ctrl-C for them and for all that they start: no test could press it.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 # --- skips --------------------------------------------------------------------------------------------------------

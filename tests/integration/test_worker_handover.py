@@ -192,7 +192,7 @@ def test_a_doorbell_that_came_with_a_lost_answer_is_rung_again_when_its_lease_is
         steps.grants = Grants(Port(), worker="w1", unused=steps._return)
         refs = [stage.submit(chain()) for _ in range(3)]
         claim = stage.claim(refs[0], "first")
-        stage.client.rpop(stage.queue_lists()[4])  # its doorbell, as it came by one
+        assert any(stage.client.rpop(name) for name in stage.queue_lists())  # its doorbell, as it came by one
         with monkeypatch.context() as patch:
             lost = lose_next_answer(patch)
             steps.succeed(claim, {})
@@ -228,7 +228,7 @@ def foreign(crew: Crew) -> Generator[celery.Celery]:
 
 def test_a_public_entry_is_answered_while_rows_of_steps_keep_the_worker_busy(crew: Crew) -> None:
     """The entry, the new run's first step and its result: all of it long before the rows are at their end."""
-    refs = busy(crew, 4, 300)
+    refs = busy(crew, 4, 900)
     with foreign(crew) as app:
         asked = time.monotonic()
         answer = app.send_task("convergio.submit", kwargs={"workflow": "quick"}, queue="convergio")
@@ -237,7 +237,7 @@ def test_a_public_entry_is_answered_while_rows_of_steps_keep_the_worker_busy(cre
     done = len(crew.began(DONE))
     wait_until(are_ended(crew, refs), timeout=90)
     over = time.monotonic()
-    assert done < 4 * 300 / 2
+    assert done < 4 * 900 / 2
     assert answered - asked < (over - asked) / 2
 
 

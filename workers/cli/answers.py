@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 import textwrap
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import click
 
 from convergio.graphflow.engine.reason import RunView, StepView
 from convergio.workers.cli import look
+
+LOOK_EVERY: Final = 0.2
+"""Seconds after which a signal that was overlooked is seen."""
 
 
 class Yes:
@@ -25,6 +30,9 @@ class Yes:
 class Person:
     """Asks whoever sits at the terminal, or writes to standard input."""
 
+    def __init__(self) -> None:
+        self._keyboard = Keyboard()
+
     def decide(self, view: RunView, step: StepView) -> Mapping[str, Any] | None:
         """The person's decision; None at the end of input."""
         spec = view.workflow.steps[step.name].spec
@@ -32,21 +40,42 @@ class Person:
         look.say("  " + " · ".join([f"step {step.name}", *([f"risk {spec['risk']}"] if spec.get("risk") else [])]))
         if step.note:
             look.say(textwrap.indent(textwrap.fill(step.note, 96), "  "))
-        answer = _line("  approve? [y/n] ")
+        answer = self._line("  approve? [y/n] ")
         while answer is not None and answer.lower() not in ("y", "yes", "n", "no"):
-            answer = _line("  please answer y or n: ")
+            answer = self._line("  please answer y or n: ")
         if answer is None:
             how = f"convergio runs signal {view.id} {step.name} --approve"
             click.echo(f"\n  no answer here. Give it from another terminal: {how} (or --reject)")
             return None
         approved = answer.lower().startswith("y")
-        why = _line("  reason (may be empty): ") or ""
+        why = self._line("  reason (may be empty): ") or ""
         return {"decision": "approve" if approved else "reject", "reason": why}
 
+    def _line(self, prompt: str) -> str | None:
+        """A line of standard input; None at its end."""
+        click.echo(prompt, nl=False)
+        sys.stdout.flush()
+        line = self._keyboard.line()
+        return None if line is None else line.strip()
 
-def _line(prompt: str) -> str | None:
-    """A line of standard input; None at its end."""
-    click.echo(prompt, nl=False)
-    sys.stdout.flush()
-    line = sys.stdin.readline()
-    return line.strip() if line else None
+
+class Keyboard:
+    """Lines of standard input, awaited so that no signal is overlooked.
+
+    A signal that comes in the moment before a read begins does not interrupt it: Python would learn of the Ctrl-C when
+    the next line comes. So nothing is read before there is something to read.
+    """
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._over = False
+
+    def line(self) -> str | None:
+        """The next line; None at the end."""
+        while b"\n" not in self._rest and not self._over:
+            if select.select([sys.stdin], [], [], LOOK_EVERY)[0]:
+                more = os.read(sys.stdin.fileno(), 4096)
+                self._over = not more
+                self._rest += more
+        line, found, self._rest = self._rest.partition(b"\n")
+        return line.decode(errors="replace") if found or line else None
