@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 SIGN_EVERY: Final = 1.0
 """Seconds between two looks at what was consumed: a pop that finds nothing takes one."""
 
+BURY_EVERY: Final = 0.5
+"""Seconds between two looks for prefork children that died."""
 
 if TYPE_CHECKING:
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
         """What Celery's types leave out."""
 
         task_consumer: Any
+        pool: Any
         connection_errors: tuple[type[Exception], ...]
 
 else:
@@ -49,6 +52,10 @@ class Consumer(_StockConsumer):
         hub.add_reader(pipe.end, pipe.listen)
         self._popped_at = None
         hub.call_repeatedly(SIGN_EVERY, self._give_sign)
+        if self._process.children is not None:
+            # The end of a child's pipe wakes the pool, which finds the child alive if the kernel is not done with it
+            # yet, and looks again after five seconds only: its steps would wait for that.
+            hub.call_repeatedly(BURY_EVERY, self.pool._pool.maintain_pool)
 
     def _give_sign(self) -> None:
         """Consuming is that a pop was answered and the next was sent, or that there is no slot to pop for.
