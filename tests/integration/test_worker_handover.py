@@ -243,12 +243,12 @@ def test_a_public_entry_is_answered_while_rows_of_steps_keep_the_worker_busy(cre
 
 def test_a_burst_of_public_entries_does_not_wait_for_one_spell_each(crew: Crew) -> None:
     """While an entry waits, the worker pops: steps and entries take turns."""
-    refs = busy(crew, 4, 300)
+    refs = busy(crew, 4, 900)
     with foreign(crew) as app:
         before = len(crew.began(DONE))
         for _ in range(20):
             app.send_task("convergio.submit", kwargs={"workflow": "quick"}, queue="convergio", ignore_result=True)
         wait_until(lambda: not crew.entrance.link.client.exists("convergio"), timeout=60)
     done = len(crew.began(DONE)) - before
-    assert done < 4 * 300 / 4
+    assert done < 4 * 900 / 4
     wait_until(are_ended(crew, refs), timeout=90)
