@@ -138,12 +138,20 @@ def test_a_public_entry_whose_child_dies_is_answered_all_the_same(crew: Crew) ->
     with foreign(crew) as app:
         with store.write():
             answer = submitted(app)
-            inspect = app.control.inspect(timeout=1, destination=["w1@convergio"])
-            wait_until(lambda: (inspect.active() or {}).get("w1@convergio"), timeout=20)
-            os.kill(crew.children("w1")[0], signal.SIGKILL)
+            os.kill(wait_until(lambda: frozen_at_work(crew, app), timeout=40), signal.SIGKILL)
             wait_until(lambda: "is gone" in crew.log("w1") or "WorkerLostError" in crew.log("w1"), timeout=10)
         assert answer.get(timeout=30) == "soon"
     store.close()
+
+
+def frozen_at_work(crew: Crew, app: celery.Celery) -> int | None:
+    """The only child, stopped while it has a task; None if it had just given up, to try again a second later."""
+    child = crew.children("w1")[0]
+    os.kill(child, signal.SIGSTOP)
+    if (app.control.inspect(timeout=2, limit=1, destination=["w1@convergio"]).active() or {}).get("w1@convergio"):
+        return child
+    os.kill(child, signal.SIGCONT)
+    return None
 
 
 @contextmanager
