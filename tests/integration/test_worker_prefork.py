@@ -159,11 +159,13 @@ def foreign(crew: Crew) -> Generator[celery.Celery]:
     """A Celery client that imports nothing of ours."""
     url = crew.settings.redis_url
     app = celery.Celery("foreign", broker=url, backend=url, set_as_current=False)
-    yield app
-    gc.collect()  # a result opens a connection once more when it is collected
-    cast("Any", app.backend).result_consumer.stop()
-    pools.reset()
-    cast("Any", app.backend).client.connection_pool.disconnect()
+    try:
+        yield app
+    finally:
+        gc.collect()  # a result opens a connection once more when it is collected
+        cast("Any", app.backend).result_consumer.stop()
+        pools.reset()
+        cast("Any", app.backend).client.connection_pool.disconnect()
 
 
 def submitted(app: celery.Celery) -> Any:
