@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def wait_until(predicate: Callable[[], T], timeout: float = 10.0, interval: float = 0.02) -> T:
+def wait_until(predicate: Callable[[], T | None], timeout: float = 10.0, interval: float = 0.02) -> T:
     """Returns the first truthy value of `predicate`; fails with its name after `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:

@@ -68,7 +68,7 @@ def body(monkeypatch: pytest.MonkeyPatch) -> Body:
 def answering(stage: Stage, body: Body, step: str = "only") -> Generator[None]:
     """A thread of the worker answers the step's doorbell; its body has begun. Doorbells before it are dropped."""
     bell = wait_until(stage.take, timeout=0)
-    while bell is not None and bell.step != step:
+    while bell.step != step:
         bell = wait_until(stage.take, timeout=0)
     thread = threading.Thread(target=stage.worker.answer, args=(bell,))
     thread.start()
