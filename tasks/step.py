@@ -88,6 +88,7 @@ def answer(task: FlowTask, body: Callable[[], None]) -> None:
         look_again(task, Later(JOURNAL_PAUSE, f"SQL, which has what is too large for Redis: {error.message}"))
     except BaseException as error:  # sys.exit() and a coroutine's own cancellation are no Exceptions
         failure, steps = failure_of(error), task.worker.steps
+        say(task.claim, error, failure)
         try:
             if isinstance(error, Again):
                 steps.retry(task.claim, failure, seconds=error.seconds)
@@ -110,6 +111,12 @@ def look_again(task: FlowTask, later: Later) -> NoReturn:
 
 class Settled(Ignore):
     """The step waits, or is another worker's to take: nothing is left for this task to do, and it has no outcome."""
+
+
+def say(claim: Claim, error: BaseException, failure: errors.ConvergioError) -> None:
+    """Logs a failed attempt. An error of ours says what happened; anybody else's needs its traceback."""
+    traced = None if isinstance(error, errors.ConvergioError | Again) else error
+    logger.warning("step %s, attempt %d: %s", claim.member, claim.held.attempt, failure, exc_info=traced)
 
 
 def failure_of(error: BaseException) -> errors.ConvergioError:
@@ -183,7 +190,11 @@ def buy(worker: StepWorker, claim: Claim) -> dict[str, Any]:
             steps.spend(claim, {MODEL_CALLS: ledger})
         raise
     bought = {"output": result.output, "rows": list(result.rows)}
-    steps.record(claim, ANSWER, bought)
+    try:
+        steps.record(claim, ANSWER, bought)
+    except (errors.InvalidPayload, errors.PayloadTooLarge):  # nothing can keep this answer, and it was paid for
+        steps.spend(claim, {MODEL_CALLS: result.rows})
+        raise
     return bought
 
 

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
-from typing import Any, Final
+from typing import Any
 
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, outcome
 
 _encode = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode
-
-# An even number of backslashes before it: an escaped backslash followed by "u0000" is harmless text.
-_ESCAPED_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def to_text(value: Any, *, what: str) -> str:
@@ -20,7 +16,7 @@ def to_text(value: Any, *, what: str) -> str:
         text = _encode(value)
     except (TypeError, ValueError, RecursionError) as error:
         raise errors.InvalidPayload(f"{what} is not JSON: {error}") from error
-    if "\\u0000" in text and _ESCAPED_NUL.search(text):
+    if outcome.has_nul(text):
         raise _nul(what)
     return text
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -13,6 +14,9 @@ from convergio.graphflow.model.states import StepState
 PAYLOAD_LIMIT: Final = 32 * 1024
 """Bytes of JSON that travel through Redis: a larger input, output or record becomes a blob, larger other values are
 refused."""
+
+_ESCAPED_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+"""An even number of backslashes before it: an escaped backslash followed by "u0000" is harmless text."""
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows of a domain's own tables, by table name: the journaler writes them in the outcome's transaction."""
@@ -26,7 +30,7 @@ def encode(value: Any, *, what: str, limit: int = PAYLOAD_LIMIT) -> str:
     except (TypeError, ValueError, RecursionError) as error:
         hint = "return only dicts, lists, strings, finite numbers, booleans and None"
         raise errors.InvalidPayload(f"{what} is not JSON: {error}", hint=hint) from error
-    if "\\u0000" in text:
+    if has_nul(text):
         raise errors.InvalidPayload(f"{what} holds a NUL character", hint="remove \\x00 from its strings")
     size = len(text.encode("utf-8", "surrogatepass"))
     if size > limit:
@@ -37,6 +41,11 @@ def encode(value: Any, *, what: str, limit: int = PAYLOAD_LIMIT) -> str:
     except UnicodeEncodeError as error:
         raise errors.InvalidPayload(f"{what} holds a lone surrogate", hint="decode its text properly") from error
     return text
+
+
+def has_nul(text: str) -> bool:
+    """Does a string in this JSON text hold a NUL character? PostgreSQL keeps none."""
+    return "\\u0000" in text and _ESCAPED_NUL.search(text) is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -38,7 +39,10 @@ ROOT = Path(__file__).parents[2]
 SLOTS = 4
 """Bodies at once in one worker process."""
 
-RUN = "from convergio.config import settings; from convergio.workers import boot; boot.{}(settings.load(){}).run()"
+RUN = (
+    "from convergio.config import settings; from convergio.workers import boot, log\n"
+    "loaded = settings.load(); log.to_stderr(loaded); boot.{}(loaded{}).run()"
+)
 
 
 @dataclass(kw_only=True)
@@ -206,6 +210,16 @@ def test_a_stopped_worker_stays_until_what_it_owes_is_in_sql(crew: Crew) -> None
     crew.processes["service"].send_signal(signal.SIGCONT)
     assert crew.processes["w1"].wait(timeout=10) == 0
     wait_until(lambda: crew.ended(owed), timeout=10)
+
+
+def test_the_log_has_the_traceback_of_what_a_body_raised(crew: Crew) -> None:
+    """The step's error says so."""
+    ref = crew.submit(single("probe.raises", with_={"kind": "'no text'"}))
+    wait_until(lambda: crew.ended(ref), timeout=30)
+    assert "the worker's log has the traceback" in str(crew.history.facts(ref.run).outcomes[0].error)
+    logs = "".join((crew.folder / f"{name}.log").read_text() for name in ("w1", "w2"))
+    assert re.search(f"step default/{ref.run}/only/.*, attempt 1: STEP_FAILED", logs)
+    assert "in raises" in logs
 
 
 # --- doors ------------------------------------------------------------------------------------------------------------

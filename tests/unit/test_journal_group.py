@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from convergio.graphflow.journal import payload
 from convergio.graphflow.journal.group import Group
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, outcome
 from tests.integration import journal_samples as samples
 
 JSON = st.recursive(
@@ -45,9 +45,12 @@ def comes_back_or_is_refused(value: Any) -> None:
     if holds_nul(value):
         with pytest.raises(errors.InvalidPayload, match="NUL"):
             payload.to_text(value, what="it")
+        with pytest.raises(errors.InvalidPayload, match="NUL"):
+            outcome.encode(value, what="it")
     else:
         text = payload.to_text(value, what="it")
         assert payload.from_text(text) == value
+        assert json.loads(outcome.encode(value, what="it")) == value
         assert payload.reread(json.dumps(value, indent=1), what="it") == text
 
 
