@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from celery import signals
+from celery.worker import state
 
 from convergio.graphflow.flow.registry import step
 from tests.integration import engine_bodies
@@ -30,6 +31,12 @@ def dies() -> NoReturn:
     """As the kernel ends a process that takes too much memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+@step(name="worker.discards")
+def discards(task_id: str) -> None:
+    """From now on Celery does not run the task in this process, should its message come."""
+    state.revoked.add(task_id)
 
 
 @step(name="worker.computes")
