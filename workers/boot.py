@@ -229,6 +229,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.journal.writer import Writer
     from convergio.tasks.agents.tables import MODEL_CALLS, model_calls
+    from convergio.tasks.revocation import Revocations
     from convergio.workers.callers import Callers
     from convergio.workers.service import Service
 
@@ -262,6 +263,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
         children=children,
         canaries=Canaries(parts.link, parts.ringer.bell, sweeper, parts.nonces),
         rebuilder=Rebuilder(parts.link, boards, past, writer, parts.plans, lease, blobs),
+        revocations=Revocations(parts.link, Doors(rows), past),
         name=name,
         phase=phase or (lambda name: None),
     )

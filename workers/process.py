@@ -16,7 +16,7 @@ from convergio.config.settings import Settings
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.engine.submission import Entrance
 from convergio.graphflow.model import errors
-from convergio.tasks import entries, hooks, step
+from convergio.tasks import entries, hooks, revocation, step
 from convergio.tasks.agents.step import Agents
 from convergio.tasks.handover import Handover
 from convergio.workers import boot
@@ -76,6 +76,7 @@ class WorkerProcess:
             self.children.serve(opened=self._open_forked, closed=self._close_forked)
             self.farewell.watch(self.children.pipe.ask, then=_nothing)
         self._open_sign()
+        revocation.listen(self.core.link)
         worker: Any = self.core.app.Worker(
             hostname=f"{self.name}@convergio",
             pool=self.settings.pool,

@@ -21,6 +21,7 @@ from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.engine.rebuild import Rebuilder
 from convergio.graphflow.engine.sweeper import INTERVAL, Sweeper
 from convergio.graphflow.model import errors
+from convergio.tasks.revocation import Revocations
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,7 @@ class Service:
         children: Children,
         canaries: Canaries,
         rebuilder: Rebuilder,
+        revocations: Revocations,
         name: str,
         phase: Callable[[str], None],
     ) -> None:
@@ -54,6 +56,7 @@ class Service:
         self.children = children
         self.canaries = canaries
         self.rebuilder = rebuilder
+        self.revocations = revocations
         self.phase = phase
         self.writer_lease = Leader(link, "journaler", name)
         self.sweeper_lease = Leader(link, "sweeper", name)
@@ -131,6 +134,7 @@ class Service:
     def _keep_books(self) -> float:
         """What SQL knows and the board may have missed; also that the journal follows another board than this one."""
         if self.sweeper_lease.holds() and self.rebuilder.ensure(self.phase):
+            self.revocations.settle()
             self.sweeper.apply_rows()
         return CLERK_INTERVAL
 

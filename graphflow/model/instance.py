@@ -71,3 +71,8 @@ def item(member: str) -> str:
 def slug(instance: str) -> str:
     """The instance as a part of ids: a '#' would end the path of a page that shows them."""
     return instance.replace(MARK, "~")
+
+
+def of_slug(slug: str) -> str:
+    """The inverse of `slug`."""
+    return slug.replace("~", MARK)

@@ -12,12 +12,16 @@ from typing import Any
 import pytest
 
 from convergio.graphflow import library
+from convergio.graphflow.board.keys import Epoch
+from convergio.tasks.bell import doorbell_id
 from tests.acceptance.town import Place, going, stack
 from tests.servers import free_port
 from tests.waiting import wait_until
 
 MINE = re.compile(r"Velomare|electric bicycles|Poland|Scripted answer|Describe in one", re.IGNORECASE)
 """Words of the brief, of prompts and of answers."""
+
+ANN = "Basic YW5uOnNlY3JldA=="
 
 
 @dataclass(frozen=True)
@@ -118,14 +122,27 @@ def test_without_a_password_it_is_read_only_on_this_machine(place: Place, flower
     assert f"port {flower.port} is taken" in taken.stderr
 
 
-def test_with_a_password_it_asks_for_it(town: Place) -> None:
+def test_with_a_password_it_asks_for_it_and_revokes_tasks(town: Place) -> None:
     env = {**town.env, "FLOWER_BASIC_AUTH": "ann:secret"}
     with going("flower", "--port", "0", env=env) as running:
         port = int(running.wait_for("Flower: http://127.0.0.1:").split()[1].rsplit(":", 1)[1])
         flower = Flower(port)
         wait_until(lambda: _answers(flower), timeout=60)
         assert flower.ask("/api/tasks")[0] == 401
-        assert flower.ask("/api/tasks", Authorization="Basic YW5uOnNlY3JldA==")[0] == 200
+        assert flower.ask("/api/tasks", Authorization=ANN)[0] == 200
+        (town.home / "sign.yaml").write_text("workflow: sign\nversion: 1\nsteps: {sign: {approval: {}}}\n")
+        run = town.ok("run", str(town.home / "sign.yaml")).strip()
+        wait_until(lambda: "waits for a decision" in town.ok("runs", "why", run), timeout=60)
+        path = f"/api/task/revoke/{doorbell_id(run, 'sign', f'{epoch_of(town)}.1')}?terminate=true"
+        assert flower.ask(path, "POST")[0] == 401
+        assert flower.ask(path, "POST", Authorization=ANN)[0] == 200
+        wait_until(lambda: "ended as CANCELLED" in town.ok("runs", "why", run), timeout=60)
+
+
+def epoch_of(town: Place) -> int:
+    """The number of the board, which every doorbell's id has."""
+    with town.redis() as client:
+        return Epoch.parse(str(client.get("convergio:epoch"))).number
 
 
 def _answers(flower: Flower) -> bool:

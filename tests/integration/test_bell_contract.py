@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import kombu
 import pytest
 import redis
 from celery import Celery
@@ -17,6 +18,7 @@ from celery import Celery
 from convergio.graphflow.engine import bell as port
 from convergio.graphflow.engine.bell import Route
 from convergio.graphflow.model.workflow import StepKind
+from convergio.tasks import transport
 from convergio.tasks.bell import Bell, doorbell_id
 from tests.integration.bell_app import SEEN, make_app, running_worker
 from tests.waiting import wait_until
@@ -116,6 +118,44 @@ def test_a_doorbell_is_what_celery_would_have_pushed(
         ((list_name, message),) = pushed
         assert comparable(render(app, route, words, "7.3", traceparent)) == comparable(message)
         assert Bell(app).list_of(route) == list_name
+
+
+EVERYWHERE = [
+    Route(queue=queue, task=task, priority=priority)
+    for queue in (*port.QUEUES, "gpu")
+    for task in (*port.TASK_OF.values(), port.CANARY_TASK)
+    for priority in port.LISTS
+]
+"""Every task on every queue, one of a user's own among them, and every priority."""
+
+
+def test_every_route_goes_where_celery_would_have_pushed_it(valkey: str, server: Server) -> None:
+    app = make_app(valkey, settings={"task_queues": transport.queues(["gpu"])})
+    ringer = Bell(app)
+    for route in EVERYWHERE:
+        with watched(server) as pushed:
+            send(app, route, WORDS["usual"], "7.3", None)
+        ((list_name, message),) = pushed
+        ours = ringer.render(route, run=RUN, ring="7.3", traceparent=None, **WORDS["usual"])
+        assert (ringer.list_of(route), comparable(ours)) == (list_name, comparable(message))
+
+
+def test_kombu_pushes_and_pops_at_the_ends_that_the_board_does(valkey: str, server: Server) -> None:
+    """A doorbell that is rung at the consuming end (R) is the next one; the others (L) are behind kombu's own."""
+    app, route = make_app(valkey), ROUTES[0]
+    for ring, push in (("7.1", None), ("7.2", server.lpush), ("7.3", server.rpush)):
+        if push is None:
+            send(app, route, WORDS["usual"], ring, None)
+        else:
+            push(Bell(app).list_of(route), render(app, route, WORDS["usual"], ring, None))
+    popped: list[str] = []
+    with app.connection_for_read() as connection:
+        queue = kombu.Queue(route.queue, no_ack=True)
+        note = lambda message: popped.append(message.headers["id"].rpartition(f"{WORDS['usual']['step']}.")[2])  # noqa: E731
+        with kombu.Consumer(connection.default_channel, [queue], on_message=note, auto_declare=False):
+            while len(popped) < 3:
+                connection.drain_events(timeout=5)
+    assert popped == ["7.3", "7.1", "7.2"]
 
 
 # --- what a real worker makes of it -------------------------------------------------------------------------------

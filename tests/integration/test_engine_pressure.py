@@ -122,6 +122,7 @@ def test_without_an_answer_nothing_is_refused(stage: Stage) -> None:
     pressure = Pressure(stage.worker.process.core.link, Limits(events=1))
     stage.wipe()
     pressure.check()
+    assert pressure.behind() is None
 
 
 def test_why_says_how_far_the_journal_is_behind(stage: Stage) -> None:

@@ -50,6 +50,24 @@ def on_a_new_board(stage: Stage) -> None:
     stage.pass_time(11, also=stage.worker.pulse)
 
 
+# --- keys of items ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_map_ten_thousand_wide_rings_only_what_its_key_grants(stage: Stage) -> None:
+    made = WorkflowBuilder("wide", version=1)
+    made.map("each", over="input").task("probe.echo", concurrency_key={"key": KEY, "limit": 3})
+    ref = stage.submit(made.build(), list(range(10_000)))
+    holders, waiters = stage.keys.holders(ref.tenant, KEY), stage.keys.waiters(ref.tenant, KEY)
+    assert len(stage.bells()) == 3
+    assert (stage.client.zcard(holders), stage.client.zcard(waiters)) == (3, 9_997)
+    for done in range(1, 4):
+        stage.answer_one()
+        assert len(stage.bells()) == 3
+        assert (stage.client.zcard(holders), stage.client.zcard(waiters)) == (3, 9_997 - done)
+
+
 # --- children in loops ------------------------------------------------------------------------------------------------
 
 

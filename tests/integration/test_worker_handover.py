@@ -16,11 +16,12 @@ from kombu import pools
 
 from convergio.graphflow.board import scripts
 from convergio.graphflow.engine.handover import Grants, Nobody
+from convergio.graphflow.engine.submission import Submission
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
-from convergio.tasks.app import make_app
+from convergio.tasks.bell import doorbell_id
 from tests.integration import engine_rig
 from tests.integration.engine_rig import QUIET, chain
 from tests.integration.lost_answers import lose_next_answer
@@ -101,24 +102,21 @@ def test_where_tasks_run_elsewhere_each_doorbell_is_popped(pool: str, crew: Crew
 # --- a doorbell whose task never runs ---------------------------------------------------------------------------------
 
 
-def test_a_doorbell_that_was_taken_and_then_revoked_is_given_back_and_rung_again(crew: Crew) -> None:
-    made = WorkflowBuilder("signed", version=1)
-    sign = made.approval("sign", title="Sign it")
-    quick = made.task("quick", "probe.echo", after=sign)
-    made.task("last", "probe.echo", after=quick)
+def test_a_doorbell_that_was_taken_and_then_discarded_is_given_back_and_rung_again(crew: Crew) -> None:
+    """Each step has Celery discard the next one's task. One that the worker had to pop after all is lost meanwhile."""
+    made, run = WorkflowBuilder("discards", version=1), "019abcde0123456789abcdef01234567"
+    last = made.task("s0", "probe.echo")
+    for number in range(1, 5):
+        task_id = doorbell_id(run, f"s{number + 1}", "1.1")
+        last = made.task(f"s{number}", "worker.discards", after=last, with_={"task_id": f"'{task_id}'"})
     crew.started("w1", pool="solo")
-    ref = crew.submit(made.build())
-    wait_until(lambda: crew.word(ref, "sign").state is StepState.BLOCKED, timeout=20)
-    with make_app(crew.settings.redis_url) as app:
-        replies = app.control.revoke(f"{ref.run}.last.1.1", destination=["w1@convergio"], reply=True, timeout=5)
-        assert "ok" in next(iter(cast("Any", replies)[0].values()))
-    crew.entrance.signal(ref, name="sign", data={"decision": "approve"}, by="boss")
-    wait_until(lambda: crew.ended(ref), timeout=20)
-    assert crew.history.run(ref.tenant, ref.run).state is RunState.SUCCEEDED
+    row = crew.entrance.submit(Submission(workflow=made.build(), input=None, run_id=run))
+    ref = RunRef(tenant=row.tenant, run=run)
+    wait_until(lambda: crew.ended(ref), timeout=40)
+    assert is_once(crew, ref, 5)
     assert "Discarding revoked task" in crew.log("w1")
-    assert crew.events(ref, "step.given_back") == 1
+    assert crew.events(ref, "step.given_back") >= 1
     assert crew.events(ref, "step.expired") == 0
-    assert {row.step: row.attempt for row in crew.history.facts(ref.run).outcomes}["last"] == 1
 
 
 # --- a worker that stops or dies in a spell ---------------------------------------------------------------------------

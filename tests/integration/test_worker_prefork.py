@@ -16,8 +16,11 @@ import celery
 import pytest
 from kombu import pools
 
+from convergio.graphflow.engine.canaries import UNCLAIMED
+from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.journal import database
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
+from tests.integration import worker_bodies
 from tests.integration.engine_rig import QUIET, single
 from tests.integration.worker_crew import Crew, crew_on
 from tests.waiting import wait_until
@@ -72,6 +75,24 @@ def test_a_step_that_kills_its_process_is_put_in_quarantine_and_the_worker_goes_
     after = crew.submit(single())
     wait_until(lambda: crew.ended(after), timeout=20)
     assert crew.history.run("default", after.run).state is RunState.SUCCEEDED
+
+
+def test_a_step_that_crashes_before_its_claim_is_put_in_quarantine_and_the_worker_goes_on(crew: Crew) -> None:
+    """Nobody ever holds a lease of it: its doorbells get lost one after the other, as the canaries prove."""
+    parent = crew.started("w1", **PREFORK)
+    made = WorkflowBuilder("crashes", version=1)
+    made.task(worker_bodies.DEADLY, "probe.echo")
+    poison, healthy = crew.submit(made.build()), crew.named("probe.hold", "healthy")
+    wait_until(lambda: crew.ended(poison), timeout=90)
+    (outcome,) = crew.history.facts(poison.run).outcomes
+    assert outcome.state is StepState.QUARANTINED
+    assert "died before it claimed the step" in str(outcome.error)
+    assert crew.events(poison, "step.rung") == UNCLAIMED - 1
+    assert crew.events(poison, "step.expired") == 0
+    assert parent.poll() is None
+    crew.open_gate()
+    wait_until(lambda: crew.ended(healthy), timeout=20)
+    assert len(crew.began("healthy")) == 1
 
 
 def test_a_function_that_outlasts_its_timeout_is_ended_with_its_child(crew: Crew) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from celery import signals
+from celery.worker import state
 
 from convergio.graphflow.flow.registry import step
 from tests.integration import engine_bodies
@@ -30,6 +31,12 @@ def dies() -> NoReturn:
     """As the kernel ends a process that takes too much memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
+
+
+@step(name="worker.discards")
+def discards(task_id: str) -> None:
+    """From now on Celery does not run the task in this process, should its message come."""
+    state.revoked.add(task_id)
 
 
 @step(name="worker.computes")
@@ -69,6 +76,16 @@ async def objects(name: str) -> str:
         return await waits(name)
     except asyncio.CancelledError:
         raise ConnectionError("the connection was closed") from None
+
+
+DEADLY: Final = "deadly"
+"""The step whose task ends its process before it has claimed the step, as a library that crashes would."""
+
+
+@signals.task_prerun.connect(weak=False)
+def _crash(args: object = (), **_: object) -> None:
+    if isinstance(args, (list, tuple)) and DEADLY in args:
+        os.kill(os.getpid(), signal.SIGSEGV)
 
 
 def note(name: str, what: str) -> None:

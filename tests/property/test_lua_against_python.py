@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from convergio.graphflow.board.connection import Link
-from tests.property.both_boards import Both
+from tests.property.both_boards import Both, model_state, real_state
 
 pytestmark = pytest.mark.slow
 
@@ -39,11 +39,13 @@ def redis_link(session_redis: Any) -> Iterator[Link]:
     link.close()
 
 
-def _histories(link: Link, data: st.DataObject) -> None:
+def history(link: Link, data: st.DataObject) -> Both:
+    """Some random calls. After each of them, too, answers and boards are compared."""
     both = Both(link, lambda bound: data.draw(st.integers(0, bound - 1)))
     both.start()
     for _ in range(data.draw(st.integers(1, 25))):
         both.step()
+    return both
 
 
 SETTINGS = settings(
@@ -58,13 +60,15 @@ SETTINGS = settings(
 @given(data=st.data())
 @SETTINGS
 def test_on_valkey_lua_and_its_model_agree_after_each_step(valkey_link: Link, data: st.DataObject) -> None:
-    _histories(valkey_link, data)
+    both = history(valkey_link, data)
+    assert real_state(both.stage) == model_state(both.model)
 
 
 @given(data=st.data())
 @SETTINGS
 def test_on_redis_lua_and_its_model_agree_after_each_step(redis_link: Link, data: st.DataObject) -> None:
-    _histories(redis_link, data)
+    both = history(redis_link, data)
+    assert real_state(both.stage) == model_state(both.model)
 
 
 ANSWERS = {

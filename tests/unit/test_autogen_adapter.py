@@ -77,18 +77,19 @@ def test_autogen_is_not_imported_before_an_agent_answers() -> None:
     code = """
 import asyncio, sys
 from convergio.tasks.agents import deadline, metering, model, roster, spec, step, tables, typed
-heavy = lambda: [name for name in sys.modules if name.split(".")[0] in ("autogen_agentchat", "autogen_core", "openai")]
-assert not heavy(), heavy()
+heavy = lambda: sorted({name.split(".")[0] for name in sys.modules} & {"autogen_agentchat", "autogen_core", "openai"})
+print("imported:", *heavy())
 agents = step.Agents(roster=roster.Roster.load(), model=model.ModelSettings())
-assert not heavy(), heavy()
+print("made:", *heavy())
 request = step.AgentRequest(
     tenant="default", submitter="me", run_id="r", step="s", iteration=0, attempt=1, claim="c", agent="domik",
     prompt="Hello?", deadline_s=60,
 )
 asyncio.run(agents.run_agent_step(request))
-assert heavy()
+print("answered:", *heavy())
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.PIPE, text=True)
+    assert done.stdout.splitlines() == ["imported:", "made:", "answered: autogen_agentchat autogen_core openai"]
 
 
 # --- deadlines ----------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -414,14 +415,26 @@ def steps(played: Port) -> Steps:
     return Steps(away, away, away, away, Nonces(), worker="w1", handover=played)
 
 
-def test_a_refused_doorbell_that_no_task_asked_for_has_nothing_to_be_given_back(steps: Steps, played: Port) -> None:
+@pytest.fixture
+def told(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
+    caplog.set_level(logging.INFO, logger="convergio.graphflow.engine.steps")
+    return caplog
+
+
+def test_a_refused_doorbell_that_no_task_asked_for_has_nothing_to_be_given_back(
+    steps: Steps, played: Port, told: pytest.LogCaptureFixture
+) -> None:
     take(steps.grants, taken(Refused(why="GONE")))
     played.done[0]()
+    assert told.messages == []
+    assert list(steps.claims.running()) == []
 
 
 def test_a_claim_that_cannot_be_given_back_as_the_board_is_away_is_left_to_its_lease(
-    steps: Steps, played: Port
+    steps: Steps, played: Port, told: pytest.LogCaptureFixture
 ) -> None:
     """Who says that a message is done is the transport, under Celery's event loop: no error of ours belongs there."""
     take(steps.grants, taken(dataclasses.replace(CLAIMED, meta={"digest": "unknown"})))
     played.done[0]()
+    assert [message.partition(":")[0] for message in told.messages] == ["a claim that no task asked for"]
+    assert list(steps.claims.running()) == [], "nobody beats its lease"
