@@ -441,6 +441,4 @@ class Steps:
         except errors.StaleFence as stale:
             logger.info("%s", stale)
         finally:
-            claim.lost.set()
-            if claim.on_lost is not None:
-                claim.on_lost()
+            claim.lose()
