@@ -17,7 +17,7 @@ from convergio.graphflow.decision import START, Decision, Entry, Unloaded, View
 from convergio.graphflow.draft import AHEAD, ALIVE, DONE, LIVE, Full, of_target
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import OutEdge, Plan
-from convergio.graphflow.items import Items
+from convergio.graphflow.items import LARGEST, Items
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.outcome import encode as encode_payload
@@ -362,4 +362,8 @@ class _Semantics(Items):
     def run_output(self) -> str:
         names = self.names(inputs.output_references(self.plan), given=self.plan.workflow.output is not None)
         value = inputs.run_output(self.plan, names)
-        return "" if value is None else encode_payload(value, what="the run's output")
+        if value is None:
+            return ""
+        text = encode_payload(value, what="the run's output", limit=LARGEST)
+        large = self.blob(text)
+        return text if large is None else encode_payload(large, what="the run's output")

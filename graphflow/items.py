@@ -183,12 +183,16 @@ class Items(Undoing):
             text = encode(results, what="the list of the results", limit=LARGEST)
         except errors.ConvergioError as error:
             return Outcome.failed(error, started_ms=since)
+        large = self.blob(text)
+        return Outcome(state=StepState.SUCCEEDED, output=results if large is None else large, started_ms=since)
+
+    def blob(self, text: str) -> dict[str, Any] | None:
+        """The reference to JSON that is too large to travel: whoever commits this keeps it first. None: it may."""
         content = text.encode()
         if len(content) <= PAYLOAD_LIMIT:
-            return Outcome(state=StepState.SUCCEEDED, output=results, started_ms=since)
+            return None
         self.made.blobs.append(text)
-        large = reference.to(hashlib.sha256(content).hexdigest(), len(content))
-        return Outcome(state=StepState.SUCCEEDED, output=large, started_ms=since)
+        return reference.to(hashlib.sha256(content).hexdigest(), len(content))
 
     def come_to_nothing(self, step: str, progress: Progress) -> Outcome:
         culprit = instance.member(step, progress.culprit)

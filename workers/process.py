@@ -197,6 +197,8 @@ class WorkerProcess:
                 self.steps.give_back(claim)
             except errors.StaleFence as error:
                 logger.info("%s", error)
+            except Exception:  # the others must be given back all the same, or each counts as a delivery
+                logger.exception("%s is not given back: its lease ends", claim.member)
 
 
 def _nothing() -> None:

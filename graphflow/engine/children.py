@@ -17,7 +17,7 @@ from convergio.graphflow.board.connection import UNREACHABLE, Link
 from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.starter import Starter
-from convergio.graphflow.engine.submission import START_WITHIN_MS, board_time, cancel_entry, wake
+from convergio.graphflow.engine.submission import START_WITHIN_MS, board_time, cancel_entry, wake_once
 from convergio.graphflow.flow import inputs, loops
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs, Opened
@@ -59,12 +59,13 @@ class Children:
         self.drain = drain
         self.nonces = nonces
         self.blobs = blobs
+        self._offset = 0
         self.news = threading.Event()
         """set by who knows that there is something to do"""
 
     def tend(self) -> int:
         """Does all that is to be done now; how much that was. Raises JournalUnavailable, BoardUnavailable."""
-        found = self.rows.open_business(BATCH)
+        found = self.rows.open_business(BATCH, self._offset)
         settled: list[str] = []
         for row in found:
             try:
@@ -75,6 +76,8 @@ class Children:
             except Exception:  # one child must not keep the others from their parents
                 logger.exception("child %s is left for the next look", row.ref)
         self.rows.settle(settled)
+        # What stays to be done stays at the head: with the next look come those behind it, and then the head again.
+        self._offset = self._offset + BATCH if len(found) == BATCH else 0
         return len(found)
 
     def _is_settled(self, row: ChildRow) -> bool:
@@ -165,13 +168,13 @@ class Children:
 
     def _post(self, row: ChildRow, facts: Mapping[str, Any]) -> None:
         entry = {"t": "child", "step": row.step, "attempt": row.attempt, **facts}
-        wake(self.link, self.drain, self.nonces, row.parent, entry)
+        wake_once(self.link, self.drain, self.nonces, row.parent, entry)
 
     def _cancel(self, row: ChildRow) -> None:
         by, reason = f"run {row.parent.run}", f"its step {row.step} does not wait for it any more"
         run = self.doors.request_cancel(row.ref.run, row.ref.tenant, by, reason, board_time(self.link))
         if not run.terminal:
-            wake(self.link, self.drain, self.nonces, row.ref, cancel_entry(run))
+            wake_once(self.link, self.drain, self.nonces, row.ref, cancel_entry(run))
 
 
 def _seen(plan: Plan, step: str, at: str, ended: Collection[str]) -> str | None:

@@ -10,7 +10,8 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, cast
@@ -83,9 +84,38 @@ class Claim:
     def member(self) -> str:
         return f"{self.held.ref}/{self.held.step}/{self.held.fence}"
 
+    def lose(self) -> None:
+        """The step is another's by now, or goes on without this attempt: whoever runs its body is told."""
+        self.lost.set()
+        on_lost = self.on_lost  # read once: the body may end at this moment, and take it away
+        if on_lost is not None:
+            on_lost()
+
+    @contextmanager
+    def unless_told(self) -> Generator[bool]:
+        """Whether nobody tells the board of this claim at this moment; nobody does until it is left then."""
+        free = self.lock.acquire(blocking=False)
+        try:
+            yield free
+        finally:
+            if free:
+                self.lock.release()
+
+
+@contextmanager
+def _alone(claim: Claim) -> Generator[None]:
+    """What is wrong with one claim must not hold up the others. A board that is away does."""
+    try:
+        yield
+    except AWAY:
+        raise
+    except Exception:
+        logger.exception("claim %s", claim.member)
+
 
 class Claims:
-    """All claims of this process. `pulse` is called by the beat thread every half second."""
+    """All claims of this process. `beat` and `catch_up` are called every half second, on threads of their own: what is
+    told late may have to wait for a decision, or for SQL, and the leases of all others must not end meanwhile."""
 
     def __init__(self, link: Link, *, expire: Callable[[Claim], None] | None = None) -> None:
         self.link = link
@@ -138,8 +168,8 @@ class Claims:
         """The claims whose bodies have not told yet how they ended."""
         return [claim for claim in self._snapshot() if claim.deliver is None]
 
-    def pulse(self) -> None:
-        """One beat: assert claims on a new board, prolong leases, tell what is owed, forget what is safe in SQL."""
+    def beat(self) -> None:
+        """Asserts claims on a new board, and prolongs leases. Waits for nobody but the board."""
         claims = self._snapshot()
         if not claims:
             return
@@ -147,12 +177,21 @@ class Claims:
             epoch = self.link.epoch()
             for claim in claims:
                 if claim.held.epoch != epoch:
-                    self._reassert(claim)
+                    with _alone(claim):
+                        self._reassert(claim)
             self._beat(epoch)
-            for claim in self._snapshot():
-                self._catch_up_alone(claim)
         except AWAY as error:
             logger.warning("the board is away, %d claims wait: %s", len(claims), error)
+
+    def catch_up(self) -> None:
+        """Tells what is owed, forgets what is safe in SQL, and ends attempts that have timed out."""
+        try:
+            for claim in self._snapshot():
+                if claim.held.epoch == self.link.epoch():  # else a beat has to assert it first
+                    with _alone(claim):
+                        self._catch_up(claim)
+        except AWAY as error:
+            logger.info("what is owed is told later: %s", error)
 
     def _snapshot(self) -> list[Claim]:
         return list(self._claims.values())
@@ -179,6 +218,17 @@ class Claims:
             claim.deliver = None
         return True
 
+    def _tell_late(self, claim: Claim) -> None:
+        """What the board does not have yet. A claim that is another's by now is lost, whatever it was that told us."""
+        if claim.deliver is not None:
+            self._tell(claim)
+            return
+        try:
+            self._say(claim)
+        except errors.StaleFence:
+            self._lose(claim)
+            raise
+
     def _say(self, claim: Claim) -> None:
         for key in sorted(claim.unsaid):
             sequence = scripts.record(self.link, claim.held, key=key, value=claim.facts[key])
@@ -189,19 +239,18 @@ class Claims:
         self.fenced += 1
         claim.deliver = None
         self._claims.pop(claim.nonce, None)
-        claim.lost.set()
-        if claim.on_lost is not None:
-            claim.on_lost()
+        claim.lose()
 
     def _reassert(self, claim: Claim) -> None:
-        held = claim.held
-        with claim.lock:
+        with claim.unless_told() as free:
+            if not free:
+                return  # it was told on the old board, which refuses: the next beat asserts it
             try:
                 epoch, fence = self._again(claim)
             except errors.StaleFence:
                 self._lose(claim)
                 return
-            claim.held = replace(held, epoch=epoch, fence=fence)
+            claim.held = replace(claim.held, epoch=epoch, fence=fence)
             claim.awaits = None
             claim.unsaid = set(claim.facts)
 
@@ -226,35 +275,33 @@ class Claims:
         for claim in live:
             if claim.member not in answer.lost:
                 claim.sure_until = sure_until
-            elif not claim.lock.locked():
+            else:
                 self._miss(claim)
 
     def _miss(self, claim: Claim) -> None:
         """The lease is gone. If the body is settling its outcome at this moment, the board's answer to that decides."""
-        with claim.lock:
-            if claim.nonce in self._claims and claim.awaits is None and claim.deliver is None:
+        with claim.unless_told() as free:
+            if free and claim.nonce in self._claims and claim.awaits is None and claim.deliver is None:
                 self._lose(claim)
 
-    def _catch_up_alone(self, claim: Claim) -> None:
-        """What is wrong with one claim must not hold up the others. A board that is away does."""
-        try:
-            self._catch_up(claim)
-        except AWAY:
-            raise
-        except Exception:
-            logger.exception("claim %s", claim.member)
-
     def _catch_up(self, claim: Claim) -> None:
+        with claim.unless_told() as free:
+            if not free or self._is_settled(claim):
+                return
+        if claim.is_overdue(time.monotonic()) and self.expire is not None:
+            self.expire(claim)
+
+    def _is_settled(self, claim: Claim) -> bool:
+        """Whether nothing is left but to wait: for SQL, or until a board that is away can be told."""
         if claim.awaits is not None and self.released is not None:
             epoch, high_water = self.released
             if claim.held.epoch == epoch and claim.awaits <= high_water:
                 self._claims.pop(claim.nonce, None)
         elif claim.deliver is not None or claim.unsaid:
             try:
-                with claim.lock:
-                    self._say(claim)
-                    self._tell(claim)
+                self._tell_late(claim)
             except errors.StaleFence as error:
                 logger.warning("%s", error)
-        elif claim.is_overdue(time.monotonic()) and self.expire is not None:
-            self.expire(claim)
+        else:
+            return False
+        return True

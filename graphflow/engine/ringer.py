@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convergio.graphflow.board import fields, scripts
-from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.bell import Bell, Caller, route_of
 from convergio.graphflow.model import instance
@@ -52,9 +52,15 @@ class Ringer:
         sets: Mapping[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
     ) -> bool:
-        """Rings a step whose state word is `was`. False: it has another state by now, and needs no ring."""
+        """Rings a step whose state word is `was`. False: it has another state by now, and needs no ring.
+
+        Raises BoardUnavailable.
+        """
         run = self.link.keys(epoch).run(caller.ref)
-        count = int(self.link.client.hget(run, fields.rings(step.name)) or 0) + 1
+        try:
+            count = int(self.link.client.hget(run, fields.rings(step.name)) or 0) + 1
+        except UNREACHABLE as error:
+            raise unavailable(error) from error
         bell = self.doorbell(caller, step, ring=f"{epoch.number}.{count}", fresh=False, side=side)
         ringing = scripts.Ringing(
             was=was,

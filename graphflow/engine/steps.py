@@ -13,7 +13,7 @@ from typing import Any, Final
 from convergio.graphflow import asking, decide, draft, shortcut
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link
-from convergio.graphflow.engine import bounded
+from convergio.graphflow.engine import bounded, declined
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.claims import AWAY, Claim, Claims
 from convergio.graphflow.engine.drain import Drain
@@ -43,9 +43,6 @@ GUARD_INTERVAL: Final = 0.02
 
 JOURNAL_PAUSE: Final = 1.0
 """Seconds between two tries to store what is too large for the board, while SQL is away."""
-
-LONGEST_PATIENCE: Final = 15.0
-"""Seconds after which a step that no worker knows is rung again, at most: it doubles from ring to ring up to there."""
 
 HELD_UP: Final = 1.0
 """Seconds that a step is held at least while the journal is too far behind."""
@@ -87,16 +84,14 @@ class Steps:
     # --- taking a step --------------------------------------------------------------------------------------------
 
     def claim(self, ref: RunRef, *, step: str, ring: str, queue_list: str) -> Claim | None:
-        """CLAIM. None: the doorbell was a duplicate, or the run is over; nothing was touched."""
+        """CLAIM. None: a duplicate, or the run is over; or its definition cannot be read here: it is given back."""
         grant = self.grants.pop(ref, step, ring) or self._grant(ref, step, ring, queue_list)
         if isinstance(grant.answer, scripts.Refused):
             logger.info("doorbell %s/%s/%s: %s %s", ref, step, ring, grant.answer.why, grant.answer.state)
             if grant.answer.why == "STOPPED":
                 self._shelve(ref, step, ring)
             return None
-        claim = self._own(grant.answer, grant)
-        self.claims.add(claim)
-        return claim
+        return self._own(grant.answer, grant)
 
     def _grant(self, ref: RunRef, step: str, ring: str, queue_list: str) -> Grant:
         nonce = self.nonces.next()
@@ -108,7 +103,21 @@ class Steps:
             answer = take(worker=self.worker)  # by now the new epoch is known: its first doorbell must not get lost
         return Grant(answer=answer, nonce=nonce, sure_until=sure_until)
 
-    def _own(self, held: scripts.Claimed, grant: Grant) -> Claim:
+    def _own(self, held: scripts.Claimed, grant: Grant) -> Claim | None:
+        """The claim, from now on one of ours. None: its definition cannot be read here, and it is given back."""
+        try:
+            claim = self._read(held, grant)
+        except errors.BoardUnavailable:
+            raise
+        except Exception as error:
+            # Of a newer version, perhaps: without an answer the lease would end, as if this worker had died.
+            logger.exception("step %s/%s: the run's definition cannot be read", held.ref, held.step)
+            declined.disown(self.link, held, self.worker, f"the run's definition cannot be read here ({error})")
+            return None
+        self.claims.add(claim)
+        return claim
+
+    def _read(self, held: scripts.Claimed, grant: Grant) -> Claim:
         spent = [rows for key, rows in held.records.items() if key.startswith(SPENT)]
         if self.blobs is not None and held.records:
             held = replace(held, records=Opened(self.blobs, held.ref.tenant, held.records))
@@ -129,8 +138,8 @@ class Steps:
             return
         try:
             claim = self._own(grant.answer, grant)
-            self.claims.add(claim)
-            self.give_back(claim)
+            if claim is not None:
+                self.give_back(claim)
         except (errors.StaleFence, *AWAY) as error:
             logger.info("a claim that no task asked for: %s", error)
 
@@ -287,16 +296,10 @@ class Steps:
 
     def decline(self, claim: Claim, *, missing: str) -> bool:
         """DECLINE: another worker may know what this one does not. The step stays READY and is rung now and then."""
-        count = int(claim.held.fence.split(".")[1])
-        seconds = min(LONGEST_PATIENCE, 2.0 ** min(count, 10))
-        return self._decline(claim, seconds, {"missing": bounded.text(missing)})
+        return self._decline(claim, declined.patience(claim.held), {"missing": bounded.text(missing)})
 
     def _decline(self, claim: Claim, seconds: float, why: Mapping[str, str]) -> bool:
-        data = json.dumps({"worker": self.worker, **why, "seconds": seconds}, ensure_ascii=False)
-
-        def deliver(held: scripts.Claimed) -> None:
-            scripts.decline(self.link, held, delay_ms=round(seconds * 1000), data=data)
-
+        deliver = partial(declined.tell, self.link, worker=self.worker, seconds=seconds, why=why)
         return self.claims.settle(claim, deliver)
 
     def is_held_up(self, claim: Claim) -> bool:
@@ -441,6 +444,4 @@ class Steps:
         except errors.StaleFence as stale:
             logger.info("%s", stale)
         finally:
-            claim.lost.set()
-            if claim.on_lost is not None:
-                claim.on_lost()
+            claim.lose()

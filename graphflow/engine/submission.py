@@ -266,6 +266,18 @@ def wake(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str,
         return None
 
 
+def wake_once(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str, Any] | None) -> Epoch | None:
+    """`wake` for who looks again and again at what is to be done: what is in the inbox already is not put there once
+    more, or it would grow without end while it cannot be drained."""
+    try:
+        inbox = link.keys(link.epoch()).inbox(ref)
+        known = entry is not None and link.client.lpos(inbox, json.dumps(entry, ensure_ascii=False)) is not None
+    except (*AWAY, *UNREACHABLE) as error:
+        logger.info("run %s is woken later: %s", ref, error)
+        return None
+    return wake(link, drain, nonces, ref, None if known else entry)
+
+
 def _post(link: Link, ref: RunRef, entry: str, token: str) -> scripts.Locked | None:
     try:
         return scripts.post(link, ref, entry=entry, token=token)

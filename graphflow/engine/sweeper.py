@@ -10,7 +10,8 @@ import logging
 import time
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Final, cast
+from functools import partial
+from typing import Any, Final, TypeVar, cast
 
 from convergio.graphflow import waiting
 from convergio.graphflow.board import fields, scripts
@@ -23,7 +24,14 @@ from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.pressure import Pressure
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.engine.starter import Starter
-from convergio.graphflow.engine.submission import board_time, cancel_entry, control_entry, ref_of, signal_entry, wake
+from convergio.graphflow.engine.submission import (
+    board_time,
+    cancel_entry,
+    control_entry,
+    ref_of,
+    signal_entry,
+    wake_once,
+)
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import Nonces, RunRef
@@ -39,9 +47,15 @@ BATCH: Final = 200
 DELIVERIES: Final = 5
 """Claims of one step that may end in lease expiry, in a row, before the step is put in quarantine."""
 
+LATER_MS: Final = 5_000
+"""What went wrong is looked at again so much later: what comes after it in its batch comes first."""
+
 INBOX_AGE_MS: Final = 1_000
 ROW_AGE_MS: Final = 1_500
 """Age of a signal's row after which its wake-up counts as lost. Signals are idempotent, so too early is harmless."""
+
+
+Row = TypeVar("Row")
 
 
 class Sweeper:
@@ -68,6 +82,7 @@ class Sweeper:
         self.history = history
         self.nonces = nonces
         self.repairs: dict[str, int] = {}
+        self._offsets: dict[str, int] = {}
         self._watched: tuple[Epoch, float, float] | None = None
 
     # --- one sweep ------------------------------------------------------------------------------------------------
@@ -94,20 +109,27 @@ class Sweeper:
     def apply_rows(self) -> None:
         """What SQL knows and the board may have missed: accepted runs, signals, cancels. Raises JournalUnavailable."""
         now_ms = board_time(self.link)
-        for signal in self.history.unapplied_signals(now_ms - ROW_AGE_MS, BATCH):
+        for signal in self._page("signals", partial(self.history.unapplied_signals, now_ms - ROW_AGE_MS)):
             self._count("signals")
             self._wake(RunRef(tenant=signal.tenant, run=signal.run_id), signal_entry(signal))
-        for run in self.history.unsettled(BATCH):
+        for run in self._page("controls", self.history.unsettled):
             self._count("controls")
             self._wake(ref_of(run), control_entry(run))
-        for run in self.history.cancels_pending(BATCH):
+        for run in self._page("cancels", self.history.cancels_pending):
             self._count("cancels")
             self._wake(ref_of(run), cancel_entry(run))
         # Last: a server without memory starts no run, and what is above ends some.
-        for row in self.history.accepted_before(now_ms, BATCH):
+        for row in self._page("started", partial(self.history.accepted_before, now_ms)):
             with self._alone(f"run {row.run_id}"):
                 if self.starter.start(row, self.plans.get(row.digest), not_after_ms=None):
                     self._count("started")
+
+    def _page(self, repair: str, rows: Callable[[int, int], list[Row]]) -> list[Row]:
+        """The next rows of this kind: those that cannot be helped stay at the head, and must not starve the others."""
+        offset = self._offsets.get(repair, 0)
+        found = rows(BATCH, offset)
+        self._offsets[repair] = offset + BATCH if len(found) == BATCH else 0
+        return found
 
     def _watched_for(self, epoch: Epoch) -> float:
         """Seconds for which the board of `epoch` was seen without a break."""
@@ -119,7 +141,7 @@ class Sweeper:
 
     def _wake(self, ref: RunRef, entry: dict[str, Any] | None) -> None:
         with self._alone(f"run {ref}"):
-            wake(self.link, self.drain, self.nonces, ref, entry)
+            wake_once(self.link, self.drain, self.nonces, ref, entry)
 
     def _count(self, repair: str) -> None:
         self.repairs[repair] = self.repairs.get(repair, 0) + 1
@@ -202,21 +224,26 @@ class Sweeper:
         members = cast("list[str]", self.link.client.zrangebyscore(key, "-inf", now_ms, start=0, num=BATCH))
         for member in members:
             tenant, run, step, *more = member.split("/")
-            with self._alone(member):
+            failed = partial(self.link.client.zadd, key, {member: now_ms + LATER_MS}, xx=True)
+            with self._alone(member, failed):
                 found = self.find(epoch, RunRef(tenant=tenant, run=run), step)
                 if found is None or not repair(epoch, found, "".join(more)):
                     self.link.client.zrem(key, member)
 
     @contextmanager
-    def _alone(self, what: str) -> Generator[None]:
-        """What is wrong with one run must not keep the sweep from all others. A store that is away ends it."""
+    def _alone(self, what: str, failed: Callable[[], object] = lambda: None) -> Generator[None]:
+        """What is wrong with one run must not keep the sweep from all others. A store that is away ends it.
+
+        `failed`: does away with what went wrong for a while, that it does not stay at the head of a batch.
+        """
         try:
             yield
         except (*UNREACHABLE, errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable):
             raise
         except Exception:
             self._count("failed")
-            logger.exception("%s is left for the next sweep", what)
+            logger.exception("%s is left for a later sweep", what)
+            failed()
 
     def find(self, epoch: Epoch, ref: RunRef, step: str) -> Found | None:
         """The step as the board has it; None if its run left the board."""
@@ -229,6 +256,8 @@ class Sweeper:
         key = self.link.keys(epoch).inboxes
         old = cast("list[str]", self.link.client.zrangebyscore(key, "-inf", now_ms - INBOX_AGE_MS, start=0, num=BATCH))
         for member in old:
+            # To the end of the line: what cannot be drained must not stay at the head of a batch.
+            self.link.client.zadd(key, {member: now_ms}, xx=True)
             self._count("drained")
             self._wake(RunRef.parse(member), None)
 

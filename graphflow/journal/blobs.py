@@ -129,7 +129,9 @@ def whole(connection: sa.Connection, tenant: str, value: Any) -> Any:
     """The value with everything it refers to, in a transaction that is open: a run's result may hold references."""
     digest = reference.digest_of(value)
     if digest is not None:
-        return json.loads(_content(connection, tenant, digest))
+        content = _content(connection, tenant, digest)
+        value = json.loads(content)
+        return whole(connection, tenant, value) if reference.KEY.encode() in content else value
     if isinstance(value, dict):
         return {name: whole(connection, tenant, part) for name, part in cast("dict[str, Any]", value).items()}
     if isinstance(value, list):

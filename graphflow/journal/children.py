@@ -57,13 +57,13 @@ class Children:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def open_business(self, limit: int) -> list[ChildRow]:
+    def open_business(self, limit: int, offset: int = 0) -> list[ChildRow]:
         """Children that are to be started, told of, cancelled or settled; the oldest first.
 
         Those of a paused run are started when it goes on.
         """
         with self._database.read() as connection:
-            return [_row(row) for row in connection.execute(_OPEN_BUSINESS.limit(limit))]
+            return [_row(row) for row in connection.execute(_OPEN_BUSINESS.limit(limit).offset(offset))]
 
     def settle(self, children: Sequence[str]) -> None:
         """Nothing is to do about them any more."""

@@ -156,12 +156,12 @@ class History:
 
     # --- for the sweeper ------------------------------------------------------------------------------------------
 
-    def accepted_before(self, not_after_ms: int, limit: int) -> list[RunRow]:
+    def accepted_before(self, not_after_ms: int, limit: int, offset: int = 0) -> list[RunRow]:
         """Runs that were accepted, whose not-after time has passed, and that nobody started; the oldest first."""
         overdue = sa.select(tables.runs).where(sa.text(tables.ACCEPTED_RUNS), _runs.not_after_ms < not_after_ms)
-        return self._runs(overdue.order_by(_runs.not_after_ms, _runs.run_id).limit(limit))
+        return self._runs(overdue.order_by(_runs.not_after_ms, _runs.run_id).limit(limit).offset(offset))
 
-    def unapplied_signals(self, before_ms: int, limit: int) -> list[SignalRow]:
+    def unapplied_signals(self, before_ms: int, limit: int, offset: int = 0) -> list[SignalRow]:
         """Signals of live runs kept before `before_ms` that no event has applied; the oldest first."""
         select = (
             sa.select(tables.signals)
@@ -169,18 +169,20 @@ class History:
             .where(sa.text(tables.OPEN_SIGNALS), _LIVE, _signals.created_ms < before_ms)
             .order_by(_signals.created_ms, _signals.signal_id)
             .limit(limit)
+            .offset(offset)
         )
         with self._database.read() as connection:
             return [SignalRow.of(row) for row in connection.execute(select)]
 
-    def cancels_pending(self, limit: int) -> list[RunRow]:
+    def cancels_pending(self, limit: int, offset: int = 0) -> list[RunRow]:
         """Live runs that somebody asked to cancel; the oldest request first."""
         pending = sa.select(tables.runs).where(sa.text(tables.CANCELLING_RUNS))
-        return self._runs(pending.order_by(_runs.cancel_requested_ms, _runs.run_id).limit(limit))
+        return self._runs(pending.order_by(_runs.cancel_requested_ms, _runs.run_id).limit(limit).offset(offset))
 
-    def unsettled(self, limit: int) -> list[RunRow]:
-        """Runs that are to be paused or to go on, and have not done it yet."""
-        return self._runs(sa.select(tables.runs).where(sa.text(tables.UNSETTLED_RUNS)).limit(limit))
+    def unsettled(self, limit: int, offset: int = 0) -> list[RunRow]:
+        """Runs that are to be paused or to go on, and have not done it yet; by run id."""
+        unsettled = sa.select(tables.runs).where(sa.text(tables.UNSETTLED_RUNS))
+        return self._runs(unsettled.order_by(_runs.run_id).limit(limit).offset(offset))
 
     def counts(self) -> Counts:
         """How many runs are live by state, signals open, and events dead."""

@@ -99,7 +99,7 @@ class Doorbell:
 
 @dataclass(kw_only=True)
 class Worker:
-    """What one worker process has; `pulse` is what its beat thread would do."""
+    """What one worker process has; `pulse` is what its beat threads would do."""
 
     process: WorkerProcess
 
@@ -112,7 +112,8 @@ class Worker:
         return self.process.steps.claims
 
     def pulse(self) -> None:
-        self.claims.pulse()
+        self.claims.beat()
+        self.claims.catch_up()
 
     def meet_new_board(self) -> None:
         """Two pulses: the first learns that the epoch is another, the second asserts what runs."""

@@ -93,6 +93,17 @@ def test_a_result_that_names_blobs_is_read_whole(stage: Stage) -> None:
     assert finished(stage, stage.submit(made.build(), LARGE)) == {"both": [whole, whole], "n": 1}
 
 
+def test_a_composed_result_that_is_too_large_to_travel_is_read_whole(stage: Stage) -> None:
+    """It is a blob that names blobs: parts that travel alone do not travel together."""
+    part = "x" * 20_000
+    made = WorkflowBuilder("composed", version=1, output={"large": "first", "parts": "[last, last]"})
+    made.task("first", "probe.echo", value="input.large")
+    made.task("last", "probe.echo", value="input.part")
+    ref = stage.submit(made.build(), {"large": LARGE, "part": part})
+    assert finished(stage, ref) == {"large": {"value": LARGE}, "parts": [{"value": part}, {"value": part}]}
+    assert largest(stage) < 40_000
+
+
 def test_what_is_small_stays_where_it_was(stage: Stage) -> None:
     text = "x" * 30_000
     assert finished(stage, stage.submit(doubling(), text)) == {"value": text}

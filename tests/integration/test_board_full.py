@@ -65,7 +65,7 @@ def test_leases_of_claims_are_prolonged_on_a_full_server(stage: EngineStage) -> 
     claim = stage.claim(stage.submit(STEPS), "first")
     fill(stage.core.link)
     before = stage.core.link.client.zscore(stage.core.link.keys(stage.core.link.epoch()).leases, claim.member)
-    stage.steps.claims.pulse()
+    stage.steps.claims.beat()
     after = stage.core.link.client.zscore(stage.core.link.keys(stage.core.link.epoch()).leases, claim.member)
     assert isinstance(before, float)
     assert isinstance(after, float)

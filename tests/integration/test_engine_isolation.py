@@ -11,7 +11,9 @@ from unittest import mock
 import pytest
 
 from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.engine import sweeper
 from convergio.graphflow.engine.sweeper import Sweeper
+from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
@@ -83,6 +85,55 @@ def test_a_row_that_cannot_be_started_does_not_keep_others_from_it(stage: Stage)
     with mock.patch.object(type(stage.service.sweeper.starter), "start", picky):
         stage.service.sweeper.apply_rows()
     assert stage.client.exists(stage.keys.run(refs[1]))
+
+
+def test_members_that_cannot_be_helped_do_not_starve_those_behind_them(stage: Stage) -> None:
+    """More than a batch of them, and all are older."""
+    ghost, dead = stage.submit(chain()), stage.submit(chain())
+    stage.client.zadd(stage.keys.leases, {f"{ghost}/of_another_version/1.1.x": 0, f"{ghost}/of_a_third/1.1.x": 1})
+    stage.claim(dead, "first", stage.another_worker())
+    with mock.patch.object(sweeper, "BATCH", 1):
+        stage.pass_time(9)
+    assert stage.word(dead, "first").state is StepState.READY
+
+
+def test_inboxes_that_cannot_be_drained_do_not_starve_those_behind_them(stage: Stage) -> None:
+    poisoned(stage)
+    left_over = stage.submit(chain())
+    claim = stage.claim(left_over, "first")
+    with mock.patch.object(stage.worker.process.core.drain, "run"):
+        stage.worker.steps.succeed(claim, {"n": 1})
+    stage.client.hdel(stage.keys.run(left_over), fields.LOCK)
+    with mock.patch.object(sweeper, "BATCH", 1):
+        stage.pass_time(4)
+    assert stage.word(left_over, "last").state is StepState.READY
+
+
+def test_rows_that_cannot_be_helped_do_not_starve_those_behind_them(stage: Stage) -> None:
+    bad, good = stage.submit(chain(), run_id="r1"), stage.submit(chain(), run_id="r2")
+    running(stage, bad, good)
+    with mock.patch("convergio.graphflow.engine.submission.wake"):  # nobody hears of it
+        for ref in (bad, good):
+            stage.worker.process.entrance.pause(ref, by="ann")
+    stage.client.rpush(stage.keys.inbox(bad), json.dumps({"t": "arrived", "step": "of_another_version"}))
+    with mock.patch.object(sweeper, "BATCH", 1):
+        for _ in range(2):
+            stage.service.sweeper.apply_rows()
+    assert stage.values(good)[fields.STATE] == RunState.PAUSED
+
+
+def test_an_inbox_that_cannot_be_drained_does_not_grow(stage: Stage) -> None:
+    """What time does, and what SQL knows, is posted at each sweep until it is decided."""
+    made = WorkflowBuilder("pausing", version=1)
+    made.wait("pause", length="1s")
+    ref = stage.submit(made.build())
+    running(stage, ref)
+    with mock.patch("convergio.graphflow.engine.submission.wake"):
+        stage.worker.process.entrance.cancel(ref, by="ann")
+    with mock.patch.object(type(stage.service.sweeper.drain), "run", side_effect=errors.JournalUnavailable):
+        stage.pass_time(5, also=stage.service.sweeper.apply_rows)
+    kinds = [json.loads(text)["t"] for text in stage.client.lrange(stage.keys.inbox(ref), 0, -1)]
+    assert sorted(kinds) == ["cancel", "timer"]
 
 
 def test_a_store_that_goes_away_ends_the_sweep(stage: Stage) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -210,6 +211,22 @@ def test_a_step_that_kills_its_workers_is_put_in_quarantine_with_the_reason(stag
     assert row.error["code"] == "QUARANTINED"
     assert f"{DELIVERIES} workers in a row" in row.error["message"]
     assert stage.outcomes(ref)["first"].state is StepState.QUARANTINED
+
+
+def test_a_worker_that_cannot_read_the_definition_gives_the_step_back_and_says_why(stage: Stage) -> None:
+    """It is of a newer version. Otherwise five leases would end, and the step stand there as one that kills workers."""
+    ref = stage.submit(chain())
+    older = stage.another_worker()
+    with mock.patch.object(older.process.core.plans, "get", side_effect=KeyError("dream")):
+        word = stage.word(ref, "first")
+        assert stage.ring(ref, "first", word.rest, older) is None
+    assert stage.word(ref, "first").state is StepState.READY
+    assert stage.client.zcard(stage.keys.leases) == 0
+    assert deliveries(stage, ref) == 0
+    told = [data for _, data in stage.client.xrange(stage.keys.feed(ref)) if data["type"] == "step.declined"]
+    assert "dream" in told[0]["data"]
+    stage.play(ref)
+    assert stage.row(ref).state is RunState.SUCCEEDED
 
 
 def test_deliveries_that_were_answered_do_not_count(stage: Stage) -> None:

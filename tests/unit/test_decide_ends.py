@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import Any
 
 import pytest
 
+from convergio.graphflow import decide
 from convergio.graphflow.decision import Decision, Entry
+from convergio.graphflow.model import reference
 from convergio.graphflow.model.outcome import PAYLOAD_LIMIT
 from convergio.graphflow.model.states import BlockedOn
 from tests.unit.deciding import APPROVE, REJECT, START, Run, arrived, plan_of, signal
@@ -270,10 +273,22 @@ def test_a_result_that_cannot_be_computed_fails_the_run() -> None:
     assert json.loads(run.values["@error"])["code"] == "EXPRESSION_FAILED"
 
 
-def test_a_result_that_is_too_large_fails_the_run() -> None:
+def test_a_result_that_is_too_large_to_travel_is_kept_apart() -> None:
     plan = plan_of({"x": "a", "y": "a"}, a={})
     run = Run(plan).started()
-    run.arrive("a", {"text": "x" * (PAYLOAD_LIMIT - 100)})
+    value = {"text": "x" * (PAYLOAD_LIMIT - 100)}
+    run.succeed("a", value)
+    made = run.apply(arrived("a"))
+    assert run.state == "SUCCEEDED"
+    (blob,) = made.blobs
+    assert json.loads(blob) == {"x": value, "y": value}
+    assert json.loads(run.values["@output"]) == reference.to(hashlib.sha256(blob.encode()).hexdigest(), len(blob))
+
+
+def test_a_result_that_nothing_keeps_fails_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(decide, "LARGEST", 1_000)
+    run = Run(plan_of({"x": "a", "y": "a"}, a={})).started()
+    run.arrive("a", {"text": "x" * 900})
     assert run.state == "FAILED"
     assert json.loads(run.values["@error"])["code"] == "PAYLOAD_TOO_LARGE"
 
