@@ -131,8 +131,9 @@ class Run:
         """Everything that happens to the run, from its start, or from behind the event with id `after`.
 
         Resumes by itself when Redis is away for a while. After a rebuild of the board comes `stream.reset`, then a
-        snapshot. The last event is `run.finished`. Raises BoardUnavailable after a minute without Redis, BoardRebuilding
-        after a minute without a board, and UnknownRun if for the client's patience nobody knows the run, or its end.
+        snapshot. The last event is `run.finished`. Raises BoardUnavailable after a minute without Redis,
+        BoardRebuilding after a minute without a board, and UnknownRun if for the client's patience nobody knows the
+        run, or its end.
         """
         return (event for event in self._feed().events(after) if event is not None)
 

@@ -39,6 +39,10 @@ class History:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    def close(self) -> None:
+        """Ends its connections."""
+        self._database.close()
+
     # --- for people -----------------------------------------------------------------------------------------------
 
     def run(self, tenant: str, run_id: str) -> RunRow:

@@ -31,7 +31,7 @@ def held(value: object) -> bool:
     if isinstance(value, dict):
         named = cast("Mapping[str, Any]", value)
         return digest_of(named) is not None or any(map(held, named.values()))
-    return isinstance(value, list) and any(map(held, cast("list[Any]", value)))
+    return isinstance(value, list) and any(map(held, value))
 
 
 def forged(value: object) -> bool:

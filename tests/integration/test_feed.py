@@ -164,7 +164,7 @@ def test_a_server_that_stays_away_ends_the_patience(valkey_server: ValkeyFactory
 def test_a_board_that_nobody_makes_is_told_apart_from_a_server_that_does_not_answer(valkey: str) -> None:
     client = redis.Redis(connection_pool=pool(valkey))
     reading = Feed(client, RunRef(tenant="default", run="r"), never, patience=0.2).events()
-    with pytest.raises(errors.BoardRebuilding, match="no board for 0.2 s.*convergio service"):
+    with pytest.raises(errors.BoardRebuilding, match=r"no board for 0\.2 s.*convergio service"):
         told(reading, FINISHED)
     client.connection_pool.disconnect()
 
