@@ -35,7 +35,10 @@ class Settings(BaseSettings):
         "",
         description="journal, e.g. postgresql://user@host/db; empty = SQLite in HOME, unless redis_url is set",
     )
-    key_prefix: str = Field("convergio", description="first part of every Redis key of the board")
+    key_prefix: str = Field(
+        "convergio",
+        description="first part of the board's keys; another one than this also of queues and results",
+    )
     include: str = Field("", description="Python modules with your steps and workflows, separated by commas")
     workflows: str = Field("", description="directories with workflow YAML files, separated by commas")
     tenant: str = Field("default", description="tenant of runs submitted from this machine")

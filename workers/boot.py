@@ -91,6 +91,7 @@ def core(settings: Settings, definitions: Definitions | None = None) -> Core:
         raise errors.BoardUnavailable(f"no stack runs in {settings.home}", hint=hint)
     app = make_app(
         url,
+        key_prefix=settings.key_prefix,
         visibility_timeout=settings.visibility_timeout,
         socket_timeout=settings.socket_timeout,
         task_events=settings.task_events,

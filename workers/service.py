@@ -90,6 +90,8 @@ class Service:
         self.start()
         while not self._stop.wait(1.0):
             pass
+        if self.refused is not None:
+            raise self.refused
 
     def request_stop(self) -> None:
         """May be called in a signal handler: `run` returns soon after."""

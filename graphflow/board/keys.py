@@ -31,11 +31,22 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Final
 
 from convergio.graphflow.model.ids import RunRef
 
 SCHEMA = 1
 """Version of the board's layout, compared with every script like the epoch."""
+
+
+DEFAULT: Final = "convergio"
+"""The prefix of who names none."""
+
+
+def queue_prefix(prefix: str) -> str:
+    """What queues, unacknowledged messages and results of an installation begin with: nothing by default, so that any
+    Celery client finds them, and else its prefix, so that two installations on one server do not take each other's."""
+    return "" if prefix == DEFAULT else f"{prefix}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -59,7 +59,7 @@ class Wire:
     def __init__(self, url: str, *, prefix: str, patience: float, submitter: str) -> None:
         """Connects when it is first used. Raises UnsupportedServer."""
         self.submitter = submitter
-        self.post = Post(url)
+        self.post = Post(url, prefix=prefix)
         self.prefix = prefix
         self.patience = patience
         self._board: redis.Redis | None = None
