@@ -31,8 +31,14 @@ class Settings(BaseSettings):
         description="broker and board: redis://host:6379/0, sentinel://a:26379;sentinel://b:26379/0?master_name=m; "
         "empty = the embedded Valkey",
     )
-    journal_url: str = Field("", description="journal, e.g. postgresql://user@host/db; empty = SQLite in HOME")
-    key_prefix: str = Field("convergio", description="first part of every Redis key of the board")
+    journal_url: str = Field(
+        "",
+        description="journal, e.g. postgresql://user@host/db; empty = SQLite in HOME, unless redis_url is set",
+    )
+    key_prefix: str = Field(
+        "convergio",
+        description="first part of the board's keys; another one than this also of queues and results",
+    )
     include: str = Field("", description="Python modules with your steps and workflows, separated by commas")
     workflows: str = Field("", description="directories with workflow YAML files, separated by commas")
     tenant: str = Field("default", description="tenant of runs submitted from this machine")

@@ -12,6 +12,7 @@ from celery import Celery, Task
 from celery.exceptions import Ignore
 
 from convergio.graphflow.board.address import without_master
+from convergio.graphflow.board.keys import DEFAULT, queue_prefix
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.model import errors
@@ -24,6 +25,10 @@ PRIORITY_SEPARATOR = "\x06\x16"
 """kombu's own: a queue's lists are `queue`, `queue<sep>3`, ..."""
 
 
+LIST_PREFIX = "list_prefix"
+"""The attribute of an app that says what its lists begin with; asked for every doorbell."""
+
+
 class Worker(Protocol):
     """What a worker process gives its tasks. Set as `app.worker` by `workers/boot.py`."""
 
@@ -34,28 +39,42 @@ class Worker(Protocol):
     """called when the step of the body that runs is taken from it; None where nothing can be done about that"""
 
 
-def queue_list(delivery_info: Mapping[str, Any]) -> str:
+def list_prefix(app: Celery) -> str:
+    """What the app's lists begin with."""
+    return str(vars(app).get(LIST_PREFIX, ""))
+
+
+def queue_list(delivery_info: Mapping[str, Any], prefix: str = "") -> str:
     """The Redis list that a doorbell came by."""
     queue, priority = delivery_info.get("routing_key", ""), delivery_info.get("priority") or 0
-    return f"{queue}{PRIORITY_SEPARATOR}{priority}" if priority else str(queue)
+    name = f"{prefix}{queue}"
+    return f"{name}{PRIORITY_SEPARATOR}{priority}" if priority else name
 
 
 def make_app(
-    redis_url: str, *, visibility_timeout: int = 15, socket_timeout: float = 5.0, task_events: bool = True
+    redis_url: str,
+    *,
+    key_prefix: str = DEFAULT,
+    visibility_timeout: int = 15,
+    socket_timeout: float = 5.0,
+    task_events: bool = True,
 ) -> Celery:
     """The app that workers, doors and Flower share. It connects to nothing until it is used."""
     url, master = without_master(redis_url)
     app = Celery("convergio", amqp=transport.AMQP, set_as_current=False)
+    prefix = vars(app)[LIST_PREFIX] = queue_prefix(key_prefix)
+    of_results = {"master_name": master, "global_keyprefix": prefix}
     app.conf.update(
         **transport.broker_settings(
             url,
             visibility_timeout=visibility_timeout,
             socket_timeout=max(2.0, socket_timeout),
+            key_prefix=prefix,
             master_name=master,
         ),
         **transport.consumer_settings(),
         result_backend=url,
-        result_backend_transport_options={} if master is None else {"master_name": master},
+        result_backend_transport_options={name: value for name, value in of_results.items() if value},
         result_expires=24 * 3600,
         task_serializer="json",
         accept_content=["json"],
@@ -110,7 +129,7 @@ class FlowTask(Task[Any, Any]):
         run, step, ring = args
         ref = RunRef(tenant=vars(self.request)["tenant"], run=run)
         try:
-            came_by = queue_list(self.request.delivery_info or {})
+            came_by = queue_list(self.request.delivery_info or {}, list_prefix(self.app))
             claim = self.worker.steps.claim(ref, step=step, ring=ring, queue_list=came_by)
         except (errors.BoardUnavailable, errors.BoardRebuilding) as error:
             # The board is away or new: it rings again what is ready there.

@@ -169,15 +169,20 @@ def origin_of(task: Entry) -> str:
 def followed(task: Entry, row: RunRow) -> Any:
     """The run's result, if it has ended; else the task goes on, and is answered when it does."""
     if row.terminal:
-        return result_of(row)
+        return _ended(task, row)
     ref = RunRef(tenant=row.tenant, run=row.run_id)
     task.worker.callers.add(ref, str(task.request.id), str(task.request.hostname))
     task.send_event("task-submitted", run=row.run_id)
     task.update_state(state=SUBMITTED, meta={"run": row.run_id})
     # A fast run may have ended before this caller was known, or its answer was overwritten by the line above.
-    row = task.worker.entrance.doors.run(row.tenant, row.run_id)
-    if row.terminal:
-        return result_of(row)
+    return _ended(task, row)
+
+
+def _ended(task: Entry, row: RunRow) -> Any:
+    """The run's result, read from SQL: whole, however large it is. Ignore while there is none."""
+    now = task.worker.entrance.doors.run(row.tenant, row.run_id)
+    if now.terminal:
+        return result_of(now)
     raise Ignore
 
 

@@ -7,6 +7,7 @@ import importlib
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,19 +50,35 @@ class Core:
 
 
 def resolve(settings: Settings) -> Settings:
-    """The settings with the addresses of the stack that runs in HOME, where they name none themselves."""
+    """The settings with the addresses of the stack that runs in HOME, where they name none themselves.
+
+    A Redis of the user's own has no journal by default (`journal_url`): a second one beside the right one does harm.
+    """
     if settings.redis_url and settings.journal_url:
         return settings
     from convergio.workers.embedded.directory import DataDirectory
 
     running = DataDirectory(root=settings.home.absolute()).running()
     urls = dict(running.urls) if running is not None else {}
+    redis = settings.redis_url or urls.get("redis", "")
     journal = f"sqlite:///{settings.home.absolute() / 'journal.sqlite3'}"
-    found = {
-        "redis_url": settings.redis_url or urls.get("redis", ""),
-        "journal_url": settings.journal_url or urls.get("journal", journal),
-    }
+    if settings.redis_url and settings.redis_url != urls.get("redis"):
+        journal = ""
+    found = {"redis_url": redis, "journal_url": settings.journal_url or (journal and urls.get("journal", journal))}
     return settings.model_copy(update=found)
+
+
+def journal_url(settings: Settings) -> str:
+    """Where the journal is. Raises InvalidSetting if the settings name a Redis of their own and no journal."""
+    url = resolve(settings).journal_url
+    if not url:
+        hint = (
+            "set CONVERGIO_JOURNAL_URL, too: every process of one installation has the same Redis and the same journal"
+        )
+        raise errors.InvalidSetting(
+            "CONVERGIO_REDIS_URL is set, and nothing says which journal belongs to it", hint=hint
+        )
+    return url
 
 
 def core(settings: Settings, definitions: Definitions | None = None) -> Core:
@@ -74,6 +91,7 @@ def core(settings: Settings, definitions: Definitions | None = None) -> Core:
         raise errors.BoardUnavailable(f"no stack runs in {settings.home}", hint=hint)
     app = make_app(
         url,
+        key_prefix=settings.key_prefix,
         visibility_timeout=settings.visibility_timeout,
         socket_timeout=settings.socket_timeout,
         task_events=settings.task_events,
@@ -123,7 +141,28 @@ def database(settings: Settings) -> Database:
     """The journal's database; nothing is connected yet."""
     from convergio.graphflow.journal.database import connect
 
-    return connect(resolve(settings).journal_url, synchronous=settings.sqlite_synchronous)
+    return connect(journal_url(settings), synchronous=settings.sqlite_synchronous)
+
+
+def admit(settings: Settings) -> None:
+    """Raises AnotherJournal if the board is not this journal's, before a process that would serve it is begun.
+
+    What is away is waited for later, by who needs it.
+    """
+    from convergio.graphflow.board.connection import Link
+    from convergio.graphflow.journal.boards import identity_of
+
+    rows = database(settings)
+    link = Link(
+        board_url(resolve(settings).redis_url), prefix=settings.key_prefix, socket_timeout=settings.socket_timeout
+    )
+    try:
+        with suppress(errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable):
+            link.journal = identity_of(rows)
+            link.refresh()
+    finally:
+        link.close()
+        rows.close()
 
 
 def migrations() -> list[Path]:
@@ -134,11 +173,11 @@ def migrations() -> list[Path]:
         return [path]
 
 
-def migrate(journal_url: str) -> None:
+def migrate(url: str) -> None:
     """Brings the journal's tables, and those of the domains, to this version."""
     from convergio.graphflow.journal.schema import migrate as upgrade
 
-    upgrade(journal_url, migrations())
+    upgrade(url, migrations())
 
 
 def catalog(settings: Settings) -> Catalog:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Final
 
 from celery import Celery
@@ -56,6 +57,7 @@ class Callers:
                         self._approvals(ref)
 
     def _finished(self, row: RunRow, waiting: Mapping[str, str]) -> None:
+        row = replace(row, output=self.history.whole(row.tenant, row.output))
         for task_id in {row.run_id, *waiting}:
             self._answer(task_id, row)
         for task_id, node in waiting.items():

@@ -11,7 +11,7 @@ from celery.worker import consumer, state
 from kombu.utils.json import dumps
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
-from convergio.tasks.app import queue_list
+from convergio.tasks.app import list_prefix, queue_list
 from convergio.tasks.transport import ENTRY_QUEUE
 from convergio.workers.probe import Doing
 
@@ -96,7 +96,7 @@ class Consumer(_StockConsumer):
         tasks = self.task_consumer
         if tasks is None or not tasks.channel._in_poll:
             return
-        tasks.on_message = partial(put_back, self._process.core.link)
+        tasks.on_message = partial(put_back, self._process.core.link, list_prefix(self.app))
         try:
             tasks.channel._brpop_read()
         except Empty:
@@ -109,12 +109,13 @@ class Consumer(_StockConsumer):
         return vars(self.app)["worker"]
 
 
-def put_back(link: Link, message: Any) -> None:
+def put_back(link: Link, prefix: str, message: Any) -> None:
     """Pushes a doorbell to the consuming end of its list. What this cannot push, the canaries find."""
     if message.delivery_info.get("routing_key") == ENTRY_QUEUE:
         return  # kombu restores what has to be acknowledged
     try:
-        link.client.rpush(queue_list({**message.delivery_info, **message.properties}), dumps(message.serializable()))
+        name = queue_list({**message.delivery_info, **message.properties}, prefix)
+        link.client.rpush(name, dumps(message.serializable()))
     except UNREACHABLE as error:
         logger.warning("doorbell %s could not be put back: %s", message.headers.get("id"), error)
     else:

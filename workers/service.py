@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
@@ -68,6 +69,10 @@ class Service:
             threading.Thread(target=self._serve, args=(self._tend,), name="convergio-nurse", daemon=True),
         ]
         self._swept = 0
+        self.refused: errors.ConvergioError | None = None
+        """why this service may not serve, and has stopped"""
+        self.on_refused: Callable[[], object] = lambda: None
+        """called once then, on one of its threads"""
 
     def start(self) -> None:
         for thread in self._threads:
@@ -88,6 +93,8 @@ class Service:
         self.start()
         while not self._stop.wait(1.0):
             pass
+        if self.refused is not None:
+            raise self.refused
 
     def request_stop(self) -> None:
         """May be called in a signal handler: `run` returns soon after."""
@@ -98,6 +105,9 @@ class Service:
         while not self._stop.is_set():
             try:
                 wait = work()
+            except errors.AnotherJournal as error:
+                self._refuse(error)
+                return
             except AWAY as error:
                 logger.warning("%s: %s", threading.current_thread().name, error)
                 wait = PATIENCE
@@ -106,7 +116,17 @@ class Service:
                 wait = 1.0
             self._stop.wait(wait)
 
+    def _refuse(self, error: errors.ConvergioError) -> None:
+        """The board is another journal's: whoever serves that one must not wait for our leases."""
+        logger.error("this service process ends: %s", error)
+        was, self.refused = self.refused, error
+        self._stop.set()
+        self.children.news.set()
+        if was is None:
+            self.on_refused()
+
     def _journal(self) -> float:
+        self.rebuilder.admit()
         if not self.writer_lease.holds():
             return 1.0
         if self.journaler.step(between=self.phase):
@@ -117,6 +137,8 @@ class Service:
 
     def _sweep(self) -> float:
         """What time does, from the board alone: it goes on while SQL is away. Whoever finds no board makes one."""
+        with suppress(errors.JournalUnavailable):
+            self.rebuilder.admit()
         try:
             self.link.refresh()
         except errors.BoardRebuilding:
@@ -133,6 +155,7 @@ class Service:
 
     def _keep_books(self) -> float:
         """What SQL knows and the board may have missed; also that the journal follows another board than this one."""
+        self.rebuilder.admit()
         if self.sweeper_lease.holds() and self.rebuilder.ensure(self.phase):
             self.revocations.settle()
             self.sweeper.apply_rows()
@@ -140,6 +163,7 @@ class Service:
 
     def _tend(self) -> float:
         """Children: at once when the journaler has news of them, and now and then in case nobody heard of it."""
+        self.rebuilder.admit()
         told = self.children.news.wait(CLERK_INTERVAL)
         self.children.news.clear()
         if (told or self.sweeper_lease.holds()) and self.children.tend() == BATCH:

@@ -133,6 +133,8 @@ class Link:
 
     def __init__(self, url: str, *, prefix: str = "convergio", socket_timeout: float = SOCKET_TIMEOUT) -> None:
         self.prefix = prefix
+        self.journal: str | None = None
+        """id of the journal that the board must belong to; None: whichever"""
         self.pool = pool(url, socket_timeout=socket_timeout, redis_connect_func=_greet)
         self.client = redis.Redis(connection_pool=self.pool)
         self._idle: deque[Wire] = deque()
@@ -155,10 +157,13 @@ class Link:
         return Keys(self.prefix, epoch.number)
 
     def refresh(self) -> Epoch:
-        """Reads the epoch key. Raises BoardRebuilding if there is none, or if another server made it."""
+        """Reads the epoch key. Raises BoardRebuilding if there is none, or if another server made it, and
+        AnotherJournal if the board is not that of `journal`."""
         with self._lock:
-            text, server = self._peek()
+            text, owner, server = self._peek()
             self._epoch = None
+            if self.journal is not None and owner not in (None, self.journal):
+                raise another_journal(str(owner), self.journal)
             if text is None:
                 raise errors.BoardRebuilding()
             epoch = Epoch.parse(text)
@@ -172,20 +177,21 @@ class Link:
 
     def server(self) -> str:
         """INFO run_id of the server that answers now."""
-        return self._peek()[1]
+        return self._peek()[2]
 
-    def _peek(self) -> tuple[str | None, str]:
-        """The epoch key and the server, over one and the same connection."""
+    def _peek(self) -> tuple[str | None, str | None, str]:
+        """The epoch key, whose board it is, and the server, over one and the same connection."""
         connection = self._take()
+        names = Keys(self.prefix, 0)
         try:
-            connection.send_command("GET", f"{self.prefix}:epoch")
-            text = cast("str | None", connection.read_response())
+            connection.send_command("MGET", names.epoch, names.owner)
+            text, owner = cast("list[str | None]", connection.read_response())
             server = connection.board_server
         except UNREACHABLE as error:
             connection.disconnect()
             raise unavailable(error) from error
         self._idle.append(connection)
-        return text, server
+        return text, owner, server
 
     def forget(self, epoch: Epoch) -> None:
         """The board said that `epoch` is not its own: read it again before the next script."""
@@ -271,6 +277,15 @@ class Link:
 def _ask(connection: Wire, command: tuple[Any, ...]) -> list[Any]:
     connection.send_packed_command(connection.pack_command(*command), check_health=False)
     return cast("list[Any]", connection.read_response())
+
+
+def another_journal(owner: str, ours: str) -> errors.AnotherJournal:
+    """The board is not that of our journal: nobody who has ours may touch it."""
+    hint = (
+        "set CONVERGIO_JOURNAL_URL to the journal of this board, or CONVERGIO_KEY_PREFIX or CONVERGIO_REDIS_URL to a"
+        " board of your own; only if that journal is gone for good: convergio rebuild --adopt"
+    )
+    return errors.AnotherJournal(f"the board belongs to journal {owner[:8]}, and this is {ours[:8]}", hint=hint)
 
 
 def unavailable(error: Exception) -> errors.BoardUnavailable:

@@ -4,6 +4,7 @@
 |-------------------------------|--------|-----------------------------------------------------------------------------|
 | P:epoch                       | string | number, schema and server of the board; written last by a rebuild           |
 | P:rebuilding                  | string | number of the board that is being made, until it is published               |
+| P:owner                       | string | id of the journal that the board belongs to                                 |
 | P:leader:ROLE                 | string | who is journaler or sweeper, for 3 s                                        |
 | P:E:journal                   | stream | facts on their way to SQL, ids `E-*`                                        |
 | P:E:released                  | string | high water: the stream sequence up to which facts are in SQL                |
@@ -28,12 +29,24 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from typing import Final
 
 from convergio.graphflow.model.ids import RunRef
 
 SCHEMA = 1
 """Version of the board's layout, compared with every script like the epoch."""
+
+
+DEFAULT: Final = "convergio"
+"""The prefix of who names none."""
+
+
+def queue_prefix(prefix: str) -> str:
+    """What queues, unacknowledged messages and results of an installation begin with: nothing by default, so that any
+    Celery client finds them, and else its prefix, so that two installations on one server do not take each other's."""
+    return "" if prefix == DEFAULT else f"{prefix}."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +83,10 @@ class Keys:
     @property
     def rebuilding(self) -> str:
         return f"{self.prefix}:rebuilding"
+
+    @property
+    def owner(self) -> str:
+        return f"{self.prefix}:owner"
 
     @property
     def live(self) -> str:
@@ -152,3 +169,8 @@ class Keys:
 
     def feed(self, ref: RunRef) -> str:
         return self._of(f"{ref.tenant}:{ref.run}:feed")
+
+
+def glob(text: str) -> str:
+    """`text` as a pattern that matches nothing else: a prefix may be any text."""
+    return re.sub(r"([*?\[\]^\\])", r"\\\1", text)

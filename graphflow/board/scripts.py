@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from convergio.graphflow.board.connection import Call, Link
+from convergio.graphflow.board.connection import Call, Link, another_journal
 from convergio.graphflow.board.keys import Epoch, Keys
 from convergio.graphflow.board.messages import (
     Asking,
@@ -402,10 +402,17 @@ def reach(link: Link, epoch: Epoch, *, high_water: int, limit: int) -> tuple[lis
     return answer[1], int(answer[2])
 
 
-def begin(link: Link, epoch: Epoch) -> bool:
-    """A board of `epoch` is being made: no older one serves from now on. False: a later one is there, or was begun."""
-    keys = link.keys(epoch)
-    return bool(link.call("begin", epoch, [keys.epoch, keys.rebuilding], [epoch.number])[0] == "OK")
+def begin(link: Link, epoch: Epoch, *, adopt: bool = False) -> bool:
+    """A board of `epoch` is being made: no older one serves from now on. False: a later one is there, or was begun.
+
+    It belongs to the link's journal. Raises AnotherJournal if it was another one's, unless we `adopt` it.
+    """
+    keys, journal = link.keys(epoch), link.journal or ""
+    names = [keys.epoch, keys.rebuilding, keys.owner]
+    answer = link.call("begin", epoch, names, [epoch.number, journal, int(adopt)])
+    if answer[0] == "OTHER":
+        raise another_journal(answer[1], journal)
+    return bool(answer[0] == "OK")
 
 
 def publish(link: Link, epoch: Epoch) -> bool:

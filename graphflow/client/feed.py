@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast
 
 import redis
@@ -12,7 +13,7 @@ from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, unavailable
 from convergio.graphflow.board.keys import Epoch, Keys
 from convergio.graphflow.client.event import FINISHED, RESET, SNAPSHOT, Event
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, reference
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import TERMINAL_RUN
 
@@ -23,7 +24,8 @@ PAUSE: Final = 0.1
 GROUP: Final = 500
 
 Ended = Callable[[], Mapping[str, Any] | None]
-"""Asked while the run is not on the board: `state`, `output` and `error` of a run that ended, or None."""
+"""Asked while the run is not on the board, and for a result that is too large for it: `state`, `output` and `error` of
+a run that ended, or None."""
 
 
 class Feed:
@@ -48,7 +50,8 @@ class Feed:
         """Every event behind `after`, up to `run.finished`; None after each group, about once a second at least.
 
         Ids are without gap or repeat within an epoch; where events are missing (a new epoch, a trimmed feed), a
-        snapshot stands in for them. Raises BoardUnavailable when the board stays away for longer than `patience`.
+        snapshot stands in for them. Raises BoardUnavailable when Redis stays away for longer than `patience`,
+        BoardRebuilding when it has no board for so long, and what `ended` raises.
         """
         self._at = _position(after) if after else None
         self._seen = time.monotonic()
@@ -62,13 +65,20 @@ class Feed:
     def _patiently(self) -> Sequence[Event]:
         try:
             found = self._next()
-        except (*UNREACHABLE, errors.BoardRebuilding) as error:
+        except (*UNREACHABLE, errors.BoardUnavailable, errors.BoardRebuilding) as error:
             if time.monotonic() - self._seen > self._patience:
-                raise unavailable(error) from error
+                raise self._lost(error) from error
             time.sleep(PAUSE)
             return ()
         self._seen = time.monotonic()
         return found
+
+    def _lost(self, error: Exception) -> errors.ConvergioError:
+        """What is wrong when the patience has ended."""
+        if isinstance(error, errors.BoardRebuilding):
+            hint = "a service process makes it from the journal: does one run (convergio service)?"
+            return errors.BoardRebuilding(f"Redis has had no board for {self._patience:g} s", hint=hint)
+        return error if isinstance(error, errors.BoardUnavailable) else unavailable(error)
 
     def _next(self) -> Sequence[Event]:
         """What is there now, after at most a second."""
@@ -82,8 +92,9 @@ class Feed:
         behind = self._at[1] < last
         entries = self._read(0 if behind else self._block_ms)
         if entries and entries[0].position[1] == self._at[1] + 1:
-            self._at = entries[-1].position
-            return entries
+            known = self._whole(entries)
+            self._at = known[-1].position if known else self._at
+            return known
         if entries or behind:
             return [self._snapshot()]
         return self._off_board() if state in TERMINAL_RUN else ()
@@ -110,6 +121,16 @@ class Feed:
         answer = self._client.xread({feed: after}, count=GROUP, block=block_ms or None)
         streams = cast("list[tuple[str, list[tuple[str, dict[str, str]]]]]", answer or [])
         return [Event.of(entry, values) for _, entries in streams for entry, values in entries]
+
+    def _whole(self, entries: list[Event]) -> list[Event]:
+        """A result that is too large for the board is a reference there: whoever knows the end has it whole."""
+        *before, last = entries
+        if last.type != FINISHED or not reference.held(last.data.get("output")):
+            return entries
+        found = self._ended()
+        if found is None and not before:
+            time.sleep(PAUSE)
+        return before if found is None else [*before, replace(last, data=found)]
 
     def _reset(self, epoch: int, was: int) -> Sequence[Event]:
         self._at = (epoch, 0)

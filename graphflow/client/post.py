@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from convergio.graphflow.board.keys import DEFAULT, queue_prefix
 from convergio.graphflow.model import errors
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class Answer:
 class Post:
     """A Celery app that only sends. Connects when it is first used; safe for threads."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, prefix: str = DEFAULT) -> None:
         """Raises UnsupportedServer for a URL that is no Redis."""
+        self._prefix = prefix
         self.url = _broker_url(url)
         self._app: Celery | None = None
         self._making = threading.Lock()
@@ -62,7 +64,7 @@ class Post:
         """The app, made when it is needed: the import takes a moment."""
         with self._making:
             if self._app is None:
-                self._app = _sender(self.url)
+                self._app = _sender(self.url, queue_prefix(self._prefix))
             return self._app
 
     def send(self, entry: str, kwargs: Mapping[str, Any], *, task_id: str) -> None:
@@ -117,13 +119,14 @@ class Post:
             self._app.close()
 
 
-def _sender(url: str) -> Celery:
+def _sender(url: str, prefix: str) -> Celery:
     from celery import Celery
 
     from convergio.graphflow.board.address import without_master
 
     plain, master = without_master(url)
-    named = {} if master is None else {"master_name": master}
+    options = {"master_name": master, "global_keyprefix": prefix}
+    named = {name: value for name, value in options.items() if value}
     app = Celery("convergio-client", broker=plain, backend=plain, set_as_current=False)
     app.conf.update(
         broker_transport_options={

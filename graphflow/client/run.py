@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class Wire:
     def __init__(self, url: str, *, prefix: str, patience: float, submitter: str) -> None:
         """Connects when it is first used. Raises UnsupportedServer."""
         self.submitter = submitter
-        self.post = Post(url)
+        self.post = Post(url, prefix=prefix)
         self.prefix = prefix
         self.patience = patience
         self._board: redis.Redis | None = None
@@ -81,6 +82,25 @@ class Wire:
         if self._board is not None:
             self._board.connection_pool.disconnect()
             self._board = None
+
+
+class Silence:
+    """For how long nothing has been heard. Who asks no more for a while begins anew: the run was on the board."""
+
+    def __init__(self) -> None:
+        self._since = self._asked = -math.inf
+
+    def lasted(self) -> float:
+        """Seconds of it until now."""
+        now = time.monotonic()
+        if now - self._asked > RESEND:
+            self._since = now
+        self._asked = now
+        return now - self._since
+
+    def break_(self) -> None:
+        """Something was heard."""
+        self._asked = -math.inf
 
 
 class Run:
@@ -111,14 +131,16 @@ class Run:
         """Everything that happens to the run, from its start, or from behind the event with id `after`.
 
         Resumes by itself when Redis is away for a while. After a rebuild of the board comes `stream.reset`, then a
-        snapshot. The last event is `run.finished`. Raises BoardUnavailable after a minute without Redis.
+        snapshot. The last event is `run.finished`. Raises BoardUnavailable after a minute without Redis,
+        BoardRebuilding after a minute without a board, and UnknownRun if for the client's patience nobody knows the
+        run, or its end.
         """
         return (event for event in self._feed().events(after) if event is not None)
 
     def result(self, timeout: str | float | None = None) -> Any:
         """Waits for the run's end and returns its output. `timeout`: seconds, or text such as "10m"; None: for ever.
 
-        Raises RunFailed, RunCancelled, ResultTimeout (the run goes on), BoardUnavailable.
+        Raises RunFailed, RunCancelled, ResultTimeout (the run goes on), UnknownRun, BoardUnavailable, BoardRebuilding.
         """
         seconds = None if timeout is None else _seconds(timeout)
         began = time.monotonic()
@@ -247,7 +269,19 @@ class Run:
     def _feed(self) -> Feed:
         from convergio.graphflow.client.feed import Feed
 
-        return Feed(self._wire.board, self._ref, self._ended, prefix=self._wire.prefix)
+        silence = Silence()
+
+        def ended() -> Mapping[str, Any] | None:
+            """The end, if it is known. UnknownRun if for long enough nobody has known the run."""
+            answer = self._answer()
+            if answer is not None:
+                silence.break_()
+                return end_of(answer)
+            if silence.lasted() > self._wire.patience:
+                raise self._unknown()
+            return None
+
+        return Feed(self._wire.board, self._ref, ended, prefix=self._wire.prefix)
 
     def _ask(self, entry: str, kwargs: Mapping[str, Any]) -> Answer:
         facts = {"run": self.id, "tenant": self._ref.tenant, "by": self._wire.submitter, **kwargs}
@@ -260,8 +294,8 @@ class Run:
         arguments = {"run": self.id, **arguments}
         return begun(self._wire, self._ref.tenant, entry, arguments, key=key, task_id=ids.new_run_id())
 
-    def _ended(self) -> Mapping[str, Any] | None:
-        """The end of a run that is not on the board, by the answer to its submission.
+    def _answer(self) -> Answer | None:
+        """The answer to the submission, which has the end of the run.
 
         Redis forgets answers when it is wiped; the submission is idempotent and is sent again.
         """
@@ -269,13 +303,16 @@ class Run:
         if answer is None and self._submission is not None and time.monotonic() - self._sent > RESEND:
             self._sent = time.monotonic()
             self._wire.post.send(self._submission.entry, self._submission.arguments, task_id=self._task_id)
-        return None if answer is None else end_of(answer)
+        return answer
+
+    def _unknown(self) -> errors.UnknownRun:
+        hint = "it ended more than a day ago, or was never started: convergio runs show"
+        return errors.UnknownRun(f"Redis knows no run '{self.id}'", hint=hint)
 
     def _state_by_answer(self) -> RunState:
         answer = self._wire.post.answer(self._task_id)
         if answer is None:
-            hint = "it ended more than a day ago, or was never started: convergio runs show"
-            raise errors.UnknownRun(f"Redis knows no run '{self.id}'", hint=hint)
+            raise self._unknown()
         ended = end_of(answer)
         return RunState(ended["state"]) if ended is not None else RunState.ACCEPTED
 

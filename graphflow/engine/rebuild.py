@@ -11,13 +11,13 @@ import re
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, cast
 
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
-from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys
+from convergio.graphflow.board.keys import SCHEMA, Epoch, Keys, glob
 from convergio.graphflow.decision import Event
 from convergio.graphflow.engine.drain import keep, opened
 from convergio.graphflow.engine.journaler import event_of
@@ -70,9 +70,21 @@ class Rebuilder:
         self.plans = plans
         self.lease = lease
         self._making = threading.Lock()
+        self._admitted = False
+
+    def admit(self) -> None:
+        """Raises AnotherJournal if the board is not our journal's; once it is known to be, nobody is asked again, as
+        the link compares at every new epoch. Raises JournalUnavailable, BoardUnavailable."""
+        if self._admitted:
+            return
+        self.link.journal = self.boards.identity()
+        with suppress(errors.BoardRebuilding):
+            self.link.refresh()
+        self._admitted = True
 
     def needed(self) -> bool:
-        """Whether the board is missing, or is not the one that the journal follows."""
+        """Whether the board is missing, or is not the one that the journal follows. Raises AnotherJournal."""
+        self.admit()
         try:
             self.link.refresh()
         except errors.BoardRebuilding:
@@ -96,10 +108,17 @@ class Rebuilder:
             # Asked again under the lease: its last holder may just have made the board.
             return alone and (not self.needed() or self._rebuild(phase) is not None)
 
-    def rebuild(self) -> Epoch | None:
-        """A new board in place of this one. Its epoch, or None if another process makes one. Raises like `ensure`."""
+    def rebuild(self, *, adopt: bool = False) -> Epoch | None:
+        """A new board in place of this one. Its epoch, or None if another process makes one. Raises like `ensure`.
+
+        `adopt`: also in place of another journal's, of which nothing is saved.
+        """
+        if adopt:
+            self.link.journal = self.boards.identity()
+        else:
+            self.admit()
         with self._alone() as alone:
-            return self._rebuild(_silent) if alone else None
+            return self._rebuild(_silent, adopt=adopt) if alone else None
 
     @contextmanager
     def _alone(self) -> Generator[bool]:
@@ -118,11 +137,13 @@ class Rebuilder:
         finally:
             self._making.release()
 
-    def _rebuild(self, phase: Phase) -> Epoch | None:
+    def _rebuild(self, phase: Phase, *, adopt: bool = False) -> Epoch | None:
         phase("rebuild")
         before = self.boards.current()
         server = self.link.server()
-        number = self.boards.raise_epoch(before.epoch if before else None, server, SCHEMA)
+        strange = adopt and self._is_anothers()
+        above = max(self._numbers(), default=0) if strange else 0
+        number = self.boards.raise_epoch(before.epoch if before else None, server, SCHEMA, above=above)
         if number is None:
             return None
         epoch = Epoch(number=number, server=server)
@@ -130,10 +151,10 @@ class Rebuilder:
         phase("raised")
         try:
             # Before anything is read: what the old board would still take on could not be salvaged any more.
-            if not scripts.begin(self.link, epoch):
+            if not scripts.begin(self.link, epoch, adopt=adopt):
                 return None
             older = self._older(epoch)
-            saved = sum(self._salvage(number, before, epoch) for number in older)
+            saved = 0 if strange else sum(self._salvage(number, before, epoch) for number in older)
             phase("salvaged")
             runs = self._write_runs(epoch)
             phase("written")
@@ -149,12 +170,25 @@ class Rebuilder:
             self._sweep_out(other)
         return epoch
 
+    def _is_anothers(self) -> bool:
+        owner = self.link.client.get(Keys(self.link.prefix, 0).owner)
+        return owner not in (None, self.link.journal)
+
     def _older(self, epoch: Epoch) -> list[int]:
         """Epochs of which a stream is left, the newest first: the last one's, and those of rebuilders that died."""
+        return sorted((number for number in self._streams() if number < epoch.number), reverse=True)
+
+    def _streams(self) -> Iterable[int]:
         pattern = re.compile(rf"{re.escape(self.link.prefix)}:(\d+):journal")
-        names = cast("Iterable[str]", self.link.client.scan_iter(match=f"{self.link.prefix}:*:journal", count=1000))
-        numbers = (int(match[1]) for name in names if (match := pattern.fullmatch(name)))
-        return sorted((number for number in numbers if number < epoch.number), reverse=True)
+        begins = glob(self.link.prefix)
+        names = cast("Iterable[str]", self.link.client.scan_iter(match=f"{begins}:*:journal", count=1000))
+        return (int(match[1]) for name in names if (match := pattern.fullmatch(name)))
+
+    def _numbers(self) -> Iterable[int]:
+        """Epochs that somebody had on this board: the one that is there, that is being made, and of streams."""
+        names = Keys(self.link.prefix, 0)
+        there, making = cast("list[str | None]", self.link.client.mget(names.epoch, names.rebuilding))
+        return [*self._streams(), *([Epoch.parse(there).number] if there else []), *([int(making)] if making else [])]
 
     def _salvage(self, number: int, before: BoardRow | None, epoch: Epoch) -> int:
         """Facts that an old board still holds and SQL does not: they were accepted under a fence, so they are true."""
@@ -248,7 +282,8 @@ class Rebuilder:
     def _sweep_out(self, old: int) -> None:
         """Keys of an older epoch: nobody reads them any more. SCAN is fine here, this is no hot path."""
         try:
-            for part in _chunks(list(self.link.client.scan_iter(match=f"{self.link.prefix}:{old}:*", count=1000))):
+            begins = f"{glob(self.link.prefix)}:{old}"
+            for part in _chunks(list(self.link.client.scan_iter(match=f"{begins}:*", count=1000))):
                 self.link.client.unlink(*part)
         except UNREACHABLE as error:
             logger.warning("keys of epoch %d stay on the board: %s", old, error)

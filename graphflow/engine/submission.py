@@ -6,6 +6,7 @@ import json
 import logging
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -119,12 +120,13 @@ class Entrance:
         self.starter = starter
         self.drain = drain
         self.nonces = nonces
+        self._admitted = False
 
     def submit(self, submission: Submission) -> RunRow:
         """Accepts the run and starts it. Once this returns, the run is in SQL and cannot be lost.
 
-        Raises InvalidInput and the like, UnknownWorkflow (a step's), KeyConflict, BoardUnavailable, JournalUnavailable,
-        JournalBehind or BoardNearlyFull: then nothing was accepted.
+        Raises InvalidInput and the like, UnknownWorkflow (a step's), KeyConflict, AnotherJournal, BoardUnavailable,
+        JournalUnavailable, JournalBehind or BoardNearlyFull: then nothing was accepted.
         """
         return self._accept(submission, None, *self._pins(submission.workflow)).run
 
@@ -162,6 +164,7 @@ class Entrance:
     ) -> Accepted:
         text = submission.check(self.blobs)
         self._check_pressure(submission)
+        self._admit()
         reference = self.blobs.kept(submission.tenant, text) if self.blobs is not None else None
         now = board_time(self.link)  # before the commit: the not-after time must not lie in the sweeper's past
         not_after = now + START_WITHIN_MS
@@ -182,6 +185,15 @@ class Entrance:
         if accepted.created:
             self._start(accepted.run, self.starter.plans.of(submission.workflow), not_after)
         return accepted
+
+    def _admit(self) -> None:
+        """Raises AnotherJournal if the board is not our journal's: nobody there would ever see the run's row."""
+        if self._admitted:
+            return
+        self.link.journal = self.doors.identity()
+        with suppress(errors.BoardRebuilding):
+            self.link.refresh()
+        self._admitted = True
 
     def _check_pressure(self, submission: Submission) -> None:
         """Raises JournalBehind or BoardNearlyFull, but not for a run that was accepted before."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 
 import sqlalchemy as sa
@@ -24,8 +25,14 @@ class Boards:
             row = connection.execute(sa.select(*columns)).mappings().first()
         return None if row is None else BoardRow(**row)
 
-    def raise_epoch(self, expected: int | None, server: str, schema: int) -> int | None:
+    def identity(self) -> str:
+        """The journal's own id: random, and the same for as long as the database, or a copy of it, lives."""
+        return identity_of(self._database)
+
+    def raise_epoch(self, expected: int | None, server: str, schema: int, *, above: int = 0) -> int | None:
         """Begins the epoch after `expected` (None: the first) with high water 0, on the Redis whose run_id is `server`.
+
+        `above`: the new one is greater than this number, too: another journal had a board there.
 
         Returns the new epoch; None if the epoch is not `expected` any more: somebody else rebuilds. From here on no
         commit of the old epoch can succeed, so what is read from the journal now is all it will ever hold of it.
@@ -34,7 +41,7 @@ class Boards:
             if expected is None:
                 first = {
                     "id": 1,
-                    "epoch": 1,
+                    "epoch": above + 1,
                     "high_water": 0,
                     "schema": schema,
                     "server": server,
@@ -43,8 +50,22 @@ class Boards:
                 statement = self._database.insert_once(tables.boards).values(first).returning(tables.boards.c.epoch)
                 return connection.execute(statement).scalar()
             update = sa.update(tables.boards).where(tables.boards.c.epoch == expected)
-            update = update.values(epoch=expected + 1, high_water=0, schema=schema, server=server, updated_ms=now_ms())
+            update = update.values(
+                epoch=max(expected, above) + 1, high_water=0, schema=schema, server=server, updated_ms=now_ms()
+            )
             return connection.execute(update.returning(tables.boards.c.epoch)).scalar()
+
+
+def identity_of(database: Database) -> str:
+    """The journal's own id, which is made when somebody first asks. Raises JournalUnavailable."""
+    select = sa.select(tables.identity.c.journal)
+    with database.read() as connection:
+        found = connection.execute(select).scalar()
+    if found is not None:
+        return str(found)
+    with database.write() as connection:
+        connection.execute(database.insert_once(tables.identity), {"id": 1, "journal": secrets.token_hex(16)})
+        return str(connection.execute(select).scalar_one())
 
 
 def now_ms() -> int:

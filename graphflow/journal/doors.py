@@ -8,6 +8,7 @@ from typing import Any, Final
 import sqlalchemy as sa
 
 from convergio.graphflow.journal import payload, tables
+from convergio.graphflow.journal.boards import identity_of
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.history import find_definition, find_run, unknown_run
 from convergio.graphflow.journal.rows import Accepted, Basis, NewRun, NewSignal, Origin, Parent, RunRow, SignalRow
@@ -28,6 +29,10 @@ class Doors:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def identity(self) -> str:
+        """The journal's own id."""
+        return identity_of(self._database)
 
     def accept(self, run: NewRun) -> Accepted:
         """Pins the definition and accepts the run; once this returns, the run cannot be lost.

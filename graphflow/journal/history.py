@@ -23,7 +23,7 @@ from convergio.graphflow.journal.rows import (
     RunRow,
     SignalRow,
 )
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, reference
 from convergio.graphflow.model.states import RunState, StepState
 
 _runs: Final = tables.runs.c
@@ -38,6 +38,10 @@ class History:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+
+    def close(self) -> None:
+        """Ends its connections."""
+        self._database.close()
 
     # --- for people -----------------------------------------------------------------------------------------------
 
@@ -125,6 +129,13 @@ class History:
     def runs_of(self, run_ids: Sequence[str]) -> list[RunRow]:
         """Runs by their ids; those that do not exist are left out. For some hundreds of ids a call."""
         return self._runs(sa.select(tables.runs).where(_runs.run_id.in_(run_ids)))
+
+    def whole(self, tenant: str, value: Any) -> Any:
+        """The value with everything it refers to; no references, no statement. Raises `Permanent` for a lost blob."""
+        if not reference.held(value):
+            return value
+        with self._database.read() as connection:
+            return blobs.whole(connection, tenant, value)
 
     def events(self, run_ids: Sequence[str], kind: str) -> list[EventRow]:
         """Events of one type of some runs, each run's in order."""

@@ -225,6 +225,13 @@ boards: Final = _table(
     sa.CheckConstraint("id = 1", name="id"),
 )
 
+identity: Final = _table(
+    "identity",
+    _int("id", key=True),
+    _text("journal"),
+    sa.CheckConstraint("id = 1", name="id"),
+)
+
 blobs: Final = _table(
     "blobs",
     _text("tenant", key=True),

@@ -436,3 +436,12 @@ class LoopExhausted(ConvergioError):
     """A loop has made all its rounds, and its condition still does not hold."""
 
     code = "LOOP_EXHAUSTED"
+
+
+# --- two installations ----------------------------------------------------------------------------------------------
+
+
+class AnotherJournal(ConvergioError):
+    """The board belongs to another journal."""
+
+    code = "ANOTHER_JOURNAL"

@@ -26,6 +26,14 @@ def digest_of(value: object) -> str | None:
     return None if match is None else match[1]
 
 
+def held(value: object) -> bool:
+    """Whether the value is a reference, or holds one."""
+    if isinstance(value, dict):
+        named = cast("Mapping[str, Any]", value)
+        return digest_of(named) is not None or any(map(held, named.values()))
+    return isinstance(value, list) and any(map(held, value))
+
+
 def forged(value: object) -> bool:
     """Whether somebody's own value has a key that only references have."""
     if isinstance(value, dict):

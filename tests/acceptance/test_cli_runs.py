@@ -254,7 +254,10 @@ def test_malformed_definitions_are_refused_whole_and_nothing_is_started(town: Pl
 
 def test_with_redis_down_a_submission_is_refused_and_nothing_is_kept(town: Place, tmp_path: Path) -> None:
     before = len(town.json("runs", "list", "--limit", "1000"))
-    away = {"CONVERGIO_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0"}
+    away = {
+        "CONVERGIO_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+        "CONVERGIO_JOURNAL_URL": f"sqlite:///{tmp_path / 'journal.sqlite3'}",
+    }
     done = town.cli("run", written(tmp_path, FAILING), env=away)
     assert done.returncode == 6
     assert done.stderr.startswith("BOARD_UNAVAILABLE  Redis does not answer")

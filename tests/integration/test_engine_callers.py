@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 from unittest import mock
 
 import pytest
 from celery.app import trace
 
+from convergio.graphflow import Client
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors
@@ -22,11 +23,13 @@ from tests.integration.engine_rig import QUIET, Stage, chain, sign_off, single, 
 
 pytestmark = QUIET
 
+LARGE: Final = "x" * 300_000
+
 
 @pytest.fixture
 def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
     with stage_on(valkey, sqlite_url, tmp_path) as made:
-        made.worker.process.catalog = Catalog(built=[chain(), single(), sign_off(), failing()])
+        made.worker.process.catalog = Catalog(built=[chain(), single(), sign_off(), failing(), large()])
         yield made
         gc.collect()  # a result that Celery made opens a connection once more when it is collected
         cast("Any", made.worker.process.core.app.backend).result_consumer.stop()
@@ -35,6 +38,13 @@ def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
 def failing() -> Workflow:
     made = WorkflowBuilder("failing", version=1)
     made.task("only", "probe.raises", kind="'no text'")
+    return made.build()
+
+
+def large() -> Workflow:
+    """Its result is what it is given: made for values that do not travel."""
+    made = WorkflowBuilder("large", version=1, output={"first": "only", "n": "1"})
+    made.task("only", "probe.echo", value="input")
     return made.build()
 
 
@@ -151,6 +161,47 @@ def test_an_answer_that_was_wiped_is_given_again_to_who_submits_again(stage: Sta
     stage.rebuild()
     enter(stage, "submit", "single", task_id=task_id)
     assert answer_of(stage, task_id) == ("SUCCESS", {"value": None})
+
+
+# --- results that do not travel ---------------------------------------------------------------------------------------
+
+
+def test_a_result_that_is_too_large_to_travel_reaches_whoever_waits_whole(stage: Stage) -> None:
+    first = enter(stage, "submit", "large", LARGE, key="k")
+    second = enter(stage, "submit", "large", LARGE, key="k")
+    stage.answer_all()
+    stage.journal()
+    whole = {"first": {"value": LARGE}, "n": 1}
+    assert [answer_of(stage, name) for name in (first, second)] == [("SUCCESS", whole)] * 2
+    assert enter_and_read(stage, "submit", "large", LARGE, key="k") == ("SUCCESS", whole), "also when it comes late"
+
+
+def test_a_client_gets_a_result_whole_that_is_too_large_to_travel(stage: Stage) -> None:
+    run_id = enter(stage, "submit", "large", LARGE)
+    stage.answer_all()
+    stage.journal()
+    whole = {"first": {"value": LARGE}, "n": 1}
+    with Client(stage.settings.redis_url) as client:
+        run = client.run(run_id)
+        assert run.result(5) == whole
+        assert list(run.events())[-1].data == {"state": "SUCCEEDED", "output": whole, "error": None}
+
+
+# --- runs that nobody knows -------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_nobody_knows_is_waited_for_no_longer_than_a_worker_is(stage: Stage) -> None:
+    with Client(stage.settings.redis_url, patience=0.3) as client:
+        for ask in (lambda run: run.result(), lambda run: list(run.events())):
+            with pytest.raises(errors.UnknownRun, match="nope"):
+                ask(client.run("nope"))
+
+
+def test_a_run_that_is_accepted_and_not_started_is_waited_for(stage: Stage) -> None:
+    run_id = enter(stage, "submit", "single")
+    stage.client.delete(stage.keys.run(ref_to(run_id)))
+    with Client(stage.settings.redis_url, patience=0.1) as client, pytest.raises(errors.ResultTimeout):
+        client.run(run_id).result(0.5)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import redis
 from convergio.graphflow.board.connection import pool
 from convergio.graphflow.client.event import FINISHED, RESET, SNAPSHOT, Event
 from convergio.graphflow.client.feed import Feed
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, reference
 from convergio.graphflow.model.ids import RunRef
 from tests.conftest import ValkeyFactory
 from tests.integration.engine_stage import EngineStage, engine_on
@@ -159,6 +159,32 @@ def test_a_server_that_stays_away_ends_the_patience(valkey_server: ValkeyFactory
     with pytest.raises(errors.BoardUnavailable):
         told(reading, FINISHED)
     client.connection_pool.disconnect()
+
+
+def test_a_board_that_nobody_makes_is_told_apart_from_a_server_that_does_not_answer(valkey: str) -> None:
+    client = redis.Redis(connection_pool=pool(valkey))
+    reading = Feed(client, RunRef(tenant="default", run="r"), never, patience=0.2).events()
+    with pytest.raises(errors.BoardRebuilding, match=r"no board for 0\.2 s.*convergio service"):
+        told(reading, FINISHED)
+    client.connection_pool.disconnect()
+
+
+def test_a_large_result_is_told_when_its_whole_value_is_known(stage: EngineStage) -> None:
+    ref = stage.submit({"only": {"task": "demo.one"}})
+    stage.succeed(ref, "only", reference.to("0" * 64, 40_000))
+    stage.journal()
+    end = {"state": "SUCCEEDED", "output": "x" * 40_000, "error": None}
+    answers = [None, errors.BoardUnavailable(), None, end]
+
+    def ended() -> Mapping[str, Any] | None:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    events = told(Feed(stage.core.link.client, ref, ended).events(), FINISHED)
+    assert [event.position[1] for event in events] == list(range(1, len(events) + 1))
+    assert events[-1].data == end
 
 
 @pytest.mark.parametrize("text", ["x", "1", "1-x", "-", "1-2-3"])

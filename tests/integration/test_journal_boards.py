@@ -78,6 +78,26 @@ def test_of_those_who_raise_the_epoch_at_the_same_moment_one_wins(journal: Datab
         assert sorted(answers[number] or 0 for answers in won) == [0] * (callers - 1) + [number + 1]
 
 
+def test_a_journal_has_one_id_whoever_asks_first(journal: Database) -> None:
+    callers = 4
+    barrier = Barrier(callers)
+
+    def ask(_: int) -> str:
+        barrier.wait()
+        return Boards(journal).identity()
+
+    with ThreadPoolExecutor(callers) as pool:
+        answers = set(pool.map(ask, range(callers)))
+    assert answers == {Boards(journal).identity()}
+    assert len(answers.pop()) == 32
+
+
+def test_an_epoch_may_be_raised_above_a_strangers(journal: Database) -> None:
+    assert Boards(journal).raise_epoch(None, "server-a", 3, above=8) == 9
+    assert Boards(journal).raise_epoch(9, "server-a", 3, above=4) == 10
+    assert Boards(journal).raise_epoch(10, "server-a", 3, above=20) == 21
+
+
 def test_a_commit_of_an_old_epoch_writes_nothing(journal: Database) -> None:
     stream = samples.Stream(journal)
     Boards(journal).raise_epoch(1, "server-b", 1)

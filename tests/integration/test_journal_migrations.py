@@ -24,7 +24,15 @@ from tests.integration import journal_samples as samples
 from tests.waiting import wait_until
 
 OURS = sorted(tables.metadata.tables)
-REVISIONS = ("journal_0001", "journal_0002", "journal_0003", "journal_0004", "journal_0005", "journal_0006")
+REVISIONS = (
+    "journal_0001",
+    "journal_0002",
+    "journal_0003",
+    "journal_0004",
+    "journal_0005",
+    "journal_0006",
+    "journal_0007",
+)
 
 DOMAIN = """
 import sqlalchemy as sa

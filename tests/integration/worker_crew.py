@@ -55,6 +55,7 @@ class Crew:
             "REDIS_URL": self.settings.redis_url,
             "JOURNAL_URL": self.settings.journal_url,
             "HOME": self.folder,
+            "KEY_PREFIX": self.settings.key_prefix,
             "MODEL_NAME": "scripted",
             "INCLUDE": "tests.integration.worker_bodies",
             "LOG_LEVEL": "INFO",
@@ -142,9 +143,9 @@ class Crew:
 
 
 @contextmanager
-def crew_on(redis_url: str, journal_url: str, folder: Path) -> Generator[Crew]:
-    """A service process and its board; workers come when they are started."""
-    settings = settings_for(redis_url, journal_url, folder)
+def crew_on(redis_url: str, journal_url: str, folder: Path, **more: Any) -> Generator[Crew]:
+    """A service process and its board; workers come when they are started. `more`: settings of all."""
+    settings = settings_for(redis_url, journal_url, folder, **more)
     migrated(settings.journal_url)
     with ExitStack() as stack:
         entrance, history = boot.entrance(settings), boot.history(settings)

@@ -95,7 +95,7 @@ def journal(session: Session) -> Iterator[Check]:
     from convergio.workers import boot
     from convergio.workers.cli.up import masked
 
-    url = session.settings.journal_url
+    url = boot.journal_url(session.settings)
     where = masked(url)
     if url.startswith("sqlite:///") and not Path(url.removeprefix("sqlite:///")).exists():
         yield fail("journal", f"there is no {where}", "start a stack: convergio up; or set CONVERGIO_JOURNAL_URL")
@@ -119,7 +119,8 @@ def board(session: Session, *, with_journal: bool) -> Iterator[Check]:
     """Whether there is a board, and whether the journal follows it."""
     from convergio.graphflow.journal.boards import Boards
 
-    link = session.core.link
+    link, boards = session.core.link, Boards(session.database)
+    link.journal = boards.identity() if with_journal else None
     try:
         epoch = link.refresh()
     except errors.BoardRebuilding:
@@ -129,7 +130,7 @@ def board(session: Session, *, with_journal: bool) -> Iterator[Check]:
     client, keys = link.client, link.keys(epoch)
     live, timers = client.zcard(keys.runs), client.zcard(keys.timers)
     saw = f"epoch {epoch.number}, schema {epoch.schema}, {live} live runs, {timers} timers"
-    row = Boards(session.database).current() if with_journal else None
+    row = boards.current() if with_journal else None
     if row is not None and row.epoch != epoch.number:
         yield fail("board", f"{saw}; the journal follows epoch {row.epoch}", "wait a moment, or: convergio rebuild")
         return

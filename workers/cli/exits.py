@@ -57,6 +57,7 @@ OF_CODE: Final[Mapping[str, int]] = {
     "PROCESS_NOT_READY": AWAY,
     "RESULT_TIMEOUT": TIMEOUT,
     "SCHEMA_MISMATCH": UNSUPPORTED,
+    "ANOTHER_JOURNAL": TAKEN,
     "UNSUPPORTED_SERVER": UNSUPPORTED,
 }
 """Exit by error code; every other error ends with FAILED."""

@@ -18,6 +18,7 @@ def flower(session: Session, port: int | None, address: str) -> int:
 
     Without a password it serves this machine only and is read-only. FLOWER_BASIC_AUTH=user:password opens it.
     """
+    from convergio.workers import boot
     from convergio.workers.embedded import port as ports
     from convergio.workers.flower import server
 
@@ -27,7 +28,7 @@ def flower(session: Session, port: int | None, address: str) -> int:
         from convergio.graphflow.model import errors
 
         raise errors.InvalidSetting(f"port {chosen} is taken", hint="choose another: --port 0 takes any that is free")
-    app = session.core.app
+    app = boot.core(session.settings).app  # no journal is needed for it
     click.echo(f"Flower: http://{address}:{chosen}   (Ctrl-C stops it)")
     server.serve(app, address=address, port=chosen)
     return exits.OK

@@ -18,7 +18,7 @@ def migrate(session: Session, check: bool) -> int:
     from convergio.workers import boot
     from convergio.workers.cli.up import masked
 
-    url = session.settings.journal_url
+    url = boot.journal_url(session.settings)
     pending = schema.pending(url, boot.migrations())
     if check:
         click.echo("\n".join(pending) if pending else "nothing to do")
@@ -30,12 +30,14 @@ def migrate(session: Session, check: bool) -> int:
 
 @click.command(cls=Command)
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--adopt", is_flag=True, help="The board may be another journal's: that journal is gone for good.")
 @with_session
-def rebuild(session: Session, yes: bool) -> int:
+def rebuild(session: Session, yes: bool, adopt: bool) -> int:
     """Make a new board from the journal (a new epoch).
 
     Runs go on where they were; steps that run now are taken over, or run again. The service process does this by itself
-    when the board is lost: this is for a board that is there and wrong.
+    when the board is lost: this is for a board that is there and wrong. With --adopt a board that belongs to another
+    journal becomes this one's; what was on it and is not in this journal is dropped.
     """
     from convergio.graphflow.model import errors
     from convergio.workers import boot
@@ -44,9 +46,10 @@ def rebuild(session: Session, yes: bool) -> int:
         click.confirm("Make a new board from the journal?", abort=True)
     service = boot.service(session.settings)  # only made, not started
     try:
-        epoch = service.rebuilder.rebuild()
+        epoch = service.rebuilder.rebuild(adopt=adopt)
     finally:
         service.link.close()
+        service.sweeper.history.close()
     if epoch is None:
         raise errors.BoardRebuilding("another process is rebuilding the board at this moment", hint="convergio doctor")
     click.echo(f"epoch {epoch.number}: the board is new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -26,10 +27,13 @@ def service(session: Session) -> int:
     # Waited for, not handled: a handler that sets an event may find this very thread inside that event's lock.
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP)
     made = boot.service(session.settings)
+    made.on_refused = lambda: os.kill(os.getpid(), signal.SIGTERM)
     made.start()
     threading.Thread(target=_announce, args=(session,), name="announce", daemon=True).start()
     signal.sigwait(STOP)
     made.stop()
+    if made.refused is not None:
+        raise made.refused
     return exits.OK
 
 

@@ -63,6 +63,8 @@ def serve(session: Session) -> int:
     from convergio.workers.log import to_stderr
 
     to_stderr(session.settings)
+    boot.core(session.settings)  # raises where nothing says where the board is
+    boot.admit(session.settings)
     made = boot.worker(session.settings)
     signals.worker_ready.connect(lambda **_: readiness.announce(), weak=False)
     return made.run()
@@ -81,6 +83,7 @@ def supervise(session: Session, processes: int, *, with_service: bool) -> int:
     settings = session.settings
     if not settings.redis_url:
         boot.core(settings)  # raises, and says what to do
+    boot.admit(settings)
     env = _addresses(session)
     names = [f"{local.WORKER}-{number}" for number in range(1, processes + 1)]
     children = [local.worker(settings, name=name, env=env, alone=True) for name in names]
