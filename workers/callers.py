@@ -8,19 +8,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Final
 
 from celery import Celery
 from celery.exceptions import OperationalError
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.engine.submission import ref_of
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.tasks.entries import failure_of
+from convergio.workers.answers import Answer, Answers
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Callers:
 
     def __init__(self, app: Celery, link: Link, history: History) -> None:
         self.app = app
+        self.answers = Answers(app)
         self.link = link
         self.history = history
 
@@ -49,19 +51,25 @@ class Callers:
         with self._tolerant(refs):
             callers = self._callers(refs)
             asked = {row.run_id for row in self.history.events([ref.run for ref in refs], "step.blocked")}
-            for row in self.history.runs_of([ref.run for ref in refs]):
-                ref = RunRef(tenant=row.tenant, run=row.run_id)
-                with self._tolerant([ref]):
-                    self._finished(row, callers[ref])
+            rows = self.history.runs_of([ref.run for ref in refs])
+            waiting = {row.run_id: callers[ref_of(row)] for row in rows}
+            answers: list[Answer] = []
+            for row in rows:
+                with self._tolerant([ref_of(row)]):
+                    result = self._result(row)
+                    answers += [Answer(one, result) for one in {row.run_id, *waiting[row.run_id]}]
+            self.answers.store(answers)
+            for row in rows:
+                with self._tolerant([ref_of(row)]):
+                    for task_id, node in waiting[row.run_id].items():
+                        self._tell(task_id, node, row.error)
                     if row.run_id in asked:
-                        self._approvals(ref)
+                        self._approvals(ref_of(row))
 
-    def _finished(self, row: RunRow, waiting: Mapping[str, str]) -> None:
-        row = replace(row, output=self.history.whole(row.tenant, row.output))
-        for task_id in {row.run_id, *waiting}:
-            self._answer(task_id, row)
-        for task_id, node in waiting.items():
-            self._tell(task_id, node, row.error)
+    def _result(self, row: RunRow) -> Any:
+        if row.state is RunState.SUCCEEDED:
+            return self.history.whole(row.tenant, row.output)
+        return failure_of(row)
 
     def _callers(self, refs: Sequence[RunRef]) -> dict[RunRef, dict[str, str]]:
         """The nodes that took the tasks which wait for each run, by the tasks' ids."""
@@ -84,12 +92,6 @@ class Callers:
             logger.warning("callers of %s are not answered: %s", runs, error)
         except Exception:  # the journaler releases what waits after this: no caller may stop it
             logger.exception("callers of %s are not answered", runs)
-
-    def _answer(self, task_id: str, row: RunRow) -> None:
-        if row.state is RunState.SUCCEEDED:
-            self.app.backend.mark_as_done(task_id, row.output)
-        else:
-            self.app.backend.mark_as_failure(task_id, failure_of(row))
 
     def _approvals(self, ref: RunRef, *, only: str | None = None) -> None:
         """Approval tasks: their AsyncResult is the decision, under the id of the doorbell that was answered first."""

@@ -205,8 +205,10 @@ class Link:
         """One script. Its answer; raises BoardRebuilding or BoardUnavailable. All scripts may be asked twice."""
         return self._call(script(name), epoch, keys, args)
 
-    def call_both(self, epoch: Epoch, first: Call, second: Call) -> tuple[list[Any], list[Any]]:
+    def call_both(self, epoch: Epoch, first: Call, second: Call | None) -> tuple[list[Any], list[Any]]:
         """Two scripts in one move. Their answers; that of the second is empty if the first could not do its work."""
+        if second is None:
+            return self.call(first.name, epoch, first.keys, first.args), []
         keys = [*first.keys, *second.keys]
         args = [len(first.keys), len(first.args), *first.args, *second.args]
         answer = self._call(script(first.name, second.name), epoch, keys, args)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -229,14 +230,17 @@ def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[
 
     The entries that are left (then the lock is kept), or None if the decision was overtaken.
     """
-    epoch, ref = locked.epoch, locked.ref
-    keys = link.keys(epoch)
+    call = _commit(link.keys(locked.epoch), locked.epoch, locked.ref, locked.token, submitter, batch)
+    return _left(link.call(call.name, locked.epoch, call.keys, call.args))
+
+
+def _commit(keys: Keys, epoch: Epoch, ref: RunRef, token: str, submitter: str, batch: Batch) -> Call:
     order = _numbered(bell.queue_list for bell in batch.bells)
     names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.timers, keys.leases, keys.journal]
     names += [keys.feed(ref), keys.parked, keys.nudge]
     for name in order:
         names += [name, keys.rung(name)]
-    args: list[Any] = [epoch.number, locked.token, LOCK_MS, str(ref), submitter, batch.consumed, secrets.token_hex(8)]
+    args: list[Any] = [epoch.number, token, LOCK_MS, str(ref), submitter, batch.consumed, secrets.token_hex(8)]
     args += [len(batch.writes), *_flat(batch.writes), len(batch.posts), *batch.posts]
     args += [len(batch.leases), *(f"{ref}/{lease}" for lease in batch.leases)]
     args += [len(batch.timers), *_flat((f"{ref}/{timer}", due) for timer, due in batch.timers)]
@@ -244,7 +248,10 @@ def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[
     for bell in batch.bells:
         args += [order[bell.queue_list], bell.side, bell.content, f"{ref}/{bell.step}/{bell.ring}"]
     args += [len(batch.events), *_flat(batch.events)]
-    answer = link.call("commit", epoch, names, args)
+    return Call("commit", names, args)
+
+
+def _left(answer: Sequence[Any]) -> list[Mapping[str, Any]] | None:
     return [json.loads(text) for text in answer[1]] if answer[0] == "OK" else None
 
 
@@ -266,17 +273,30 @@ def start(
     control: int,
     token: str,
     wanted: Sequence[str],
+    known: bool = False,
+    first: Batch | None = None,
 ) -> Locked | None:
-    """START: put an accepted run on the board. None: it is there already. Raises SubmitTooLate after `not_after_ms`."""
+    """START: put an accepted run on the board. None: it is there already. Raises SubmitTooLate after `not_after_ms`.
+
+    `known`: the board probably has the definition. `first`: the first decision, to COMMIT in the same move; then the
+    entries are those that are left, perhaps none.
+    """
     epoch = link.epoch()
     keys = link.keys(epoch)
     names = [keys.epoch, keys.run(ref), keys.runs, keys.plan(digest), keys.journal, keys.feed(ref)]
-    args = [epoch.number, "" if not_after_ms is None else not_after_ms, str(ref), submitter, plan, meta, given]
-    args += [size, control, token, LOCK_MS, *wanted]
-    answer = link.call("start", epoch, [*names, keys.inbox(ref), keys.inboxes], args)
+    names += [keys.inbox(ref), keys.inboxes]
+    then = None if first is None else _commit(keys, epoch, ref, token, submitter, first)
+    answer, committed = ["NOPLAN"], list[Any]()
+    for text in ("", plan) if known else (plan,):
+        args = [epoch.number, "" if not_after_ms is None else not_after_ms, str(ref), submitter, text, meta, given]
+        call = Call("start", names, [*args, size, control, token, LOCK_MS, *wanted])
+        answer, committed = link.call_both(epoch, call, then)
+        if answer[0] != "NOPLAN":
+            break
     if answer[0] == "LATE":
         raise errors.SubmitTooLate(run=ref.run)
-    return _locked(answer, epoch, ref, token, wanted)
+    locked, left = _locked(answer, epoch, ref, token, wanted), _left(committed) if committed else None
+    return locked if locked is None or left is None else replace(locked, entries=left, values={})
 
 
 def park(
@@ -433,13 +453,3 @@ def hatch(link: Link, epoch: Epoch, *, queue_list: str, canary: str, instead_of:
     keys = link.keys(epoch)
     names = [keys.epoch, keys.canary(queue_list), queue_list]
     return bool(link.call("hatch", epoch, names, [canary, instead_of, content])[0] == "OK")
-
-
-def forget(link: Link, keys: Keys, refs: Sequence[RunRef]) -> None:
-    """Take ended runs off the board, after their grace tail."""
-    with link.client.pipeline(transaction=False) as pipe:
-        for ref in refs:
-            pipe.unlink(keys.run(ref), keys.inbox(ref), keys.feed(ref))
-            pipe.zrem(keys.done, str(ref))
-            pipe.zrem(keys.inboxes, str(ref))
-        pipe.execute()

@@ -22,6 +22,7 @@ from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.states import StepState
 
 
 class Drain:
@@ -59,6 +60,23 @@ class Drain:
                 turn = _next(turn, left) if left else None
             # Workers write states without the lock: what was read for other entries may be old. Large values never are.
             view = View({}, blobs=view.blobs, lists=view.lists)
+
+    def first(
+        self, ref: RunRef, meta: Mapping[str, Any], plan: Plan, values: Mapping[str, str]
+    ) -> scripts.Batch | None:
+        """The first decision on a run that has nothing but these fields, to be committed by the script that starts it.
+
+        None: it depends on the time or on what is elsewhere, and is made under the run's lock.
+        """
+        epoch, entry = self.link.epoch(), {"t": "start"}
+        try:
+            made = decide.decide(plan, View(dict(values), blank=True), [entry], epoch=epoch.number, now_ms=0)
+        except Unloaded:
+            return None
+        waits = any(to.startswith(StepState.BLOCKED) for _, to in made.writes.values())
+        if waits or made.timers or made.blobs:
+            return None
+        return self._batch(made, plan, Caller.of(ref, meta))
 
     def meta(self, locked: scripts.Locked) -> Mapping[str, Any]:
         """The run's @meta, from the board."""

@@ -54,6 +54,7 @@ class Starter:
         self.drain = drain
         self.nonces = nonces
         self.history = history
+        self._told: tuple[Epoch | None, set[str]] = None, set()
 
     def start(self, run: RunRow, plan: Plan, *, not_after_ms: int | None) -> bool:
         """The run, and the first decisions. False: it was on the board before.
@@ -70,29 +71,42 @@ class Starter:
     # --- without a past -------------------------------------------------------------------------------------------
 
     def _start(self, run: RunRow, plan: Plan, not_after_ms: int | None) -> bool:
-        meta = meta_of(run)
+        meta, ref = meta_of(run), ref_of(run)
+        given = json.dumps(run.input, ensure_ascii=False)
+        wish = _wish(run)
+        fields_then = {fields.STATE: RunState.RUNNING.value, fields.OPEN: str(plan.size), fields.INPUT: given}
         locked = scripts.start(
             self.link,
-            ref_of(run),
+            ref,
             not_after_ms=not_after_ms,
             submitter=run.submitter,
             digest=run.digest,
             plan=plan.workflow.text,
+            known=self._boarded(run.digest),
             meta=json.dumps(meta, ensure_ascii=False),
-            given=json.dumps(run.input, ensure_ascii=False),
-            size=len(plan.workflow.steps),
+            given=given,
+            size=plan.size,
             control=granted_version(run),
             token=self.nonces.next(),
             wanted=START_NEEDS,
+            first=self.drain.first(ref, meta, plan, fields_then) if wish is None else None,
         )
         if locked is None:
             return False
-        if run.cancel_requested_ms is not None:
-            locked = self._joined(cancel_entry(run), locked)
-        elif run.paused_ms is not None:
-            locked = self._joined(control_entry(run), locked)
-        self.drain.run(locked, meta, blank=True)
+        if wish is not None:
+            locked = self._joined(wish, locked)
+        if locked.entries:
+            self.drain.run(locked, meta, blank=bool(locked.values))
         return True
+
+    def _boarded(self, digest: str) -> bool:
+        """Whether this process has put the definition on this board before; from now on it has."""
+        epoch = self.link.epoch()
+        if self._told[0] != epoch:
+            self._told = epoch, set()
+        known = digest in self._told[1]
+        self._told[1].add(digest)
+        return known
 
     def _joined(self, entry: Mapping[str, Any], locked: scripts.Locked) -> scripts.Locked:
         """The wish joins the start in one decision: between two, a worker could claim the first steps."""
@@ -146,13 +160,16 @@ class Starter:
             self.drain.limits.wait_turn(epoch, found, now_ms=board_time(self.link))
 
 
-def _beginning(run: RunRow, made: Restored) -> Beginning:
-    wishes: list[Mapping[str, Any]] = []
+def _wish(run: RunRow) -> Mapping[str, Any] | None:
+    """What was asked of the run before it began."""
     if run.cancel_requested_ms is not None:
-        wishes = [cancel_entry(run)]
-    elif run.paused_ms is not None:
-        wishes = [control_entry(run)]
-    entries: Sequence[Mapping[str, Any]] = [*wishes, *made.inbox]
+        return cancel_entry(run)
+    return None if run.paused_ms is None else control_entry(run)
+
+
+def _beginning(run: RunRow, made: Restored) -> Beginning:
+    wish = _wish(run)
+    entries: Sequence[Mapping[str, Any]] = [*([] if wish is None else [wish]), *made.inbox]
     return Beginning(
         values=made.values,
         held=made.held,

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from convergio.graphflow import waiting
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import departure, fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.decision import ASK, LEAVE
@@ -265,4 +265,4 @@ class Sweeper:
         keys = self.link.keys(epoch)
         ended = cast("list[str]", self.link.client.zrangebyscore(keys.done, "-inf", now_ms, start=0, num=BATCH))
         if ended:
-            scripts.forget(self.link, keys, [RunRef.parse(member) for member in ended])
+            departure.forget(self.link, keys, [RunRef.parse(member) for member in ended])

@@ -23,12 +23,19 @@ _LIVE: Final = sa.text(tables.LIVE_RUNS)
 COPIED_AT_ONCE: Final = 500
 """Steps whose rows one statement copies: both databases take only so many parameters."""
 
+PINNED: Final = 1_000
+"""Digests that are remembered."""
+
 
 class Doors:
     """Submits, forks, signals and cancels. Each method may be repeated: it answers what the first call did."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._insert_definitions = database.insert_once(tables.definitions)
+        self._insert_run = database.insert_once(tables.runs).returning(tables.runs)
+        self._pinned: set[str] = set()
+        """digests of definitions that are in the journal, for sure unless somebody puts another one in its place"""
 
     def identity(self) -> str:
         """The journal's own id."""
@@ -52,11 +59,28 @@ class Doors:
 
     def _accept(self, run: NewRun, origin: Origin | None) -> Accepted:
         columns = {**_run_columns(run), **_origin_columns(origin)}
+        needed = {one.digest: one for one in (run.workflow, *run.pinned)}
+        unknown = [one for digest, one in needed.items() if digest not in self._pinned]
+        try:
+            accepted = self._insert(run, origin, columns, unknown)
+        except errors.InvalidPayload:
+            if len(unknown) == len(needed):
+                raise
+            self._pinned.clear()  # the journal may be another one, without what was pinned: that is said again
+            return self._accept(run, origin)
+        if len(self._pinned) > PINNED:
+            self._pinned.clear()
+        self._pinned.update(needed)
+        return accepted
+
+    def _insert(
+        self, run: NewRun, origin: Origin | None, columns: dict[str, Any], unknown: Sequence[Workflow]
+    ) -> Accepted:
         with self._database.write() as connection:
-            definitions = [_definition_columns(one, run.created_ms) for one in (run.workflow, *run.pinned)]
-            connection.execute(self._database.insert_once(tables.definitions), definitions)
-            insert = self._database.insert_once(tables.runs).returning(tables.runs)
-            row = connection.execute(insert, columns).first()
+            if unknown:
+                definitions = [_definition_columns(one, run.created_ms) for one in unknown]
+                connection.execute(self._insert_definitions, definitions)
+            row = connection.execute(self._insert_run, columns).first()
             if row is not None:
                 if origin is not None:
                     _copy(connection, run, origin)

@@ -217,6 +217,17 @@ def _start(stage: Stage) -> Call:
     return lambda: stage.start(wanted=["@state", "@stop"])
 
 
+def _start_then_commit(stage: Stage) -> Call:
+    stage.link.epoch()
+    first = scripts.Batch(
+        consumed=1,
+        writes=[("s:a", "", "READY|1.1"), ("n:a", "", "1"), ("c:@", "", "x")],
+        bells=[doorbell("a", "1.1")],
+        events=[("step.ready", "a", "", "", "{}")],
+    )
+    return lambda: stage.start(wanted=["@state", "@stop"], first=first)
+
+
 def _adopt(stage: Stage) -> Call:
     epoch, nonce = stage.epoch, stage.nonces.next()
     values = {"@state": "RUNNING", "@meta": META, "s:a": "READY|1.1", "n:a": "1"}
@@ -265,6 +276,7 @@ CALLS: Final[Mapping[str, Callable[[Stage], Call]]] = {
     "reach": _reach,
     "reassert": _reassert,
     "start": _start,
+    "start (then commit)": _start_then_commit,
     "hatch": _hatch,
     "eat": _eat,
 }

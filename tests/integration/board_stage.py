@@ -104,7 +104,15 @@ class Stage:
 
     # --- how it got there -------------------------------------------------------------------------------------------
 
-    def start(self, name: str = "r1", *, size: int = 3, wanted: Sequence[str] = ()) -> scripts.Locked | None:
+    def start(
+        self,
+        name: str = "r1",
+        *,
+        size: int = 3,
+        wanted: Sequence[str] = (),
+        known: bool = False,
+        first: scripts.Batch | None = None,
+    ) -> scripts.Locked | None:
         """START as the submitter does it."""
         return scripts.start(
             self.link,
@@ -119,6 +127,8 @@ class Stage:
             control=0,
             token=self.nonces.next(),
             wanted=wanted,
+            known=known,
+            first=first,
         )
 
     def begun(self, name: str = "r1") -> RunRef:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from convergio.graphflow.board import scripts
+from convergio.graphflow.board import departure, scripts
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from tests.integration.board_calls import rich_batch
@@ -162,7 +162,7 @@ def test_a_commit_without_the_lock_is_refused(stage: Stage) -> None:
 def test_a_run_that_left_the_board_is_not_made_again_by_a_commit(stage: Stage) -> None:
     held = stage.running(stage.begun())
     locked = stage.lock(held.ref)
-    scripts.forget(stage.link, stage.link.keys(stage.epoch), [held.ref])
+    departure.forget(stage.link, stage.link.keys(stage.epoch), [held.ref])
     before = stage.dump()
     assert commit(stage, locked, rich_batch(held.ref, held)) is None
     assert stage.dump() == before

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import departure, fields, scripts
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from tests.integration.board_calls import FOLLOWING, ended, held_step
@@ -60,7 +60,7 @@ def _withdrawn(state: str) -> Callable[[Stage, scripts.Claimed], None]:
 
 def _run_left(stage: Stage, held: scripts.Claimed) -> None:
     stage.release(held.ref, "@", up_to=ended(stage, held.ref))
-    scripts.forget(stage.link, stage.link.keys(held.epoch), [held.ref])
+    departure.forget(stage.link, stage.link.keys(held.epoch), [held.ref])
     stage.client.zrem(stage.link.keys(held.epoch).leases, f"{held.ref}/{held.step}/{held.fence}")
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import departure, fields, scripts
 from convergio.graphflow.board.fields import Word
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import BlockedOn, StepState
@@ -294,7 +294,7 @@ def feed_types(stage: Stage) -> list[str]:
 def test_a_run_that_left_the_board_leaves_nothing(stage: Stage) -> None:
     ref, keys = stage.begun(), stage.link.keys(stage.epoch)
     other = stage.begun("r2")
-    scripts.forget(stage.link, keys, [ref])
+    departure.forget(stage.link, keys, [ref])
     stage.client.zrem(keys.runs, str(ref))
     assert [name for name in stage.dump() if str(ref).replace("/", ":") in name] == []
     assert stage.values(other)

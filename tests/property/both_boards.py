@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from convergio.graphflow.board import scripts, turns
+from convergio.graphflow.board import departure, scripts, turns
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.board.scripts import Claimed, Locked
@@ -351,7 +351,7 @@ class Both:
             return
         ref = run_ref(self.pick(RUNS))
         self.said.append(f"forget {ref}")
-        scripts.forget(self.stage.link, self.stage.link.keys(self.model.epoch), [ref])
+        departure.forget(self.stage.link, self.stage.link.keys(self.model.epoch), [ref])
         self.model.forget(ref)
 
     def span(self) -> int:

@@ -5,5 +5,5 @@
 local keys, last = tonumber(ARGV[2]), 3 + ARGV[3]
 local one = first({unpack(KEYS, 1, keys)}, {ARGV[1], unpack(ARGV, 4, last)})
 if one[1] == 'REBUILD' then return REBUILD end
-if one[1] == 'FENCED' or one[1] == 'GONE' then return {one} end
+if string.find(' FENCED GONE EXISTS LATE NOPLAN ', ' ' .. one[1] .. ' ', 1, true) then return {one} end
 return {one, second({unpack(KEYS, keys + 1, #KEYS)}, {ARGV[1], unpack(ARGV, last + 1, #ARGV)})}
