@@ -121,8 +121,8 @@ class Talk:
         if later and luck.random() < CANDID:
             first = next(goal for goal in self.errand.goals if goal.number in later[0].needs - self.done)
             text = luck.choice(phrases.waiting)
-            said = text.format(goal=self._worded(later[0], luck), first=self._worded(first, luck))
-            return [*chat, said], Meaning(asked=first.number)
+            waits = text.format(goal=self._worded(later[0], luck), first=self._worded(first, luck))
+            return [*chat, waits], Meaning(asked=first.number)
         said = [*chat, luck.choice(phrases.decline)]
         asked, named, more = self._next(agent, luck, REDIRECT)
         return [*said, *more], Meaning(asked=asked, named=named, unable=unable)

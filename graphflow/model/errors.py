@@ -436,3 +436,12 @@ class LoopExhausted(ConvergioError):
     """A loop has made all its rounds, and its condition still does not hold."""
 
     code = "LOOP_EXHAUSTED"
+
+
+# --- conversations --------------------------------------------------------------------------------------------------
+
+
+class InvalidTermination(ProblemsError):
+    """A condition that ends a conversation has problems."""
+
+    code = "INVALID_TERMINATION"
