@@ -445,3 +445,10 @@ class AnotherJournal(ConvergioError):
     """The board belongs to another journal."""
 
     code = "ANOTHER_JOURNAL"
+# --- conversations --------------------------------------------------------------------------------------------------
+
+
+class InvalidTermination(ProblemsError):
+    """A condition that ends a conversation has problems."""
+
+    code = "INVALID_TERMINATION"

@@ -1,0 +1,244 @@
+"""Whether scored selection of speakers needs fewer turns: simulated teams, held-out seeds and vocabularies.
+
+`convergio bench selection [--seeds A-B] [--vocabulary F ...] [--training] [--json]`. A task is a hidden graph of goals;
+agents say what they do in text; selectors see the text, the names and the descriptions. Every selector gets the same
+tasks and the same luck; a conversation ends when every goal is done (a verified success, the same rule for all) or
+after 60 turns, which count as 60. Simulated agents: this measures coordination, not the quality of answers.
+
+Bounds: against the best baseline (neither ours nor the oracle) the lower end of the 95 % interval of the share of turns
+saved is 0.10 or more, success is at most 2 points lower, and a choice among 14 to 17 agents takes less than 1 ms of
+processor time (median). The last line on stdout is one JSON object; exit code 1 if a bound fails. `losses` names the
+families in which some baseline needs fewer turns than ours; `stopping` says what the stop candidate would have done,
+apart from everything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import fmean
+from typing import Any, Final
+
+from convergio.benchmarks import vocabulary
+from convergio.benchmarks.engine import quantile
+from convergio.benchmarks.errands import FAMILIES, Errand, errands
+from convergio.benchmarks.selectors import BASELINES, ORACLE, READERS, Selector, oracle
+from convergio.benchmarks.talk import Talk, words_of
+from convergio.tasks.conversation import tuning
+from convergio.tasks.conversation.floor import STOP
+from convergio.tasks.conversation.speaker import Scored
+
+TRAINING_SEEDS: Final = (1, 5)
+HELD_OUT_SEEDS: Final = (101, 105)
+TASKS: Final = 30 * len(FAMILIES)
+"""Tasks of one seed, all vocabularies together."""
+
+RESAMPLES: Final = 2_000
+LEVEL: Final = 0.95
+REDUCTION: Final = 0.10
+POINTS: Final = 0.02
+SELECT_MS: Final = 1.0
+LARGE_TEAM: Final = 14
+OURS: Final = "scored"
+STOPPING_TASKS: Final = 10 * len(FAMILIES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """One conversation. `words`: of all prompts and answers of its agents; `chosen_ms`: processor time per choice."""
+
+    errand: Errand
+    turns: int
+    solved: bool
+    words: int
+    chosen_ms: float
+
+
+def held(talk: Talk, select: Selector) -> Outcome:
+    """The conversation that this selector makes of it."""
+    spent, words = 0.0, 0
+    while not talk.over:
+        start = time.thread_time()
+        name = select(talk)
+        spent += time.thread_time() - start
+        words += words_of(talk.thread)
+        talk.speak(name)
+    return Outcome(
+        errand=talk.errand,
+        turns=talk.turns,
+        solved=talk.solved,
+        words=words + words_of(talk.thread),
+        chosen_ms=spent / talk.turns * 1000,
+    )
+
+
+def played(
+    selectors: Mapping[str, Selector], vocabularies: Sequence[vocabulary.Vocabulary], seeds: Iterable[int], count: int
+) -> dict[str, list[Outcome]]:
+    """Every selector on every task: `count` tasks of each seed, spread over the vocabularies."""
+    found: dict[str, list[Outcome]] = {name: [] for name in selectors}
+    each = max(1, count // len(vocabularies))
+    for words, seed in product(vocabularies, seeds):
+        for errand in errands(words, seed=seed, count=each):
+            for name, select in selectors.items():
+                found[name].append(held(Talk(errand=errand, vocabulary=words), select))
+    return found
+
+
+def mean_turns(outcomes: Iterable[Outcome]) -> float:
+    """Turns of a conversation, the unsolved at the cap."""
+    return fmean(outcome.turns for outcome in outcomes)
+
+
+def reduction(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tuple[float, float, float]:
+    """By which share of the turns of `theirs` ours are fewer, with the bounds of the paired bootstrap's interval."""
+    pairs = [(mine.turns, other.turns) for mine, other in zip(ours, theirs, strict=True)]
+    luck = random.Random(0)
+    draws = sorted(_share(luck.choices(pairs, k=len(pairs))) for _ in range(RESAMPLES))
+    edge = round(RESAMPLES * (1 - LEVEL) / 2)
+    return _share(pairs), draws[edge], draws[-edge - 1]
+
+
+def _share(pairs: Sequence[tuple[int, int]]) -> float:
+    return 1 - sum(mine for mine, _ in pairs) / sum(other for _, other in pairs)
+
+
+def by(key: Callable[[Errand], str], outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, float]]:
+    """Mean turns of every selector, for each value of `key`."""
+    values = dict.fromkeys(key(one.errand) for one in next(iter(outcomes.values())))
+    return {
+        value: {
+            name: round(mean_turns(one for one in found if key(one.errand) == value), 2)
+            for name, found in outcomes.items()
+        }
+        for value in values
+    }
+
+
+def summary(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """What is published of every selector."""
+    return {
+        "turns": {name: round(mean_turns(found), 3) for name, found in outcomes.items()},
+        "success": {name: round(fmean(one.solved for one in found), 4) for name, found in outcomes.items()},
+        "words": {name: round(fmean(one.words for one in found)) for name, found in outcomes.items()},
+        "families": by(lambda errand: errand.family, outcomes),
+        "kinds": by(lambda errand: errand.kind, outcomes),
+    }
+
+
+def best_baseline(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
+    """The baseline with the fewest turns; the oracle is none."""
+    return min(BASELINES, key=lambda name: mean_turns(outcomes[name]))
+
+
+def compared(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
+    """Ours against the best baseline, and against each of the others."""
+    best = best_baseline(outcomes)
+    ours, theirs = outcomes[OURS], outcomes[best]
+    share, low, high = reduction(ours, theirs)
+    large = [one.chosen_ms for one in ours if len(one.errand.agents) >= LARGE_TEAM]
+    return {
+        "best_baseline": best,
+        "turn_reduction": round(share, 4),
+        "turn_reduction_ci_low": round(low, 4),
+        "turn_reduction_ci_high": round(high, 4),
+        "success_ours": fmean(one.solved for one in ours),
+        "success_best_baseline": fmean(one.solved for one in theirs),
+        "select_ms_p50": round(quantile([one.chosen_ms for one in ours], 0.5), 3),
+        "select_ms_p50_large_teams": round(quantile(large, 0.5), 3) if large else None,
+        "reductions": {
+            name: [round(one, 4) for one in reduction(ours, outcomes[name])] for name in outcomes if name != OURS
+        },
+    }
+
+
+def losses(families: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Families in which a baseline needs fewer turns than ours: ours, then those that are better."""
+    found: dict[str, dict[str, float]] = {}
+    for family, turns in families.items():
+        better = {name: turns[name] for name in BASELINES if turns[name] < turns[OURS]}
+        if better:
+            found[family] = {OURS: turns[OURS], **better}
+    return found
+
+
+def stopping(ours: Scored, errand_list: Sequence[Errand], words: vocabulary.Vocabulary) -> dict[str, float]:
+    """What the stop candidate would do: shares of conversations ended too early, and of those ended when solved."""
+    early = right = 0
+    for errand in errand_list:
+        talk = Talk(errand=errand, vocabulary=words)
+        stopped = False
+        while not talk.over:
+            stopped = stopped or (talk.turns > 0 and ours(replace(talk.view(), may_stop=True)).speaker == STOP)
+            talk.speak(ours(talk.view()).speaker)
+        early += stopped
+        right += not stopped and ours(replace(talk.view(), may_stop=True)).speaker == STOP
+    return {"too_early": round(early / len(errand_list), 4), "when_solved": round(right / len(errand_list), 4)}
+
+
+def judged(result: Mapping[str, Any]) -> list[str]:
+    """The bounds that do not hold, in words."""
+    large = result["select_ms_p50_large_teams"]
+    bounds = [
+        (result["turn_reduction_ci_low"] >= REDUCTION, f"fewer than {REDUCTION:.0%} of the turns are saved for sure"),
+        (
+            result["success_ours"] >= result["success_best_baseline"] - POINTS,
+            f"success is more than {POINTS * 100:g} points lower",
+        ),
+        (large is None or large < SELECT_MS, f"a choice takes {SELECT_MS:g} ms or more"),
+    ]
+    return [said for holds, said in bounds if not holds]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Plays, prints, and says whether the bounds hold."""
+    arguments = parser().parse_args(argv)
+    names: Sequence[str] = arguments.vocabulary or (vocabulary.TRAINING if arguments.training else vocabulary.HELD_OUT)
+    first, last = arguments.seeds or (TRAINING_SEEDS if arguments.training else HELD_OUT_SEEDS)
+    ours = Scored(tuning.load())
+    selectors: dict[str, Selector] = {**BASELINES, ORACLE: oracle, **READERS, OURS: blind(ours)}
+    words = [vocabulary.load(name) for name in names]
+    outcomes = played(selectors, words, range(first, last + 1), arguments.tasks)
+    result = {**compared(outcomes), **summary(outcomes)}
+    result["losses"] = losses(result["families"])
+    result["stopping"] = stopping(
+        ours, errands(words[0], seed=first, count=min(arguments.tasks, STOPPING_TASKS)), words[0]
+    )
+    failed = judged(result)
+    head = {"vocabularies": [one.name for one in words], "seeds": [first, last], "tasks": len(outcomes[OURS])}
+    print(json.dumps({**head, **result, "failed": failed, "ok": not failed}))
+    return 1 if failed else 0
+
+
+def blind(ours: Scored) -> Selector:
+    """Our policy, which sees what every selector sees."""
+    return lambda talk: ours(talk.view()).speaker
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(prog="convergio bench selection", description=__doc__)
+    made.add_argument("--seeds", type=_span, metavar="A-B", help="seeds of the tasks; held-out: 101-105")
+    made.add_argument(
+        "--vocabulary", action="append", metavar="F", help="a YAML file, or a shipped one; may be repeated"
+    )
+    made.add_argument("--training", action="store_true", help="the seeds and vocabularies that weights are tuned on")
+    made.add_argument("--tasks", type=int, default=TASKS, help=f"tasks of one seed; default {TASKS}")
+    made.add_argument("--json", action="store_true", help="the result is JSON in any case")
+    return made
+
+
+def _span(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+        raise argparse.ArgumentTypeError(f"'{text}' is not A-B with A <= B, e.g. 201-205")
+    return int(first), int(last or first)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,238 @@
+"""Who speaks next: policies over a persisted thread. The same context gives the same choice, whoever asks and when.
+
+`scored` weighs what every candidate has to offer and keeps it all; `llm` asks a model; `round_robin`, `handoff` and
+`graph` follow the team's order, what agents say, and given edges; others are functions that were registered with
+`@policy`. No policy calls a model itself: what asks one is given to it, and so its cost is the caller's to book.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Final, Protocol, TypeVar
+
+from convergio.graphflow.flow.registry import Registered, Registry
+from convergio.graphflow.model import errors
+from convergio.tasks.conversation import tuning as tunings
+from convergio.tasks.conversation.factors import Scene, factors
+from convergio.tasks.conversation.floor import STOP, USER, Selection, SelectionContext
+from convergio.tasks.conversation.reading import Reader
+from convergio.tasks.conversation.tuning import Tuning
+
+Ask = Callable[[SelectionContext, Sequence[str]], str]
+"""Asks a model which of these should speak, and gives its answer as it is."""
+
+Chooser = TypeVar("Chooser", bound=Callable[[SelectionContext], str])
+
+POLICIES: Final = Registry()
+"""Policies of users, by name: only what an included module registered may be named."""
+
+ATTEMPTS: Final = 3
+"""So often a model is asked that names nobody, or more than one."""
+
+
+class Policy(Protocol):
+    """A way to choose. `context.candidates` has one at least."""
+
+    def __call__(self, context: SelectionContext) -> Selection:
+        """The choice for this moment."""
+        ...
+
+
+def policy(function: Chooser) -> Chooser:
+    """Registers a policy under its dotted name: it takes a SelectionContext and gives a name, or STOP."""
+    POLICIES.add(Registered(name=f"{function.__module__}.{function.__qualname__}", function=function))
+    return function
+
+
+def select(context: SelectionContext, *, by: str | Policy = "scored", ask: Ask | None = None) -> Selection:
+    """Who speaks next. `by`: a policy or its name; `ask`: what asks a model, for those that want one.
+
+    Raises: errors.UnknownFunction for a name that is no policy, errors.UnknownAgent if a policy names nobody of the
+    team, errors.InvalidSetting if `llm` has no model to ask.
+    """
+    chosen = (named(by, ask=ask) if isinstance(by, str) else by)(context)
+    allowed = {*context.names, *((STOP,) if context.may_stop else ()), *((USER,) if chosen.policy == "handoff" else ())}
+    if chosen.speaker not in allowed:
+        hint = f"the team is: {', '.join(context.names)}"
+        raise errors.UnknownAgent(f"policy '{chosen.policy}' chose '{chosen.speaker}'", hint=hint)
+    return chosen
+
+
+def named(name: str, *, ask: Ask | None = None) -> Policy:
+    """The policy of this name; `graph` needs its edges, and so is made with `Graph`. Raises: as `select`."""
+    match name:
+        case "scored":
+            return scored() if ask is None else Scored(tunings.load(), ask)
+        case "round_robin":
+            return round_robin
+        case "handoff":
+            return handoff
+        case "llm":
+            if ask is None:
+                raise errors.InvalidSetting(
+                    "the policy 'llm' has no model to ask", hint="use 'scored', which needs none"
+                )
+            return Asked(ask)
+        case _:
+            return _Registered(POLICIES.get(name))
+
+
+class Scored:
+    """Every candidate's factors, weighed. Stop is one of them where it may be chosen.
+
+    A model is asked, if there is one, when the first is ahead of others by less than epsilon: about those only.
+    """
+
+    def __init__(self, tuning: Tuning, ask: Ask | None = None) -> None:
+        self._tuning = tuning
+        self._reader = Reader(tuning)
+        self._weights = tuple(tuning.weights.items())
+        self._ask = ask
+
+    def __call__(self, context: SelectionContext) -> Selection:
+        """The candidate with the highest total; the earlier in the team of two equals."""
+        scene = Scene.of(context, self._tuning, self._reader)
+        scores = factors(scene)
+        totals = {
+            name: sum(weight * values[factor] for factor, weight in self._weights) for name, values in scores.items()
+        }
+        if context.may_stop:
+            scores[STOP] = _stopping(scene)
+            totals[STOP] = self._tuning.stop * min(scores[STOP].values())
+        ranked = sorted(totals, key=lambda name: -totals[name])
+        first, margin = ranked[0], totals[ranked[0]] - totals[ranked[1]] if len(ranked) > 1 else None
+        close = [name for name in ranked if totals[first] - totals[name] < self._tuning.epsilon]
+        asked = _mentioned(self._ask(context, close), close) if self._ask is not None and len(close) > 1 else None
+        return Selection(
+            speaker=first if asked is None else asked,
+            policy="scored",
+            reason=self._reason(scores[first]) if asked is None else f"the model's choice among {len(close)}",
+            scores=scores,
+            totals=totals,
+            margin=margin,
+            asked=self._ask is not None and len(close) > 1,
+        )
+
+    def _reason(self, values: Mapping[str, float]) -> str:
+        """The factor that weighs most."""
+        shares = {factor: weight * values.get(factor, 0.0) for factor, weight in self._weights}
+        most = max(shares, key=lambda factor: shares[factor])
+        return f"mostly by {most}" if shares[most] > 0 else "all that was asked for is done"
+
+
+def _stopping(scene: Scene) -> dict[str, float]:
+    """Whether all that was asked for is done (or somebody closes), and something was done at all."""
+    agenda = scene.agenda
+    return {
+        "settled": float(agenda.closing or not agenda.open()),
+        "begun": float(any(agenda.helped.values())),
+    }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edge:
+    """After whom somebody may speak; `contains`: only if the last message has this text in it."""
+
+    target: str
+    contains: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """Who may follow whom. Of several, `among` chooses; after somebody without an edge that holds, it is over."""
+
+    start: str
+    edges: Mapping[str, tuple[Edge, ...]]
+    among: Policy
+
+    def __call__(self, context: SelectionContext) -> Selection:
+        """The start for the first turn, then one that an edge leads to."""
+        last = _last_speaker(context)
+        if last is None:
+            return Selection(speaker=self.start, policy="graph", reason="is where the graph begins")
+        text = context.thread[-1].text
+        edges = self.edges.get(last, ())
+        targets = {edge.target for edge in edges if edge.contains is None or edge.contains in text}
+        if not targets:
+            return Selection(speaker=STOP, policy="graph", reason=f"no edge leads on from {last}")
+        if len(targets) == 1:
+            return Selection(speaker=targets.pop(), policy="graph", reason=f"follows {last}")
+        allowed = tuple(one for one in context.candidates if one.name in targets)
+        found = self.among(SelectionContext(candidates=allowed, thread=context.thread))
+        return Selection(
+            speaker=found.speaker,
+            policy="graph",
+            reason=f"of {len(targets)} that may follow {last}: {found.reason}",
+            scores=found.scores,
+            totals=found.totals,
+            margin=found.margin,
+            asked=found.asked,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Registered:
+    entry: Registered
+
+    def __call__(self, context: SelectionContext) -> Selection:
+        return Selection(speaker=self.entry.function(context), policy=self.entry.name, reason="its own")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A model chooses among all but the last speaker. What names nobody is asked again, then `scored` decides.
+
+    (AutoGen falls back to the previous speaker, who then may speak for ever.)
+    """
+
+    ask: Ask
+
+    def __call__(self, context: SelectionContext) -> Selection:
+        """The one whom the answer names."""
+        last = _last_speaker(context)
+        names = [name for name in context.names if name != last] or list(context.names)
+        for _ in range(ATTEMPTS if len(names) > 1 else 0):
+            if (named := _mentioned(self.ask(context, names), names)) is not None:
+                return Selection(speaker=named, policy="llm", reason="the model's choice", asked=True)
+        if len(names) == 1:
+            return Selection(speaker=names[0], policy="llm", reason="nobody else is there")
+        found = scored()(SelectionContext(candidates=context.candidates, thread=context.thread))
+        reason = f"{ATTEMPTS} answers of the model named nobody; {found.reason}"
+        return Selection(speaker=found.speaker, policy="llm", reason=reason, scores=found.scores, asked=True)
+
+
+def round_robin(context: SelectionContext) -> Selection:
+    """One after the other, in the team's order, whoever else spoke in between."""
+    last = _last_speaker(context)
+    if last is None:
+        return Selection(speaker=context.names[0], policy="round_robin", reason="is the first")
+    chosen = context.names[(context.names.index(last) + 1) % len(context.names)]
+    return Selection(speaker=chosen, policy="round_robin", reason=f"comes after {last}")
+
+
+def handoff(context: SelectionContext) -> Selection:
+    """Whom the last handoff names; before any, the team's first. A handoff to USER leaves the team."""
+    for said in reversed(context.thread):
+        if said.handoff in context.names or said.handoff == USER:
+            return Selection(speaker=str(said.handoff), policy="handoff", reason=f"handed over by {said.speaker}")
+    return Selection(speaker=context.names[0], policy="handoff", reason="is the first")
+
+
+def _last_speaker(context: SelectionContext) -> str | None:
+    names = frozenset(context.names)
+    return next((said.speaker for said in reversed(context.thread) if said.speaker in names), None)
+
+
+def _mentioned(answer: str, names: Sequence[str]) -> str | None:
+    """The one of these that an answer names, as a whole word; None if it names none, or more than one."""
+    found = [name for name in names if re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", answer)]
+    return found[0] if len(found) == 1 else None
+
+
+@lru_cache(maxsize=1)
+def scored() -> Scored:
+    """The scored policy as it ships."""
+    return Scored(tunings.load())
