@@ -389,6 +389,8 @@ def does(step: Step) -> str:
         case StepKind.MAP:
             assert step.map is not None, "a map step has its map"
             return f"{does(step.map.each)} for each of {step.map.over}"
+        case StepKind.CONVERSATION:
+            return ", ".join(member["name"] for member in step.spec["agents"])
         case StepKind.APPROVAL:
             return str(step.spec.get("title") or "approval")
 

@@ -39,6 +39,11 @@ class History:
     def __init__(self, database: Database) -> None:
         self._database = database
 
+    @property
+    def database(self) -> Database:
+        """Where domains read their own tables."""
+        return self._database
+
     # --- for people -----------------------------------------------------------------------------------------------
 
     def run(self, tenant: str, run_id: str) -> RunRow:
