@@ -71,7 +71,9 @@ class MemberForm(Form):
     @classmethod
     def _identifier(cls, value: str) -> str:
         if not value.replace("-", "_").isidentifier() or value == HUMAN:
-            raise refused("BAD_NAME", f"'{value[:64]}' is no agent's name", "letters, digits, '-' and '_', no digit first")
+            raise refused(
+                "BAD_NAME", f"'{value[:64]}' is no agent's name", "letters, digits, '-' and '_', no digit first"
+            )
         return value
 
 
@@ -81,9 +83,9 @@ class StopForm(Form):
     model_config = ConfigDict(title="When a conversation ends")
 
     turns: Annotated[int, Field(ge=1, le=instance.ROUNDS, description="turns of agents, at most")] = 20
-    mention: Annotated[
-        list[str], BeforeValidator(_mentions, json_schema_input_type=str | list[str])
-    ] = Field([], description="words that end it when an agent says one of them")
+    mention: Annotated[list[str], BeforeValidator(_mentions, json_schema_input_type=str | list[str])] = Field(
+        [], description="words that end it when an agent says one of them"
+    )
 
 
 class TeamForm(Form):
@@ -105,4 +107,3 @@ class TeamForm(Form):
         if len(set(names)) < len(names):
             raise refused("BAD_VALUE", "has two agents of one name", "each of them has a name of its own")
         return value
-

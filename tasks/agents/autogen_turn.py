@@ -47,6 +47,7 @@ from convergio.tasks.tools.tool import Tool
 MOST_CALLS: Final = 10
 """Model calls of one turn, at most: an agent that goes on asking for tools ends with what the last one gave."""
 
+
 async def speak(
     runner: AutogenRunner, request: TurnRequest, *, memory: Memory, emit: Emit, on_usage: metering.OnUsage
 ) -> list[Part]:
@@ -110,13 +111,13 @@ def context(speaker: str, thread: Sequence[Message]) -> list[LLMMessage]:
 def _model_message(speaker: str, message: Message) -> LLMMessage:
     source = message.source.replace("-", "_")
     if message.kind is Kind.CALLS:
-        calls = [FunctionCall(id=one["id"], name=one["name"], arguments=one["arguments"]) for one in message.body["calls"]]
+        calls = [
+            FunctionCall(id=one["id"], name=one["name"], arguments=one["arguments"]) for one in message.body["calls"]
+        ]
         return AssistantMessage(content=calls, source=source)
     if message.kind is Kind.RESULTS:
         results = [
-            FunctionExecutionResult(
-                call_id=one["id"], name=one["name"], content=one["text"], is_error=not one["ok"]
-            )
+            FunctionExecutionResult(call_id=one["id"], name=one["name"], content=one["text"], is_error=not one["ok"])
             for one in message.body["results"]
         ]
         return FunctionExecutionResultMessage(content=results)
