@@ -104,6 +104,7 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
             speaker=chosen.speaker,
             tokens=0,
         )
+    assert before is not None, "a turn but the first follows one that has succeeded"
     continues = None if before["continues"] is None else Place(**before["continues"])
     earlier = [] if continues is None else worker.archive.before(tenant, continues)
     return Ground(

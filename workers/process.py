@@ -134,7 +134,7 @@ class WorkerProcess:
         self.entrance = boot.entrance(self.settings, core, lambda: self.catalog)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
         blobs = core.drain.blobs = self.entrance.blobs
-        self.archive = Archive(self.callers.history.database, blobs)
+        self.archive = Archive(self.callers.history.database, self.entrance.blobs)
         self.steps = Steps(
             core.link,
             core.plans,

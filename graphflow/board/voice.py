@@ -12,8 +12,8 @@ from convergio.graphflow.model import errors
 def speak(link: Link, held: Claimed, *, batch: int, anew: str, said: Sequence[tuple[str, str]]) -> None:
     """SPEAK: events (type, data as JSON) for the run's readers, in order; SQL never sees them.
 
-    `batch`: counts up within a claim, so that the same batch is told once. `anew`: data of the `CUSTOM` event that comes first if another claim of the step has spoken before. Raises
-    StaleFence, BoardRebuilding, BoardUnavailable.
+    `batch`: counts up within a claim, so that the same batch is told once. `anew`: data of the `CUSTOM` event that
+    comes first if another claim of the step has spoken before. Raises StaleFence, BoardRebuilding, BoardUnavailable.
     """
     keys = link.keys(held.epoch)
     names = [keys.epoch, keys.run(held.ref), keys.feed(held.ref)]

@@ -117,10 +117,9 @@ class RetryForm(Form):
     factor: Annotated[float, Field(ge=1, le=100)] = _RETRY.factor
     cap: Duration = _RETRY.cap
     jitter: Annotated[float, Field(ge=0, le=1, description="share of the pause drawn by lot")] = _RETRY.jitter
-    on: Annotated[
-        list[Label],
-        Field(description="codes of errors, names of exception classes; none: all that may pass"),
-    ] = []
+    on: list[Label] = Field(
+        default=[], description="codes of errors, names of exception classes; none: all that may pass"
+    )
 
 
 class TimeoutForm(Form):
@@ -401,7 +400,7 @@ class HeaderForm(Form):
     on_failure: Literal["fail", "compensate"] = Field(
         "fail", description="compensate: when the run fails or is cancelled, the steps that succeeded are undone first"
     )
-    input: JsonSchema = {}
+    input: JsonSchema = Field(default={})
     output: Expressions | None = Field(
         None, description="the run's result; without it the result of the last step, if only one is last, else null"
     )

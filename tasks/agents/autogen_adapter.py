@@ -111,6 +111,7 @@ class AutogenRunner:
     def client(
         self, spec: AgentSpec, model: ModelSettings, schema: Mapping[str, Any] | None, book: metering.CallBook
     ) -> ChatCompletionClient:
+        """A client for one answer, over a connection that is kept."""
         if model.scripted:
             return _ScriptedClient(spec, model, schema, book)
         return _OpenAIClient(self._connection(model), _arguments(spec, model, schema), book)
@@ -247,6 +248,7 @@ class _ScriptedClient(ReplayChatCompletionClient):
 
 
 def hear(book: metering.CallBook, call: metering.Call, chunk: str | CreateResult) -> None:
+    """Tells the book what came of a call: another piece, or its end."""
     if isinstance(chunk, str):
         call.pieces.append(chunk)
         return
@@ -260,4 +262,5 @@ def hear(book: metering.CallBook, call: metering.Call, chunk: str | CreateResult
 
 
 def as_text(messages: Sequence[LLMMessage]) -> str:
+    """All that a model is asked, to count it."""
     return "\n".join(str(message.content) for message in messages)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any, Final
 
 import openai
@@ -166,9 +166,7 @@ class _Recalling(ReplayChatCompletionClient):
             return
         async with aclosing(_chunks(self._client, messages, options)) as chunks:
             async for chunk in chunks:
-                if isinstance(chunk, CreateResult):
-                    chunk = await self._kept(key, chunk)
-                yield chunk
+                yield await self._kept(key, chunk) if isinstance(chunk, CreateResult) else chunk
 
     async def _kept(self, key: str, made: CreateResult) -> CreateResult:
         content: str | list[dict[str, Any]]
@@ -186,8 +184,7 @@ class _Recalling(ReplayChatCompletionClient):
 def _chunks(
     client: ChatCompletionClient, messages: Sequence[LLMMessage], options: Mapping[str, Any]
 ) -> AsyncGenerator[str | CreateResult, None]:
-    made: Any = client.create_stream(messages, **options)
-    return made
+    return client.create_stream(messages, **options)
 
 
 def _created(fact: Mapping[str, Any]) -> CreateResult:
@@ -277,10 +274,8 @@ class _Workbench(StaticWorkbench):
 
 async def _quietly(keeping: Awaitable[None]) -> None:
     """A claim that is lost ends the turn by itself; a fact that cannot be kept now is asked for again."""
-    try:
+    with suppress(errors.ConvergioError):
         await keeping
-    except errors.ConvergioError:
-        pass
 
 
 def _parameters(tool: Tool) -> Any:

@@ -7,7 +7,6 @@ iteration of its step: 0 is the first. Of a turn that another run made, and this
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -93,12 +92,12 @@ def said(database: Database, tenant: str, run: str, step: str, first: int, end: 
     ]
 
 
-def taken(database: Database, tenant: str, run: str, step: str) -> Sequence[sa.RowMapping]:
+def taken(database: Database, tenant: str, run: str, step: str) -> list[dict[str, Any]]:
     """The turns that are in SQL, in order: the columns of `turns`. Raises JournalUnavailable."""
     with database.read() as connection:
         select = sa.select(turns).select_from(outcomes.join(turns, _made(turns.c)))
         wanted = select.where(*_turns_of(tenant, run, step)).order_by(turns.c.iteration)
-        return connection.execute(wanted).mappings().all()
+        return [dict(row) for row in connection.execute(wanted).mappings()]
 
 
 def _turns_of(tenant: str, run: str, step: str) -> list[sa.ColumnElement[bool]]:

@@ -373,7 +373,8 @@ def test_a_refusal_ends_the_run_and_the_thread_stays_as_it_was(stage: Stage) -> 
     run(stage, ref)
     row = stage.row(ref)
     assert row.state is RunState.FAILED
-    assert row.error is not None and row.error["code"] == "MODEL_REFUSED"
+    assert row.error is not None
+    assert row.error["code"] == "MODEL_REFUSED"
     assert thread(stage, ref) == [("user", "Plan it"), ("ann", "fine")]
 
 
@@ -400,4 +401,5 @@ def test_a_conversation_of_another_tenant_is_none(stage: Stage) -> None:
     ref = stage.submit(later, {"x": "two", "after": {"run": first.run}}, tenant="other")
     run(stage, ref)
     error = stage.row(ref).error
-    assert error is not None and error["code"] == "UNKNOWN_RUN"
+    assert error is not None
+    assert error["code"] == "UNKNOWN_RUN"
