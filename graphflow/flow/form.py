@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from convergio.graphflow.flow import values
 from convergio.graphflow.flow.awaited import ApprovalDetails, WaitDetails
@@ -312,11 +312,11 @@ class ConversationForm(AwaitingForm):
     queue: Label = DEFAULT_QUEUE[StepKind.CONVERSATION]
     priority: Priority | None = Field(None, description="which turns workers take first; none: as urgent as the run")
 
-    @model_validator(mode="after")
-    def _once(self) -> ConversationForm:
-        if self.loop is not None:
-            raise refused("BAD_LOOP", "is a conversation, which repeats its turns itself", "say in `stop` when it ends")
-        return self
+    @field_validator("loop")
+    @classmethod
+    def _no_loop(cls, value: LoopForm | None) -> None:
+        if value is not None:
+            raise refused("BAD_LOOP", "is of a conversation, which repeats itself", "say in `stop` when it ends")
 
 
 class ApprovalForm(AwaitingForm):
