@@ -169,8 +169,11 @@ def migrations() -> list[Path]:
     """Where the domains keep their own migrations."""
     from importlib import resources
 
-    with resources.as_file(resources.files("convergio.tasks.agents") / "migrations") as path:
-        return [path]
+    found: list[Path] = []
+    for domain in ("agents", "conversation"):
+        with resources.as_file(resources.files(f"convergio.tasks.{domain}") / "migrations") as path:
+            found.append(path)
+    return found
 
 
 def migrate(url: str) -> None:
@@ -268,13 +271,14 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.journal.writer import Writer
     from convergio.tasks.agents.tables import MODEL_CALLS, model_calls
+    from convergio.tasks.conversation import tables as conversation
     from convergio.tasks.revocation import Revocations
     from convergio.workers.callers import Callers
     from convergio.workers.service import Service
 
     rows = database(settings)
     past, boards = History(rows), Boards(rows)
-    writer = Writer(rows, {MODEL_CALLS: model_calls})
+    writer = Writer(rows, {MODEL_CALLS: model_calls, **conversation.TABLES})
     parts = core(settings, past)
     blobs = parts.drain.blobs = Blobs(rows, limit=settings.blob_limit)
     callers = Callers(parts.app, parts.link, past)

@@ -16,8 +16,9 @@ from convergio.config.settings import Settings
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.engine.submission import Entrance
 from convergio.graphflow.model import errors
-from convergio.tasks import entries, hooks, revocation, step
+from convergio.tasks import entries, hooks, revocation, step, turn
 from convergio.tasks.agents.step import Agents
+from convergio.tasks.conversation.archive import Archive
 from convergio.tasks.handover import Handover
 from convergio.workers import boot
 from convergio.workers.beats import Beats
@@ -45,6 +46,7 @@ class WorkerProcess:
     loop: Loop
     beats: Beats
     agents: Agents
+    archive: Archive
     entrance: Entrance
     callers: Callers
 
@@ -57,6 +59,7 @@ class WorkerProcess:
         self.overtime: Callable[[], None] | None = None
         self.catalog = boot.catalog(settings)
         step.register(core.app)
+        turn.register(core.app)
         entries.register(core.app)
         vars(core.app)["worker"] = self
         self.sign: Sign | None = None
@@ -132,6 +135,7 @@ class WorkerProcess:
         self.entrance = boot.entrance(self.settings, core, lambda: self.catalog)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
         blobs = core.drain.blobs = self.entrance.blobs
+        self.archive = Archive(self.callers.history.database, self.entrance.blobs)
         self.steps = Steps(
             core.link,
             core.plans,

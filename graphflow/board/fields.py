@@ -16,7 +16,7 @@
 | c:STEP    | outgoing edges already followed        | g:NAME | signals that came early, a JSON line each |
 | i:ID      | "x": this signal has ended a wait      | l:STEP | the round its loop is in (absent = 0) |
 | p:STEP    | how far a map is: see `Progress`       | y:STEP | its concurrency key            |
-| o:STEP#N@ | the item that a map's member is given (JSON) | | |
+| o:STEP#N@ | the item that a map's member is given (JSON) | v:STEP | fence|batch: who spoke last        |
 
 STEP is the name of an instance: `review`, or `review#2001` (see `model.instance`); after l: it is the step itself.
 

@@ -26,6 +26,7 @@ TASK_OF: Final = {
     StepKind.TASK: "convergio.step",
     StepKind.AGENT: "convergio.agent",
     StepKind.APPROVAL: "convergio.approval",
+    StepKind.CONVERSATION: "convergio.turn",
 }
 
 CANARY_TASK: Final = "convergio.canary"

@@ -378,17 +378,17 @@ def waits_for(spec: Mapping[str, Any]) -> str:
 def does(step: Step) -> str:
     """The agent, the function or the question, for a table."""
     match step.kind:
-        case StepKind.AGENT:
-            return str(step.spec["agent"])
+        case StepKind.AGENT | StepKind.WORKFLOW:
+            return str(step.spec[step.kind.value])
         case StepKind.TASK:
             return str(step.spec["function"])
-        case StepKind.WORKFLOW:
-            return str(step.spec["workflow"])
         case StepKind.WAIT:
             return waits_for(step.spec)
         case StepKind.MAP:
             assert step.map is not None, "a map step has its map"
             return f"{does(step.map.each)} for each of {step.map.over}"
+        case StepKind.CONVERSATION:
+            return ", ".join(member["name"] for member in step.spec["agents"])
         case StepKind.APPROVAL:
             return str(step.spec.get("title") or "approval")
 

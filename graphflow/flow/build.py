@@ -163,6 +163,32 @@ class WorkflowBuilder:
         fields["compensate"] = self._undo(name, compensate)
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 
+    def conversation(
+        self,
+        name: str,
+        /,
+        *agents: str | Mapping[str, Any],
+        prompt: str,
+        policy: str = "round_robin",
+        stop: Mapping[str, Any] | None = None,
+        continues: str | None = None,
+        after: Need | Sequence[Need] = (),
+        when: str | None = None,
+        join: Join = "all",
+        on_failure: str = "fail",
+        retry: int | Mapping[str, Any] = 0,
+        timeout: Timeout | None = None,
+        queue: str | None = None,
+        priority: str | None = None,
+    ) -> StepRef:
+        """A step in which a team talks about `prompt` (text with {{ CEL }} pieces), turn by turn, until `stop`, such as
+        {"turns": 12, "mention": "APPROVED"}. An agent is a name of the roster, or a mapping with `name` and `role`.
+        `retry` and `timeout` are those of a turn. `continues`: CEL that gives {run, turn} (YAML: `after`)."""
+        team = {"agents": list(agents), "policy": policy, **({} if stop is None else {"stop": stop})}
+        fields: dict[str, Any] = {"conversation": team, "prompt": prompt, "after": continues, "retry": retry}
+        fields |= {"timeout": timeout, "join": join, "on_failure": on_failure, "priority": priority}
+        return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
+
     def approval(
         self,
         name: str,

@@ -26,6 +26,7 @@ from convergio.graphflow.flow.form import (
     ChildForm,
     CompensateForm,
     ConcurrencyForm,
+    ConversationForm,
     DoingForm,
     EachTask,
     HeaderForm,
@@ -39,6 +40,7 @@ from convergio.graphflow.flow.form import (
     WorkflowForm,
 )
 from convergio.graphflow.flow.known import Known
+from convergio.graphflow.flow.part import Form
 from convergio.graphflow.flow.spelling import did_you_mean
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.errors import Problem
@@ -62,7 +64,7 @@ from convergio.graphflow.model.workflow import (
     Workflow,
 )
 
-AnyForm = TypeVar("AnyForm", bound=form.Form)
+AnyForm = TypeVar("AnyForm", bound=Form)
 
 _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "task": {"task": "unread"},
@@ -71,8 +73,9 @@ _STAND_INS: Final[Mapping[str, Mapping[str, Any]]] = {
     "wait": {"wait": {"for": 1}},
     "workflow": {"workflow": "unread"},
     "map": {"map": {"over": "[]", "each": {"task": "unread"}}},
+    "conversation": {"conversation": {"agents": ["unread"]}, "prompt": "unread"},
 }
-_LATER: Final = frozenset({"branch", "conversation"})
+_LATER: Final = frozenset({"branch"})
 
 
 def load(path: str | Path, *, known: Known | None = None) -> Workflow:
@@ -256,7 +259,7 @@ def _model_step(name: str, step: AnyStep) -> Step:
         when=step.when,
         join=_join(step.join),
         on_failure=OnFailure(step.on_failure),
-        loop=None if step.loop is None else _loop(step.loop),
+        loop=_turns(name, step) if isinstance(step, ConversationForm) else _loop(step.loop),
         compensate=_undo(name, step.compensate) if isinstance(step, DoingForm) else None,
         **_rest(name, step),
     )
@@ -298,6 +301,9 @@ def _rest(name: str, step: AnyStep) -> dict[str, Any]:
             does = {"spec": {"workflow": step.workflow}, "arguments": MappingProxyType(step.with_)}
             waits = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
             return {**does, "retry": _retry(step.retry), "timeout": step.timeout, **waits}
+        case ConversationForm():
+            spec = {**step.conversation.model_dump(), "prompt": step.prompt, "after": step.after}
+            return {"spec": spec, **_attempts(step), "durability": Durability(step.durability)}
         case MapForm():
             kind = StepKind.MAP
             policies = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
@@ -327,16 +333,23 @@ def _body(step: TaskBody | AgentBody) -> dict[str, Any]:
         does = {"spec": {name: getattr(step, name) for name in names}}
     return {
         **does,
+        **_attempts(step),
+        "expected": step.expected,
+        "durability": Durability(step.durability),
+        "concurrency": _concurrency(step.concurrency_key),
+        "cache": _cache(step),
+    }
+
+
+def _attempts(step: TaskBody | AgentBody | ConversationForm) -> dict[str, Any]:
+    """Where it is run, how soon, how long and how often."""
+    return {
         "retry": _retry(step.retry),
         "timeout": step.timeout.run,
         "queue_timeout": step.timeout.queue,
         "idle_timeout": step.timeout.idle,
-        "expected": step.expected,
-        "durability": Durability(step.durability),
         "queue": step.queue,
         "priority": step.priority,
-        "concurrency": _concurrency(step.concurrency_key),
-        "cache": _cache(step),
     }
 
 
@@ -360,5 +373,12 @@ def _join(join: JoinForm) -> Join:
     return Join(kind=JoinKind(join.policy), count=join.count)
 
 
-def _loop(loop: LoopForm) -> Loop:
+def _turns(name: str, step: ConversationForm) -> Loop:
+    """A conversation's turns are rounds of its step: a turn that ends it says so."""
+    return Loop(back_to=name, max=step.conversation.stop.turns, until=f"{name}.stop != null", on_max=OnMax.CONTINUE)
+
+
+def _loop(loop: LoopForm | None) -> Loop | None:
+    if loop is None:
+        return None
     return Loop(back_to=loop.back_to, max=loop.max, until=loop.until, on_max=OnMax(loop.on_max))

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, JsonValue, Tag, field_validator, model_validator
 
 from convergio.graphflow.flow import values
+from convergio.graphflow.flow.awaited import ApprovalDetails, WaitDetails
+from convergio.graphflow.flow.part import Form
 from convergio.graphflow.flow.scalars import (
     Condition,
     Duration,
@@ -24,6 +26,7 @@ from convergio.graphflow.flow.scalars import (
     refused,
     some_time,
 )
+from convergio.graphflow.flow.team import TeamForm
 from convergio.graphflow.model import ids, instance
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
@@ -94,12 +97,6 @@ def _kind_of_each(value: Any) -> str:
     return "[agent]" if named else "[task]"
 
 
-class Form(BaseModel):
-    """What all parts of a document have in common: no unknown fields, no conversions."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
-
-
 class EdgeForm(Form):
     """A step to wait for; with `when`, the way from it is taken only if the condition holds, else it counts as
     skipped."""
@@ -120,10 +117,9 @@ class RetryForm(Form):
     factor: Annotated[float, Field(ge=1, le=100)] = _RETRY.factor
     cap: Duration = _RETRY.cap
     jitter: Annotated[float, Field(ge=0, le=1, description="share of the pause drawn by lot")] = _RETRY.jitter
-    on: Annotated[
-        list[Label],
-        Field(description="codes of errors, names of exception classes; none: all that may pass"),
-    ] = []
+    on: list[Label] = Field(
+        default=[], description="codes of errors, names of exception classes; none: all that may pass"
+    )
 
 
 class TimeoutForm(Form):
@@ -300,14 +296,27 @@ class AgentForm(AgentBody, DoingForm):
     model_config = ConfigDict(title="Agent step")
 
 
-class ApprovalDetails(Form):
-    """What the person who decides is shown."""
+class ConversationForm(AwaitingForm):
+    """A step in which a team talks, one turn after the other; each turn is a task, and the last one is its result."""
 
-    model_config = ConfigDict(title="Approval")
+    model_config = ConfigDict(title="Conversation step")
 
-    title: str = Field("", max_length=200)
-    description: Text = Field("", description="text with {{ CEL }} pieces")
-    risk: Literal["low", "medium", "high", "critical"] = "medium"
+    conversation: TeamForm
+    prompt: str = Field(min_length=1, max_length=LONGEST_PROMPT, description="what it is about; {{ CEL }} pieces")
+    after: Condition | None = Field(
+        None, description="CEL that gives {run, turn}: an earlier conversation that goes on, behind that turn; or null"
+    )
+    retry: RetryField = RetryForm()
+    timeout: TimeoutField = TimeoutForm(run=None, queue=None, idle=None)
+    durability: Literal["step"] = Durability.STEP.value
+    queue: Label = DEFAULT_QUEUE[StepKind.CONVERSATION]
+    priority: Priority | None = Field(None, description="which turns workers take first; none: as urgent as the run")
+
+    @field_validator("loop")
+    @classmethod
+    def _no_loop(cls, value: LoopForm | None) -> None:
+        if value is not None:
+            raise refused("BAD_LOOP", "is of a conversation, which repeats itself", "say in `stop` when it ends")
 
 
 class ApprovalForm(AwaitingForm):
@@ -319,26 +328,6 @@ class ApprovalForm(AwaitingForm):
     durability: Literal["step"] = Durability.STEP.value
     queue: Label = DEFAULT_QUEUE[StepKind.APPROVAL]
     priority: Priority | None = Field(None, description="which steps workers take first; none: as urgent as the run")
-
-
-class WaitDetails(Form):
-    """What a wait is for: a length of time, a moment, or a signal."""
-
-    model_config = ConfigDict(title="Wait")
-
-    for_: Duration | None = Field(None, alias="for")
-    until: Text | None = Field(None, description="CEL that gives a time with its zone, such as '2026-12-24T18:00:00Z'")
-    signal: Name | None = Field(None, description="the signal's name; one that came before it was waited for counts")
-    timeout: Duration | None = Field(None, description="how long to wait for the signal; then the step fails")
-
-    @model_validator(mode="after")
-    def _one(self) -> WaitDetails:
-        given = [name for name in ("for_", "until", "signal") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise refused("BAD_VALUE", "must have one of for, until and signal", "write wait: {for: 5m}")
-        if self.timeout is not None and self.signal is None:
-            raise refused("BAD_VALUE", "has a timeout and no signal", "a timeout is how long to wait for a signal")
-        return self
 
 
 class WaitForm(AwaitingForm):
@@ -411,7 +400,7 @@ class HeaderForm(Form):
     on_failure: Literal["fail", "compensate"] = Field(
         "fail", description="compensate: when the run fails or is cancelled, the steps that succeeded are undone first"
     )
-    input: JsonSchema = {}
+    input: JsonSchema = Field(default={})
     output: Expressions | None = Field(
         None, description="the run's result; without it the result of the last step, if only one is last, else null"
     )
@@ -420,7 +409,7 @@ class HeaderForm(Form):
 _STEPS: Final[dict[str, JsonValue]] = {"propertyNames": {"pattern": f"^{ids.NAME.pattern}$"}, "minProperties": 1}
 
 
-AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm | ChildForm | MapForm
+AnyStep = TaskForm | AgentForm | ApprovalForm | WaitForm | ChildForm | MapForm | ConversationForm
 
 
 class WorkflowForm(HeaderForm):
@@ -438,9 +427,5 @@ KINDS: Final[dict[str, type[AnyStep]]] = {
     StepKind.WAIT.value: WaitForm,
     StepKind.WORKFLOW.value: ChildForm,
     StepKind.MAP.value: MapForm,
+    StepKind.CONVERSATION.value: ConversationForm,
 }
-
-
-def fields_of(form: type[Form]) -> list[str]:
-    """The names of a form's fields as people write them."""
-    return [field.alias or name for name, field in form.model_fields.items()]

@@ -144,6 +144,10 @@ def _waiters(steps: Mapping[str, Step]) -> dict[str, tuple[str, ...]]:
 def _body(step: Step) -> frozenset[str]:
     if step.kind is StepKind.AGENT:
         return expressions.template_references(step.spec["prompt"])
+    if step.kind is StepKind.CONVERSATION:  # a turn reads what the one before has come to
+        after = step.spec["after"]
+        earlier = frozenset[str]() if after is None else expressions.references(after)
+        return expressions.template_references(step.spec["prompt"]) | earlier | {step.name}
     if step.kind is StepKind.APPROVAL:
         return expressions.template_references(step.spec["description"])
     if step.kind is StepKind.WAIT:

@@ -8,7 +8,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from convergio.graphflow.flow.form import Form, fields_of
+from convergio.graphflow.flow.part import Form, fields_of
 from convergio.graphflow.flow.spelling import did_you_mean
 from convergio.graphflow.model.errors import Problem
 

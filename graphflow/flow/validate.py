@@ -120,6 +120,10 @@ class _Validation:
             yield from self._expression(f"{path}.with.{name}", text, step.name, condition=False, also=also)
         if step.concurrency is not None:
             yield from self._template(f"{path}.concurrency_key", step.concurrency.key, step.name, also)
+        if step.kind is StepKind.CONVERSATION:
+            yield from self._template(f"{path}.prompt", step.spec["prompt"], step.name)
+            if step.spec["after"] is not None:
+                yield from self._expression(f"{path}.after", step.spec["after"], step.name, condition=False)
         if step.kind is StepKind.AGENT:
             yield from self._template(f"{path}.prompt", step.spec.get("prompt", ""), step.name, also)
             for where, said in schema.problems_of(step.spec.get("output") or {}):
@@ -163,16 +167,22 @@ class _Validation:
         """What the step names outside the workflow."""
         if step.kind is StepKind.TASK:
             yield from self._function(path, step)
-        if step.kind is StepKind.AGENT and self.known.agents is not None:
-            name = step.spec["agent"]
-            if name not in self.known.agents:
-                hint = self.agents.hint(name) or "no agent of this name is in the roster"
-                yield Problem(code="UNKNOWN_AGENT", path=f"{path}.agent", message=f"names '{name}'", hint=hint)
+        if step.kind is StepKind.AGENT:
+            yield from self._agent(f"{path}.agent", step.spec["agent"])
+        if step.kind is StepKind.CONVERSATION:
+            for place, member in enumerate(step.spec["agents"]):
+                if member["role"] is None:
+                    yield from self._agent(f"{path}.conversation.agents[{place}]", member["name"])
         if step.kind is StepKind.WORKFLOW and self.known.workflows is not None:
             name = step.spec["workflow"]
             if name not in self.known.workflows and name != self.workflow.name:
                 hint = self.workflows.hint(name) or "put its file into a directory of CONVERGIO_WORKFLOWS"
                 yield Problem(code="UNKNOWN_WORKFLOW", path=f"{path}.workflow", message=f"names '{name}'", hint=hint)
+
+    def _agent(self, path: str, name: str) -> Iterator[Problem]:
+        if self.known.agents is not None and name not in self.known.agents:
+            hint = self.agents.hint(name) or "no agent of this name is in the roster"
+            yield Problem(code="UNKNOWN_AGENT", path=path, message=f"names '{name}'", hint=hint)
 
     def _function(self, path: str, step: Step) -> Iterator[Problem]:
         if self.known.functions is None:

@@ -43,6 +43,11 @@ class History:
         """Ends its connections."""
         self._database.close()
 
+    @property
+    def database(self) -> Database:
+        """Where domains read their own tables."""
+        return self._database
+
     # --- for people -----------------------------------------------------------------------------------------------
 
     def run(self, tenant: str, run_id: str) -> RunRow:

@@ -445,6 +445,8 @@ class AnotherJournal(ConvergioError):
     """The board belongs to another journal."""
 
     code = "ANOTHER_JOURNAL"
+
+
 # --- conversations --------------------------------------------------------------------------------------------------
 
 

@@ -28,6 +28,7 @@ class StepKind(StrEnum):
     WAIT = "wait"
     WORKFLOW = "workflow"
     MAP = "map"
+    CONVERSATION = "conversation"
 
 
 class JoinKind(StrEnum):
@@ -118,6 +119,7 @@ DEFAULT_QUEUE: Final = MappingProxyType(
         StepKind.WAIT: "control",
         StepKind.WORKFLOW: "control",
         StepKind.MAP: "control",
+        StepKind.CONVERSATION: "turns",
     }
 )
 DEFAULT_DURABILITY: Final = MappingProxyType(
@@ -128,6 +130,7 @@ DEFAULT_DURABILITY: Final = MappingProxyType(
         StepKind.WAIT: Durability.STREAM,
         StepKind.WORKFLOW: Durability.STREAM,
         StepKind.MAP: Durability.STREAM,
+        StepKind.CONVERSATION: Durability.STEP,
     }
 )
 

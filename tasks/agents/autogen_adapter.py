@@ -76,7 +76,7 @@ class AutogenRunner:
         started = time.monotonic()
         model = model.named(spec.model)
         book = metering.CallBook(model.name, on_usage)
-        agent = self._agent(spec, self._client(spec, model, output_schema, book))
+        agent = self._agent(spec, self.client(spec, model, output_schema, book))
         try:
             text = await self.watchdog.run(_typed_or_prose(agent, prompt, output_schema, book, on_delta), deadline_s)
         except openai.OpenAIError as error:
@@ -108,9 +108,10 @@ class AutogenRunner:
             model_client_stream=True,
         )
 
-    def _client(
+    def client(
         self, spec: AgentSpec, model: ModelSettings, schema: Mapping[str, Any] | None, book: metering.CallBook
     ) -> ChatCompletionClient:
+        """A client for one answer, over a connection that is kept."""
         if model.scripted:
             return _ScriptedClient(spec, model, schema, book)
         return _OpenAIClient(self._connection(model), _arguments(spec, model, schema), book)
@@ -203,11 +204,11 @@ class _OpenAIClient(BaseOpenAIChatCompletionClient):
         self._book = book
 
     async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
-        call = self._book.start(_as_text(messages))
+        call = self._book.start(as_text(messages))
         try:
             async with aclosing(super().create_stream(messages, **options)) as chunks:
                 async for chunk in chunks:
-                    _hear(self._book, call, chunk)
+                    hear(self._book, call, chunk)
                     yield chunk
         except openai.OpenAIError as error:
             if provider.never_reached(error):
@@ -228,12 +229,12 @@ class _ScriptedClient(ReplayChatCompletionClient):
         self._book = book
 
     async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
-        asked = _as_text(messages)
+        asked = as_text(messages)
         call = self._book.start(asked)
         words = scripted.words(asked, self._schema)
         for word in words[: self._limit]:
             await asyncio.sleep(self._pace_s)
-            _hear(self._book, call, word)
+            hear(self._book, call, word)
             yield word
         usage = RequestUsage(prompt_tokens=len(asked.split()), completion_tokens=len(call.pieces))
         result = CreateResult(
@@ -242,11 +243,12 @@ class _ScriptedClient(ReplayChatCompletionClient):
             usage=usage,
             cached=False,
         )
-        _hear(self._book, call, result)
+        hear(self._book, call, result)
         yield result
 
 
-def _hear(book: metering.CallBook, call: metering.Call, chunk: str | CreateResult) -> None:
+def hear(book: metering.CallBook, call: metering.Call, chunk: str | CreateResult) -> None:
+    """Tells the book what came of a call: another piece, or its end."""
     if isinstance(chunk, str):
         call.pieces.append(chunk)
         return
@@ -259,5 +261,6 @@ def _hear(book: metering.CallBook, call: metering.Call, chunk: str | CreateResul
     )
 
 
-def _as_text(messages: Sequence[LLMMessage]) -> str:
+def as_text(messages: Sequence[LLMMessage]) -> str:
+    """All that a model is asked, to count it."""
     return "\n".join(str(message.content) for message in messages)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,9 @@ class AgentSpec:
     model: str | None = None
     max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float | None = None
+    tools: tuple[str, ...] = ()
+    script: tuple[Mapping[str, Any], ...] = ()
+    """what the scripted model answers, call by call (see `graphflow.flow.team.ReplyForm`); none: it makes it up"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,11 +12,13 @@ from convergio.tasks.agents import tables
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import ModelUsage
+from convergio.tasks.agents.turn import Emit, Memory, Part, TurnRequest
 
 if TYPE_CHECKING:
     from convergio.tasks.agents.autogen_adapter import AutogenRunner
 
 ADAPTER = "convergio.tasks.agents.autogen_adapter"
+TURN_ADAPTER = "convergio.tasks.agents.autogen_turn"
 
 Ledger = list[dict[str, Any]]
 """Rows of `model_calls`, filled as calls end: after a failed attempt it holds what the attempt cost."""
@@ -96,6 +98,15 @@ class Agents:
             "notes": list(answer.notes),
         }
         return AgentResult(output=output, rows=tuple(rows))
+
+    async def speak(
+        self, request: TurnRequest, *, memory: Memory, emit: Emit, on_usage: Callable[[ModelUsage], None]
+    ) -> list[Part]:
+        """One turn of a conversation: what the agent says, tools included. Raises as `AutogenRunner.answer` does."""
+        runner = await self._ready()
+        adapter = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
+        parts: list[Part] = await adapter.speak(runner, request, memory=memory, emit=emit, on_usage=on_usage)
+        return parts
 
     async def close(self) -> None:
         """Closes the model's HTTP connections."""

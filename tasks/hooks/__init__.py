@@ -101,11 +101,12 @@ _KINDS: dict[str, tuple[StepKind, ...]] = {
     "task": (StepKind.TASK,),
     "agent": (StepKind.AGENT,),
     "approval": (StepKind.APPROVAL,),
+    "turn": (StepKind.CONVERSATION,),
 }
 
 
 def hook(*, before: str = "step") -> Callable[[H], H]:
-    """Registers a pre-run hook. `before`: "step" for all, or "task", "agent", "approval"."""
+    """Registers a pre-run hook. `before`: "step" for all, or "task", "agent", "approval", "turn"."""
     kinds = _KINDS.get(before)
     if kinds is None:
         raise ValueError(f"before={before!r}: use one of {', '.join(_KINDS)}")

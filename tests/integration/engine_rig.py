@@ -44,6 +44,7 @@ from convergio.graphflow.model.workflow import StepKind, Workflow
 from convergio.tasks import app as celery_app
 from convergio.tasks.agents import tables as agent_tables
 from convergio.tasks.app import PRIORITY_SEPARATOR
+from convergio.tasks.conversation import tables as conversation_tables
 from convergio.workers import boot
 from convergio.workers.process import WorkerProcess
 from convergio.workers.service import Service
@@ -392,6 +393,7 @@ def migrated(journal_url: str) -> None:
     with store.write() as connection:
         tables.metadata.create_all(connection)
         agent_tables.metadata.create_all(connection)
+        conversation_tables.metadata.create_all(connection)
     store.close()
 
 

@@ -21,6 +21,7 @@ from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import StepKind
 from convergio.workers.cli import exits, look, picture
 from convergio.workers.cli.session import Session
+from convergio.workers.cli.talk import Talk
 
 LOOK_EVERY: Final = 0.2
 """Least seconds between two looks at a run."""
@@ -55,12 +56,20 @@ class Screen(Protocol):
 class Follower:
     """Reads the feed of one run, shows it, and has approvals answered."""
 
-    def __init__(self, session: Session, ref: RunRef, *, as_json: bool = False, answers: Answers | None = None) -> None:
-        """`answers` None: approvals are left to others."""
+    def __init__(
+        self,
+        session: Session,
+        ref: RunRef,
+        *,
+        as_json: bool = False,
+        answers: Answers | None = None,
+        shown: Screen | None = None,
+    ) -> None:
+        """`answers` None: approvals are left to others. `shown`: where, if not as anywhere else."""
         self._session = session
         self._ref = ref
         self._answers = answers
-        self._screen = screen(as_json=as_json)
+        self._screen = shown or screen(as_json=as_json)
         self._asked: set[str] = set()
         self._next_look = 0.0
         self.view: RunView | None = None
@@ -166,6 +175,7 @@ class LiveTable:
 
     def __init__(self) -> None:
         self._live: Live | None = None
+        self._talk = Talk(self._print)
 
     def show(self, view: RunView) -> None:
         """Draws the run."""
@@ -175,9 +185,10 @@ class LiveTable:
         self._live.update(picture.live(view), refresh=True)
 
     def tell(self, event: Event) -> None:
-        """Says above the table what the table cannot say."""
+        """Says above the table what the table cannot say: whole messages, as the table is drawn below them."""
         if event.type == RESET:
             self._print(rebuilt(event))
+        self._talk.tell(event)
 
     def pause(self) -> None:
         """Leaves the table as it is, for a question below it."""
@@ -199,9 +210,12 @@ class Lines:
     def __init__(self) -> None:
         self._seen: dict[str, tuple[StepState, BlockedOn | None, int]] = {}
         """by the step and the round of its loop"""
+        self._talk = Talk(click.echo, piece=lambda text: click.echo(text, nl=False))
 
     def show(self, view: RunView) -> None:
-        """A line for every step that is not where it was."""
+        """A line for every step that is not where it was; not in the middle of what an agent says."""
+        if self._talk.open:
+            return
         for step in view.steps.values():
             now = (step.state, step.on, step.attempt)
             before = self._seen.get(step.label, (StepState.WAITING, None, 1))
@@ -213,6 +227,7 @@ class Lines:
         """Says what no step says."""
         if event.type == RESET:
             click.echo(rebuilt(event))
+        self._talk.tell(event)
 
     def pause(self) -> None:
         """Nothing to pause."""

@@ -30,6 +30,7 @@ ITEMS: Final[Mapping[str, Item]] = {
     "flower": Item("flower", "Start", "Flower, the dashboard for Celery, on our broker."),
     "run": Item("run", "Work", "Start a run of a workflow."),
     "runs": Item("runs", "Work", "List, show, watch, explain, cancel, signal, retry and fork runs."),
+    "chat": Item("chat", "Work", "Let a team of agents talk, and listen; go on with it days later."),
     "workflows": Item("workflows", "Work", "List, show and validate workflows."),
     "doctor": Item("doctor", "Operate", "Check this machine, Redis, the journal and the workers."),
     "migrate": Item("journal", "Operate", "Bring the journal's tables to this version."),

@@ -1,0 +1,24 @@
+"""The script by which a step that runs speaks to the readers of its run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from convergio.graphflow.board.connection import Link
+from convergio.graphflow.board.messages import Claimed
+from convergio.graphflow.model import errors
+
+
+def speak(link: Link, held: Claimed, *, batch: int, anew: str, said: Sequence[tuple[str, str]]) -> None:
+    """SPEAK: events (type, data as JSON) for the run's readers, in order; SQL never sees them.
+
+    `batch`: counts up within a claim, so that the same batch is told once. `anew`: data of the `CUSTOM` event that
+    comes first if another claim of the step has spoken before. Raises StaleFence, BoardRebuilding, BoardUnavailable.
+    """
+    keys = link.keys(held.epoch)
+    names = [keys.epoch, keys.run(held.ref), keys.feed(held.ref)]
+    words = [word for one in said for word in one]
+    args = [held.epoch.number, held.step, held.fence, batch, anew, *words]
+    answer = link.call("speak", held.epoch, names, args)
+    if answer[0] in ("FENCED", "GONE"):
+        raise errors.StaleFence(run=held.ref.run, step=held.step, now=answer[1] if len(answer) > 1 else "gone")

@@ -1,0 +1,109 @@
+"""The form of a team: who talks, who may speak when, and when it is over."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, field_validator
+
+from convergio.graphflow.flow.part import Form
+from convergio.graphflow.flow.scalars import Label, Text, refused
+from convergio.graphflow.model import instance
+
+LONGEST_ROLE: Final = 20_000
+MOST_AGENTS: Final = 50
+HUMAN: Final = "user"
+"""Who speaks for the people outside: no agent has this name."""
+
+
+def _member(value: Any) -> Any:
+    return {"name": value} if isinstance(value, str) else value
+
+
+def _mentions(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _reply(value: Any) -> Any:
+    return {"say": value} if isinstance(value, str) else value
+
+
+class ToolCallForm(Form):
+    """A tool that a scripted agent asks for."""
+
+    model_config = ConfigDict(title="Scripted tool call")
+
+    tool: Label
+    arguments: dict[str, JsonValue] | str = Field({}, description="by name; text is sent as it is, be it JSON or not")
+
+
+class ReplyForm(Form):
+    """What a scripted agent answers to one call. Plain text is `say`."""
+
+    model_config = ConfigDict(title="Scripted reply")
+
+    say: str = ""
+    call: list[ToolCallForm] = Field([], description="tools it asks for instead of ending its turn")
+    pace: Annotated[float, Field(ge=0, le=60, description="seconds before each word")] = 0.0
+    fail: Literal["rate_limit", "unavailable", "refused", "broken_off"] | None = Field(
+        None, description="what goes wrong, on the first `times` attempts of the turn"
+    )
+    times: Annotated[int, Field(ge=1, le=100)] = 1
+
+
+Reply = Annotated[ReplyForm, BeforeValidator(_reply, json_schema_input_type=str | ReplyForm)]
+
+
+class MemberForm(Form):
+    """Who is in the team: a name of the roster, or, with a `role`, somebody who is only here."""
+
+    model_config = ConfigDict(title="Member of a team")
+
+    name: Label
+    role: str | None = Field(None, min_length=1, max_length=LONGEST_ROLE, description="what it is told to be")
+    description: Text = Field("", description="what others are told of it")
+    model: Label | None = None
+    max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    tools: list[Label] = Field([], description="names of tools it may use")
+    script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
+
+    @field_validator("name")
+    @classmethod
+    def _identifier(cls, value: str) -> str:
+        if not value.replace("-", "_").isidentifier() or value == HUMAN:
+            raise refused(
+                "BAD_NAME", f"'{value[:64]}' is no agent's name", "letters, digits, '-' and '_', no digit first"
+            )
+        return value
+
+
+class StopForm(Form):
+    """When the conversation is over: with the first of these."""
+
+    model_config = ConfigDict(title="When a conversation ends")
+
+    turns: Annotated[int, Field(ge=1, le=instance.ROUNDS, description="turns of agents, at most")] = 20
+    mention: Annotated[list[str], BeforeValidator(_mentions, json_schema_input_type=str | list[str])] = Field(
+        [], description="words that end it when an agent says one of them"
+    )
+
+
+class TeamForm(Form):
+    """A team, and how it talks."""
+
+    model_config = ConfigDict(title="Team")
+
+    agents: Annotated[
+        list[Annotated[MemberForm, BeforeValidator(_member, json_schema_input_type=str | MemberForm)]],
+        Field(min_length=1, max_length=MOST_AGENTS),
+    ]
+    policy: Literal["round_robin"] = Field("round_robin", description="who speaks next")
+    stop: StopForm = StopForm(turns=20, mention=[])
+
+    @field_validator("agents")
+    @classmethod
+    def _different(cls, value: list[MemberForm]) -> list[MemberForm]:
+        names = [member.name.replace("-", "_") for member in value]
+        if len(set(names)) < len(names):
+            raise refused("BAD_VALUE", "has two agents of one name", "each of them has a name of its own")
+        return value

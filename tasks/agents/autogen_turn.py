@@ -1,0 +1,283 @@
+"""One turn of an agent in a conversation, by AutoGen: its context rebuilt from the thread, its facts recorded.
+
+What a model answered is recorded before anything acts on it, and what a tool gave as soon as it is known; a turn that
+runs again takes both from its records. AutoGen's own agent does the rest: it is made anew for each turn.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, Final
+
+import openai
+from autogen_agentchat.agents import AssistantAgent
+from autogen_agentchat.base import Response
+from autogen_agentchat.messages import (
+    ModelClientStreamingChunkEvent,
+    ToolCallExecutionEvent,
+    ToolCallRequestEvent,
+)
+from autogen_core import CancellationToken, FunctionCall
+from autogen_core.model_context import UnboundedChatCompletionContext
+from autogen_core.models import (
+    AssistantMessage,
+    ChatCompletionClient,
+    CreateResult,
+    FunctionExecutionResult,
+    FunctionExecutionResultMessage,
+    LLMMessage,
+    RequestUsage,
+    UserMessage,
+)
+from autogen_core.tools import StaticWorkbench, TextResultContent, ToolResult, ToolSchema
+from autogen_ext.models.replay import ReplayChatCompletionClient
+
+from convergio.graphflow.model import errors
+from convergio.tasks.agents import autogen_adapter, metering, provider, replies, storable
+from convergio.tasks.agents.autogen_adapter import MODEL_INFO, AutogenRunner, Chunks
+from convergio.tasks.agents.model import ModelSettings
+from convergio.tasks.agents.turn import Emit, Memory, Part, TurnRequest
+from convergio.tasks.conversation.thread import Kind, Message, heard_by
+from convergio.tasks.tools.tool import Tool
+
+MOST_CALLS: Final = 10
+"""Model calls of one turn, at most: an agent that goes on asking for tools ends with what the last one gave."""
+
+
+async def speak(
+    runner: AutogenRunner, request: TurnRequest, *, memory: Memory, emit: Emit, on_usage: metering.OnUsage
+) -> list[Part]:
+    """What the agent says, tools included; its last word comes last. Raises as `AutogenRunner.answer` does."""
+    model = request.model.named(request.spec.model)
+    book = metering.CallBook(model.name, on_usage)
+    try:
+        return await runner.watchdog.run(_turn(runner, request, model, book, memory, emit), request.deadline_s)
+    except openai.OpenAIError as error:
+        raise provider.translated(error, model) from error
+    finally:
+        book.close()
+
+
+async def _turn(
+    runner: AutogenRunner,
+    request: TurnRequest,
+    model: ModelSettings,
+    book: metering.CallBook,
+    memory: Memory,
+    emit: Emit,
+) -> list[Part]:
+    spec, parts = request.spec, list[Part]()
+    agent = AssistantAgent(
+        name=spec.name.replace("-", "_"),
+        description=spec.description or spec.name,
+        system_message=spec.system_message,
+        model_client=_Recalling(_client(runner, request, model, book), book, memory, request.calls),
+        model_client_stream=True,
+        model_context=UnboundedChatCompletionContext(initial_messages=context(spec.name, request.thread)),
+        workbench=_Workbench(request.tools, request.key, memory),
+        max_tool_iterations=MOST_CALLS,
+    )
+    async with aclosing(agent.on_messages_stream([], CancellationToken())) as events:
+        async for event in events:
+            match event:
+                case ModelClientStreamingChunkEvent():
+                    emit("delta", {"text": storable.storable_text(event.content)})
+                case ToolCallRequestEvent():
+                    parts.append((Kind.CALLS, {"calls": [_call_facts(one) for one in event.content]}))
+                    emit("calls", parts[-1][1])
+                case ToolCallExecutionEvent():
+                    parts.append((Kind.RESULTS, {"results": [_result_facts(one) for one in event.content]}))
+                    emit("results", parts[-1][1])
+                case Response():
+                    parts.append((Kind.TEXT, {"text": storable.storable_text(event.chat_message.to_text())}))
+                case _:
+                    pass
+    if book.finish == "unknown" and book.booked and book.booked[-1].estimated:
+        raise errors.Transient("the model's answer broke off")
+    if not parts or parts[-1][0] is not Kind.TEXT or not str(parts[-1][1]["text"]).strip():
+        raise errors.ModelOutputInvalid("the model answered nothing")
+    return parts
+
+
+def context(speaker: str, thread: Sequence[Message]) -> list[LLMMessage]:
+    """The thread as the speaker's model is given it."""
+    return [_model_message(speaker, message) for message in heard_by(speaker, thread)]
+
+
+def _model_message(speaker: str, message: Message) -> LLMMessage:
+    source = message.source.replace("-", "_")
+    if message.kind is Kind.CALLS:
+        calls = [
+            FunctionCall(id=one["id"], name=one["name"], arguments=one["arguments"]) for one in message.body["calls"]
+        ]
+        return AssistantMessage(content=calls, source=source)
+    if message.kind is Kind.RESULTS:
+        results = [
+            FunctionExecutionResult(call_id=one["id"], name=one["name"], content=one["text"], is_error=not one["ok"])
+            for one in message.body["results"]
+        ]
+        return FunctionExecutionResultMessage(content=results)
+    if message.source == speaker:
+        return AssistantMessage(content=message.text, source=source)
+    return UserMessage(content=message.text, source=source)
+
+
+def _call_facts(call: FunctionCall) -> dict[str, Any]:
+    return {"id": call.id, "name": call.name, "arguments": storable.storable_text(call.arguments)}
+
+
+def _result_facts(result: FunctionExecutionResult) -> dict[str, Any]:
+    text = storable.storable_text(result.content)
+    return {"id": result.call_id, "name": result.name, "text": text, "ok": not result.is_error}
+
+
+def _client(
+    runner: AutogenRunner, request: TurnRequest, model: ModelSettings, book: metering.CallBook
+) -> ChatCompletionClient:
+    if request.spec.script:
+        return _Scripted(request.spec.script, request.attempt, book)
+    return runner.client(request.spec, model, None, book)
+
+
+class _Recalling(ReplayChatCompletionClient):
+    """A client whose answers are recorded before anybody acts on them; what was recorded is not asked for again."""
+
+    def __init__(self, client: ChatCompletionClient, book: metering.CallBook, memory: Memory, calls: str) -> None:
+        super().__init__([], model_info=MODEL_INFO)
+        self._client = client
+        self._book = book
+        self._memory = memory
+        self._calls = calls
+        self._asked = 0
+
+    async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
+        self._asked += 1
+        key = f"model.{self._asked}"
+        fact = self._memory.get(key)
+        if fact is not None:
+            self._book.finish = fact["finish"]
+            if isinstance(fact["content"], str):
+                yield fact["content"]
+            yield _created(fact)
+            return
+        async with aclosing(_chunks(self._client, messages, options)) as chunks:
+            async for chunk in chunks:
+                yield await self._kept(key, chunk) if isinstance(chunk, CreateResult) else chunk
+
+    async def _kept(self, key: str, made: CreateResult) -> CreateResult:
+        content: str | list[dict[str, Any]]
+        if isinstance(made.content, str):
+            content = storable.storable_text(made.content)
+        else:
+            ids = f"{self._calls}_{self._asked}"
+            content = [{**_call_facts(call), "id": f"{ids}_{place}"} for place, call in enumerate(made.content)]
+        fact = {"finish": made.finish_reason, "content": content}
+        if not isinstance(content, str) or content.strip():  # an empty answer is none: the next attempt asks again
+            await self._memory.keep(key, fact, before_acting=not isinstance(content, str))
+        return _created(fact)
+
+
+def _chunks(
+    client: ChatCompletionClient, messages: Sequence[LLMMessage], options: Mapping[str, Any]
+) -> AsyncGenerator[str | CreateResult, None]:
+    return client.create_stream(messages, **options)
+
+
+def _created(fact: Mapping[str, Any]) -> CreateResult:
+    content = fact["content"]
+    calls = content if isinstance(content, str) else [FunctionCall(**call) for call in content]
+    usage = RequestUsage(prompt_tokens=0, completion_tokens=0)  # the book has the figures
+    return CreateResult(finish_reason=fact["finish"], content=calls, usage=usage, cached=False)
+
+
+class _Scripted(ReplayChatCompletionClient):
+    """Answers from the agent's script, word by word, and counts words as tokens."""
+
+    def __init__(self, script: Sequence[Mapping[str, Any]], attempt: int, book: metering.CallBook) -> None:
+        super().__init__([], model_info=MODEL_INFO)
+        self._script = script
+        self._attempt = attempt
+        self._book = book
+
+    async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
+        made = sum(isinstance(message, AssistantMessage) for message in messages)
+        reply = replies.due(self._script, made, self._attempt)
+        if reply.failure is not None and reply.failure != "broken_off":
+            raise replies.FAILURES[reply.failure]
+        asked = autogen_adapter.as_text(messages)
+        call = self._book.start(asked)
+        for word in reply.words:
+            await asyncio.sleep(reply.pace)
+            autogen_adapter.hear(self._book, call, word)
+            yield word
+        if reply.failure is not None:
+            raise replies.FAILURES[reply.failure]
+        calls = [
+            FunctionCall(id=f"call_{made}_{place}", name=name, arguments=arguments)
+            for place, (name, arguments) in enumerate(reply.calls)
+        ]
+        usage = RequestUsage(
+            prompt_tokens=max(1, len(asked.split())), completion_tokens=max(1, len(reply.words) + len(calls))
+        )
+        result = CreateResult(
+            finish_reason="function_calls" if calls else "stop",
+            content=calls or "".join(reply.words),
+            usage=usage,
+            cached=False,
+        )
+        autogen_adapter.hear(self._book, call, result)
+        yield result
+
+
+class _Workbench(StaticWorkbench):
+    """The agent's tools. It never raises: AutoGen waits for ever for the result of a workbench that does."""
+
+    def __init__(self, tools: Sequence[Tool], key: str, memory: Memory) -> None:
+        super().__init__([])
+        self._own = {tool.name: tool for tool in tools}
+        self._key = key
+        self._memory = memory
+
+    async def list_tools(self) -> list[ToolSchema]:
+        return [
+            ToolSchema(name=tool.name, description=tool.description, parameters=_parameters(tool))
+            for tool in self._own.values()
+        ]
+
+    async def call_tool(
+        self,
+        name: str,
+        arguments: Mapping[str, Any] | None = None,
+        cancellation_token: CancellationToken | None = None,
+        call_id: str | None = None,
+    ) -> ToolResult:
+        key = f"tool.{call_id}"
+        fact = self._memory.get(key)
+        if fact is None:
+            fact = await self._called(name, arguments or {}, f"{self._key}:{call_id}")
+            await _quietly(self._memory.keep(key, fact, before_acting=False))
+        return ToolResult(name=name, result=[TextResultContent(content=fact["text"])], is_error=not fact["ok"])
+
+    async def _called(self, name: str, arguments: Mapping[str, Any], key: str) -> dict[str, Any]:
+        began = time.monotonic()
+        try:
+            given, ok = await self._own[name].call(arguments, key=key), True
+        except Exception as error:  # noqa: BLE001  # whatever a tool raises, the model is told
+            given, ok = f"{type(error).__name__}: {error}", False
+        text = given if isinstance(given, str) else json.dumps(given, default=str, ensure_ascii=False)
+        return {"text": storable.storable_text(text), "ok": ok, "ms": round((time.monotonic() - began) * 1000)}
+
+
+async def _quietly(keeping: Awaitable[None]) -> None:
+    """A claim that is lost ends the turn by itself; a fact that cannot be kept now is asked for again."""
+    with suppress(errors.ConvergioError):
+        await keeping
+
+
+def _parameters(tool: Tool) -> Any:
+    schema = tool.schema
+    return {"type": "object", "properties": schema.get("properties", {}), "required": schema.get("required", [])}

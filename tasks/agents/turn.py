@@ -1,0 +1,45 @@
+"""What goes into an agent's turn and comes out of it: plain values, nothing of AutoGen's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from convergio.tasks.agents.model import ModelSettings
+from convergio.tasks.agents.spec import AgentSpec
+from convergio.tasks.conversation.thread import Kind, Message
+from convergio.tasks.tools.tool import Tool
+
+Emit = Callable[[str, Mapping[str, Any]], None]
+"""Told what happens: a `delta` of text, `calls` of tools, their `results`."""
+
+Part = tuple[Kind, Mapping[str, Any]]
+"""A message of the turn: its kind and body."""
+
+
+class Memory(Protocol):
+    """The facts of a turn that must not be bought twice."""
+
+    def get(self, key: str) -> Any:
+        """The fact that an earlier claim of the turn recorded, or None."""
+        ...
+
+    async def keep(self, key: str, fact: Any, *, before_acting: bool) -> None:
+        """Records a fact. `before_acting`: not until SQL has it may anything be done because of it."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnRequest:
+    """One turn: who speaks, what is known, what may be used. `key`: begins the idempotency keys of its tools; `calls`:
+    the ids of its calls, which are ours: some servers call every one of them `call_0`."""
+
+    spec: AgentSpec
+    model: ModelSettings
+    thread: Sequence[Message]
+    tools: Sequence[Tool]
+    key: str
+    calls: str
+    attempt: int
+    deadline_s: float

@@ -1,0 +1,1 @@
+"""Alembic revisions of the conversations' own tables (branch label `conversation`)."""

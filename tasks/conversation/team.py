@@ -1,0 +1,51 @@
+"""A team as a turn needs it: its members with all that is known of them, whoever wrote it down."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from convergio.tasks.agents.roster import Roster
+from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Team:
+    """Who talks, in their order. `policy`: who speaks next; `stop`: when it is over (see `graphflow.flow.team`)."""
+
+    members: tuple[AgentSpec, ...]
+    policy: str
+    stop: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, spec: Mapping[str, Any], roster: Roster) -> Team:
+        """The team of a conversation step. Raises UnknownAgent."""
+        members = tuple(_member(one, roster) for one in spec["agents"])
+        return cls(members=members, policy=spec["policy"], stop=spec["stop"])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The members' names, in the team's order."""
+        return tuple(member.name for member in self.members)
+
+    def member(self, name: str) -> AgentSpec:
+        """The member of this name."""
+        return next(member for member in self.members if member.name == name)
+
+
+def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
+    script, tools = tuple(written["script"]), tuple(written["tools"])
+    if written["role"] is None:
+        known = roster.get(written["name"])
+        said = {name: written[name] for name in ("model", "max_tokens") if written[name] is not None}
+        return replace(known, name=written["name"], script=script, tools=tools, **said)
+    return AgentSpec(
+        name=written["name"],
+        description=written["description"],
+        system_message=written["role"],
+        model=written["model"],
+        max_tokens=written["max_tokens"] or DEFAULT_MAX_TOKENS,
+        script=script,
+        tools=tools,
+    )

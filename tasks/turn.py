@@ -1,0 +1,277 @@
+"""The task of a conversation's turn: one agent speaks, and what follows is decided with it, all in one outcome."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol, cast
+
+from celery import Celery
+
+from convergio.graphflow.engine.claims import Claim
+from convergio.graphflow.engine.steps import Steps
+from convergio.graphflow.flow import expressions, inputs, values
+from convergio.graphflow.flow.team import HUMAN
+from convergio.graphflow.model import errors, instance
+from convergio.graphflow.model.outcome import Rows
+from convergio.tasks.agents import tables as agent_tables
+from convergio.tasks.agents.spec import ModelUsage
+from convergio.tasks.agents.step import Ledger
+from convergio.tasks.agents.turn import Part, TurnRequest
+from convergio.tasks.app import FlowTask
+from convergio.tasks.conversation import course, tables
+from convergio.tasks.conversation.archive import Archive, Place
+from convergio.tasks.conversation.course import Choice
+from convergio.tasks.conversation.team import Team
+from convergio.tasks.conversation.thread import Kind, Message
+from convergio.tasks.conversation.voice import Voice
+from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer
+from convergio.tasks.tools import tool
+
+LONGEST: Final = 16_000
+"""Characters of what was said that travel as the step's result; the thread has all of it."""
+
+MODEL: Final = "model."
+"""Begins the keys of recorded answers of models."""
+
+
+class TurnWorker(StepWorker, Protocol):
+    """What turns need beside what steps do."""
+
+    archive: Archive
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ground:
+    """What a turn stands on. `opening`: what begins the conversation, if this is its first turn."""
+
+    team: Team
+    iteration: int
+    heard: Sequence[Message]
+    opening: str | None
+    continues: Place | None
+    chosen: Choice | None
+    speaker: str
+    tokens: int
+
+
+def register(app: Celery) -> None:
+    """Adds the turn's task to the app."""
+
+    @app.task(base=FlowTask, bind=True, shared=False, name="convergio.turn")
+    def turn(self: FlowTask, run: str, step: str, ring: str) -> None:
+        answer(self, lambda: take(cast(TurnWorker, self.worker), self.claim))
+
+
+def take(worker: TurnWorker, claim: Claim) -> None:
+    """One turn, from the thread to the outcome that adds to it."""
+    ground = ground_of(worker, claim)
+    facts = Facts(worker.steps, claim, ground.speaker)
+    request = request_of(worker, claim, ground)
+    try:
+        parts, stop, following = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
+    except errors.ConvergioError:
+        if facts.unrecorded:
+            worker.steps.spend(claim, {agent_tables.MODEL_CALLS: facts.unrecorded})
+        raise
+    settle(worker, claim, ground, facts, parts, stop, following)
+
+
+def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
+    """What was said so far, and whose turn it is. Raises ExpressionFailed, UnknownAgent, UnknownRun,
+    JournalUnavailable."""
+    steps, held = worker.steps, claim.held
+    definition, (step, iteration) = steps.step(claim), instance.split(held.step)
+    names, tenant = steps.names(claim), held.ref.tenant
+    team, before = Team.of(definition.spec, worker.agents.roster), names.get(step)
+    if iteration == 0:
+        continues = _continued(definition.spec["after"], names, step)
+        heard = [] if continues is None else worker.archive.before(tenant, continues)
+        prompt = inputs.prompt(definition, names)
+        last = next((one.source for one in reversed(heard) if one.kind is Kind.TEXT), None)
+        chosen = course.round_robin(team.names, last)
+        asked = Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt})
+        return Ground(
+            team=team,
+            iteration=0,
+            heard=[*heard, asked],
+            opening=prompt,
+            continues=continues,
+            chosen=chosen,
+            speaker=chosen.speaker,
+            tokens=0,
+        )
+    assert before is not None, "a turn but the first follows one that has succeeded"
+    continues = None if before["continues"] is None else Place(**before["continues"])
+    earlier = [] if continues is None else worker.archive.before(tenant, continues)
+    return Ground(
+        team=team,
+        iteration=iteration,
+        heard=[*earlier, *worker.archive.thread(tenant, held.ref.run, step, iteration)],
+        opening=None,
+        continues=continues,
+        chosen=None,
+        speaker=before["next"],
+        tokens=before["tokens"],
+    )
+
+
+def _continued(after: str | None, names: Any, step: str) -> Place | None:
+    """The earlier conversation that this one goes on from."""
+    found = None if after is None else expressions.compile_expression(after).evaluate(names)
+    if found is None:
+        return None
+    if isinstance(found, str):
+        found = {"run": found}
+    turn = found.get("turn") if values.is_map(found) else None
+    if not values.is_map(found) or not isinstance(found.get("run"), str) or not isinstance(turn, int | None):
+        raise errors.InvalidInput(f"`{after}` names no conversation", hint="give {run: id, turn: number}")
+    return Place(run=found["run"], step=str(found.get("step") or step), turn=turn)
+
+
+def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
+    """The turn as the agents know it. Raises UnknownFunction for a tool that is not there."""
+    held, spec = claim.held, ground.team.member(ground.speaker)
+    step, iteration = instance.split(held.step)
+    return TurnRequest(
+        spec=spec,
+        model=worker.agents.model,
+        thread=ground.heard,
+        tools=[tool.REGISTERED.get(name) for name in spec.tools],
+        key=f"{held.ref.run}:{step}:{iteration}",
+        calls=f"call_{held.ref.run[-8:]}_{iteration}",
+        attempt=held.attempt,
+        deadline_s=worker.steps.step(claim).timeout or DEFAULT_DEADLINE,
+    )
+
+
+class Facts:
+    """The records of a turn, and what its model calls cost. Rows of recorded answers are in the records."""
+
+    def __init__(self, steps: Steps, claim: Claim, speaker: str) -> None:
+        self._steps = steps
+        self._claim = claim
+        self._speaker = speaker
+        self._made = 0
+        self.unrecorded: Ledger = []
+        self.recorded: Ledger = [fact["row"] for key, fact in _sorted(claim) if key.startswith(MODEL)]
+
+    def get(self, key: str) -> Any:
+        """What an earlier claim of the turn recorded."""
+        return self._claim.held.records.get(key)
+
+    async def keep(self, key: str, fact: Any, *, before_acting: bool) -> None:
+        """RECORD: off the loop, and, if something is done because of it, until SQL has it."""
+        if key.startswith(MODEL):
+            fact = {**fact, "row": self.unrecorded[-1]}
+        await asyncio.to_thread(self._steps.guard if before_acting else self._steps.record, self._claim, key, fact)
+        if key.startswith(MODEL):
+            self.recorded.append(self.unrecorded.pop())
+
+    def book(self, usage: ModelUsage) -> None:
+        """A model call has ended, well or not."""
+        held, self._made = self._claim.held, self._made + 1
+        step, iteration = instance.split(held.step)
+        row = agent_tables.usage_row(
+            usage,
+            call_id=f"{held.ref.run}:{self._claim.nonce}:{self._made}",
+            tenant=held.ref.tenant,
+            submitter=held.submitter,
+            run_id=held.ref.run,
+            step=step,
+            iteration=iteration,
+            attempt=held.attempt,
+            agent=self._speaker,
+        )
+        self.unrecorded.append(row)
+
+    @property
+    def rows(self) -> Ledger:
+        """One row for each call of this turn that this claim knows of."""
+        return [*self.recorded, *self.unrecorded]
+
+
+def _sorted(claim: Claim) -> list[tuple[str, Any]]:
+    records = claim.held.records
+    return [(key, records[key]) for key in sorted(records) if key.startswith(MODEL)]
+
+
+async def _spoken(
+    worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts
+) -> tuple[list[Part], dict[str, Any] | None, Choice | None]:
+    """The agent speaks, and its readers listen; then the verdict, and who is next."""
+    message = f"{instance.step_of(claim.held.step)}.{ground.iteration + 1}"
+    async with Voice(worker.steps.link, claim, speaker=ground.speaker, message=message) as voice:
+        if ground.chosen is not None:
+            voice.custom("speaker.selected", ground.chosen.as_dict())
+        parts = await worker.agents.speak(request, memory=facts, emit=voice.emit, on_usage=facts.book)
+        stop = course.over(ground.team.stop, turns=ground.iteration + 1, said=str(parts[-1][1]["text"]))
+        following = None if stop is not None else course.round_robin(ground.team.names, ground.speaker)
+        if following is not None:
+            voice.custom("speaker.selected", following.as_dict())
+    return parts, stop, following
+
+
+def settle(
+    worker: TurnWorker,
+    claim: Claim,
+    ground: Ground,
+    facts: Facts,
+    parts: Sequence[Part],
+    stop: dict[str, Any] | None,
+    following: Choice | None,
+) -> None:
+    """One outcome: what was said, what it cost, the verdict, and who is next."""
+    ledger = facts.rows
+    spent = {name: sum(int(row[name]) for row in ledger) for name in ("input_tokens", "output_tokens")}
+    tokens, text = sum(spent.values()), str(parts[-1][1]["text"])
+    continues = None if ground.continues is None else ground.continues.as_dict()
+    claim.owe({agent_tables.MODEL_CALLS: ledger})
+    claim.owe(_rows(worker, claim, ground, parts))
+    turn = {
+        "step": instance.step_of(claim.held.step),
+        "iteration": ground.iteration,
+        "speaker": ground.speaker,
+        "chosen": _text(ground.chosen),
+        "next_speaker": None if following is None else following.speaker,
+        "next_chosen": _text(following),
+        "stop": None if stop is None else json.dumps(stop, ensure_ascii=False),
+        "continues": None if continues is None else json.dumps(continues),
+        "calls": len(ledger),
+        **spent,
+    }
+    claim.owe({tables.TURNS: [turn]})
+    output = {
+        "speaker": ground.speaker,
+        "text": text[:LONGEST],
+        "cut": len(text) > LONGEST,
+        "turns": ground.iteration + 1,
+        "tokens": ground.tokens + tokens,
+        "next": turn["next_speaker"],
+        "stop": stop,
+        "continues": continues,
+    }
+    worker.steps.succeed(claim, output, tokens=tokens)
+
+
+def _text(choice: Choice | None) -> str | None:
+    return None if choice is None else json.dumps(choice.as_dict(), ensure_ascii=False)
+
+
+def _rows(worker: TurnWorker, claim: Claim, ground: Ground, parts: Sequence[Part]) -> Rows:
+    """The messages that this turn adds to the thread; a large one is a blob."""
+    blobs, now = worker.steps.blobs, time.time_ns() // 1_000_000
+    said = [(kind, ground.speaker, body) for kind, body in parts]
+    if ground.opening is not None:
+        said.insert(0, (Kind.TEXT, HUMAN, {"text": ground.opening}))
+    rows: list[dict[str, Any]] = []
+    for seq, (kind, source, body) in enumerate(said):
+        assert blobs is not None, "a worker has a place for what is large"
+        text = blobs.text_of(body, what="a message")
+        kept = blobs.kept(claim.held.ref.tenant, text)
+        row = {"step": instance.step_of(claim.held.step), "iteration": ground.iteration, "seq": seq, "at_ms": now}
+        rows.append({**row, "kind": kind.value, "source": source, "body": text if kept is None else json.dumps(kept)})
+    return {tables.MESSAGES: rows}

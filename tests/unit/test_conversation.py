@@ -1,0 +1,166 @@
+"""Who speaks next, when it is over, what is heard; tools as models are told of them; the conversations' tables."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from alembic.autogenerate import compare_metadata
+from alembic.config import Config
+from alembic.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.script import ScriptDirectory
+
+from convergio.graphflow.client.event import Event
+from convergio.graphflow.flow import document
+from convergio.graphflow.flow.build import WorkflowBuilder
+from convergio.graphflow.model import errors
+from convergio.graphflow.model.workflow import OnMax
+from convergio.tasks.agents import replies
+from convergio.tasks.agents.roster import Roster
+from convergio.tasks.conversation import course, migrations, tables
+from convergio.tasks.conversation.team import Team
+from convergio.tasks.tools.tool import Tools
+from convergio.workers.cli.talk import Talk
+
+STOP = {"turns": 3, "mention": ["DONE", "APPROVED"]}
+
+
+def test_turns_go_round_and_begin_behind_whoever_spoke_last() -> None:
+    names = ("ann", "bob", "cem")
+    chosen = [course.round_robin(names, last).speaker for last in (None, "ann", "bob", "cem", "user")]
+    assert chosen == ["ann", "bob", "cem", "ann", "ann"]
+
+
+@pytest.mark.parametrize(
+    ("turns", "said", "verdict"),
+    [
+        (1, "go on", None),
+        (1, "it is APPROVED", {"by": "mention", "said": "APPROVED"}),
+        (3, "go on", {"by": "turns", "turns": 3}),
+        (3, "DONE", {"by": "mention", "said": "DONE"}),
+    ],
+)
+def test_a_conversation_ends_with_a_word_or_with_its_last_turn(turns: int, said: str, verdict: Any) -> None:
+    assert course.over(STOP, turns=turns, said=said) == verdict
+
+
+def test_the_same_team_in_python_and_in_yaml_is_the_same_workflow() -> None:
+    built = WorkflowBuilder("w", version=1)
+    team: Any = ("amy", {"name": "bob", "role": "You doubt.", "script": ["no"]})
+    built.conversation(
+        "talk", *team, prompt="Plan", stop={"turns": 7, "mention": "OK"}, continues="input.after", retry=2
+    )
+    written = document.parse_yaml("""
+        workflow: w
+        version: 1
+        steps:
+          talk:
+            conversation: {agents: [amy, {name: bob, role: You doubt., script: [no]}], stop: {turns: 7, mention: OK}}
+            prompt: Plan
+            after: input.after
+            retry: 2
+        """)
+    assert built.build().digest == written.digest
+    loop = written.steps["talk"].loop
+    assert loop is not None
+    assert (loop.back_to, loop.max, loop.on_max) == ("talk", 7, OnMax.CONTINUE)
+
+
+def test_members_are_those_of_the_roster_or_say_who_they_are() -> None:
+    flow = document.parse_document(
+        {
+            "workflow": "w",
+            "version": 1,
+            "steps": {"t": {"conversation": {"agents": ["amy", {"name": "bob", "role": "R"}]}, "prompt": "p"}},
+        }
+    )
+    team = Team.of(flow.steps["t"].spec, Roster.load())
+    assert team.names == ("amy", "bob")
+    assert team.member("amy").system_message == Roster.load().get("amy").system_message
+    assert team.member("bob").system_message == "R"
+
+
+def test_which_reply_is_due_is_read_from_the_thread_and_failures_from_the_attempt() -> None:
+    script = [{"say": "a b", "call": [], "pace": 0.0, "fail": "rate_limit", "times": 2}]
+    assert [replies.due(script, 0, attempt).failure for attempt in (1, 2, 3)] == ["rate_limit", "rate_limit", None]
+    assert replies.due(script, 0, 3).words == ("a ", "b")
+    assert replies.due(script, 1, 1).words == (replies.OVER,)
+
+
+# --- tools ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tool_tells_models_its_arguments_but_not_its_key_and_refuses_others() -> None:
+    def pay(amount: int, to: str = "me", *, idempotency_key: str) -> str:
+        """Pays."""
+        return f"{amount} {to} {idempotency_key}"
+
+    made = Tools().add(pay)
+    assert set(made.schema["properties"]) == {"amount", "to"}
+    assert made.schema["required"] == ["amount"]
+    assert asyncio.run(made.call({"amount": 3}, key="k")) == "3 me k"
+    for wrong in ({"amount": "many"}, {}, {"amount": 1, "idempotency_key": "mine"}):
+        with pytest.raises(errors.InvalidInput):
+            asyncio.run(made.call(wrong, key="k"))
+
+
+def test_a_tool_that_nobody_registered_is_told_with_a_hint() -> None:
+    tools = Tools()
+    tools.add(_size, "market.size")
+    with pytest.raises(errors.UnknownFunction) as caught:
+        tools.get("market.sise")
+    assert "market.size" in str(caught.value)
+
+
+def _size(text: str) -> int:
+    return len(text)
+
+
+# --- tables, and a terminal -------------------------------------------------------------------------------------------
+
+
+def test_the_migration_makes_the_declared_tables(tmp_path: Path) -> None:
+    folder = str(Path(migrations.__file__).parent)
+    config = Config()
+    config.set_main_option("script_location", folder)
+    config.set_main_option("version_locations", folder)
+    config.set_main_option("path_separator", "os")
+    engine = sa.create_engine(f"sqlite:///{tmp_path / 'journal.sqlite'}")
+    with engine.begin() as connection, Operations.context(MigrationContext.configure(connection)):
+        for revision in reversed(list(ScriptDirectory.from_config(config).walk_revisions())):
+            revision.module.upgrade()
+    with engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, tables.metadata) == []
+    engine.dispose()
+
+
+def test_a_terminal_shows_words_as_they_come_and_drops_those_of_a_lost_turn() -> None:
+    def event(kind: str, **data: Any) -> Event:
+        return Event(id="1-1", type=kind, step="talk", data=data)
+
+    events = [
+        event("TEXT_MESSAGE_START", name="ann"),
+        event("TEXT_MESSAGE_CONTENT", delta="half"),
+        event("CUSTOM", name="turn.restarted", value={}),
+        event("TEXT_MESSAGE_START", name="ann"),
+        event("TEXT_MESSAGE_CONTENT", delta="who"),
+        event("TEXT_MESSAGE_CONTENT", delta="le"),
+        event("TEXT_MESSAGE_END"),
+        event("TOOL_CALL_START", toolCallName="look_up"),
+    ]
+    lines: list[str] = []
+    whole = Talk(lines.append)
+    for one in events:
+        whole.tell(one)
+    assert lines == ["  (the turn begins anew, as its worker was lost or has failed)", "ann: whole", "  uses look_up"]
+    pieces: list[str] = []
+    parts = Talk(lambda text: pieces.append(f"{text}\n"), piece=pieces.append)
+    for one in events:
+        parts.tell(one)
+    assert "".join(pieces).splitlines()[0] == "ann: half"
+    assert "ann: whole" in "".join(pieces).splitlines()

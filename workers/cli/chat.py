@@ -1,0 +1,98 @@
+"""`convergio chat`: a team talks; a conversation that has ended goes on when somebody says something more."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convergio.workers.cli.menu import Command
+from convergio.workers.cli.run import FILES
+from convergio.workers.cli.session import Session, as_json, with_session
+
+STEP = "talk"
+
+
+@click.command(cls=Command)
+@click.argument("words", nargs=-1, required=True, metavar="TEAM TEXT")
+@click.option("--resume", "earlier", help="Go on with the conversation of this run: give the TEXT alone.")
+@click.option(
+    "--behind", type=click.IntRange(1), help="With --resume: behind this turn of it, as if no other had been."
+)
+@click.option("--turns", type=click.IntRange(1, 1000), help="Turns that the team may take, at most.")
+@click.option("--json", "json_wanted", is_flag=True, help="JSON on standard output: every event.")
+@with_session
+def chat(
+    session: Session,
+    words: tuple[str, ...],
+    earlier: str | None,
+    behind: int | None,
+    turns: int | None,
+    json_wanted: bool,
+) -> int:
+    """Let TEAM talk about TEXT. TEAM: a file with a team (YAML), or names of the roster: amy,ali"""
+    from convergio.graphflow.flow import document
+    from convergio.workers.cli.run import submit
+    from convergio.workers.cli.workflows import known
+
+    if len(words) != (1 if earlier else 2):
+        raise click.UsageError("give a TEXT alone with --resume, else TEAM and TEXT")
+    after = None
+    if earlier is None:
+        team = _team(words[0])
+    else:
+        ref = session.ref(earlier)
+        after = {"run": ref.run, "turn": behind}
+        team = _earlier(session, ref.run)
+    if turns is not None:
+        team = {**team, "stop": {**team.get("stop", {}), "turns": turns}}
+    workflow = document.parse_document(_document(team), source=words[0], known=known(session))
+    row = submit(session, workflow, {"said": words[-1], "after": after}, key=None)
+    return _listen(session, row.run_id, json_wanted=json_wanted)
+
+
+def _document(team: Mapping[str, Any]) -> dict[str, Any]:
+    talk = {"conversation": team, "prompt": "{{ input.said }}", "after": "input.after", "retry": 2}
+    return {"workflow": "chat", "version": 1, "title": "A conversation", "steps": {STEP: talk}}
+
+
+def _team(text: str) -> dict[str, Any]:
+    """The team in a file, or of these names. Raises InvalidInput."""
+    from convergio.graphflow.model import errors
+    from convergio.workers.cli import given
+
+    if not text.endswith(FILES):
+        return {"agents": [name.strip() for name in text.split(",") if name.strip()]}
+    found = given.value(str(Path(text)), what="TEAM")
+    if not isinstance(found, dict):
+        raise errors.InvalidInput(f"{text} holds no team", hint="write `agents:`, and under it their names")
+    return found
+
+
+def _earlier(session: Session, run: str) -> dict[str, Any]:
+    """The team of a run's conversation. Raises UnknownRun if it had none."""
+    from convergio.graphflow.model import errors
+
+    row = session.history.run(session.settings.tenant, run)
+    steps = (session.history.definition(row.digest) or {}).get("steps", {})
+    if STEP not in steps or "conversation" not in steps[STEP]:
+        raise errors.UnknownRun(f"run {run} is no conversation", hint="convergio runs list --workflow chat")
+    found: dict[str, Any] = steps[STEP]["conversation"]
+    return found
+
+
+def _listen(session: Session, run: str, *, json_wanted: bool) -> int:
+    from convergio.workers.cli.follow import Follower
+    from convergio.workers.cli.talk import Listener
+
+    shown = None if json_wanted else Listener()
+    code = Follower(session, session.ref(run), as_json=json_wanted, shown=shown).follow()
+    if json_wanted:
+        return code
+    row = session.history.run(session.settings.tenant, run)
+    if row.error is not None:
+        click.echo(as_json(row.error))
+    click.echo(f"go on with: convergio chat --resume {run} TEXT")
+    return code
