@@ -75,7 +75,7 @@ class Consumer(_StockConsumer):
         """The consumer stops, or its connection is lost."""
         for request in list(state.reserved_requests):
             if request not in state.active_requests:
-                put_back(self._process.core.link, request.message)
+                put_back(self._process.core.link, list_prefix(self.app), request.message)
         super().on_close()
         if self._stops:
             self._pop_no_more()

@@ -274,9 +274,8 @@ LEAVES: Final[tuple[type[Condition], ...]] = (
     TimeoutTermination,
     ExternalTermination,
 )
-PROVIDERS: Final[dict[str, type[Condition]]] = {
-    one.provider: one for one in (*LEAVES, AndTerminationCondition, OrTerminationCondition)
-}
+_KNOWN: Final[tuple[type[Condition], ...]] = (*LEAVES, AndTerminationCondition, OrTerminationCondition)
+PROVIDERS: Final[dict[str, type[Condition]]] = {one.provider: one for one in _KNOWN}
 """What may be named; nothing else is ever looked up, and nothing is executed by reading."""
 
 

@@ -87,9 +87,9 @@ def test_defer_parks_the_step_without_a_slot_until_its_time_and_asks_again(stage
     assert ran == []
     assert stage.client.zcard(stage.keys.leases) == 0
     assert len(stage.worker.claims) == 0
-    stage.pass_time(58)
+    stage.pass_time(45)
     assert stage.bells() == []
-    stage.pass_time(3)
+    stage.pass_time(16)
     assert stage.answer_all() == 1
     stage.journal()
     assert (ran, stage.row(ref).state) == ([1], RunState.SUCCEEDED)

@@ -211,9 +211,9 @@ def test_time_in_line_is_no_time_in_the_queue(stage: Stage) -> None:
     claim = stage.claim(first, "only")
     stage.pass_time(60, also=stage.worker.pulse)
     stage.worker.steps.succeed(claim, {})
-    stage.pass_time(29)
+    stage.pass_time(20)
     assert stage.word(second, "only").state is StepState.READY
-    stage.pass_time(2)
+    stage.pass_time(11)
     assert stage.word(second, "only").state is StepState.FAILED
 
 
