@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, cast
 from unittest import mock
 
 import pytest
+import redis
+from celery import Task
 from celery.app import trace
+from celery.exceptions import OperationalError, Reject
 
 from convergio.graphflow import Client
+from convergio.graphflow.engine.submission import Entrance
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors
@@ -229,6 +234,57 @@ def test_without_sql_a_submission_is_tried_again(stage: Stage) -> None:
     assert state == "RETRY"
     assert errors.JournalUnavailable.code in str(error)
     assert stage.history.runs("default") == []
+
+
+def sent(stage: Stage) -> list[dict[str, Any]]:
+    """The messages that wait in the entries' queue."""
+    return [json.loads(text) for text in stage.client.lrange("convergio", 0, -1)]
+
+
+def test_what_is_tried_again_does_not_show_its_input(stage: Stage) -> None:
+    with stage.sql_away():
+        task_id = enter(stage, "submit", workflow="single", input={"n": "a secret"})
+    (again,) = sent(stage)
+    headers = again["headers"]
+    assert (headers["id"], headers["retries"]) == (task_id, 1)
+    assert (headers["argsrepr"], headers["kwargsrepr"]) == ("()", "{'workflow': 'single'}")
+    with stage.sql_away():
+        enter(stage, "submit", "single", {"n": "a secret"})
+    assert "secret" not in str([message["headers"] for message in sent(stage)])
+
+
+@pytest.mark.parametrize("refusal", [errors.BoardUnavailable, errors.BoardRebuilding])
+def test_without_a_board_a_submission_is_tried_again(stage: Stage, refusal: type[errors.ConvergioError]) -> None:
+    # The class: an instance would keep a traceback, and in it a result of Celery's, until the server is gone.
+    with mock.patch.object(Entrance, "submit", side_effect=refusal):
+        assert enter_and_read(stage, "submit", "single")[0] == "RETRY"
+    assert len(sent(stage)) == 1
+
+
+def test_a_run_that_was_accepted_is_not_answered_as_failed_because_redis_blinks(stage: Stage) -> None:
+    away = mock.Mock(side_effect=redis.ConnectionError("away"))
+    with mock.patch.object(stage.worker.process.callers.link.client, "pipeline", away):
+        first = enter(stage, "submit", "single", key="k")
+        second = enter(stage, "submit", "single", key="k")
+    assert answer_of(stage, first)[0] == "SUBMITTED", "its own answer is kept under its run's id"
+    assert answer_of(stage, second)[0] == "RETRY", "nobody would answer it"
+    enter(stage, "submit", "single", key="k", task_id=second)
+    stage.answer_all()
+    stage.journal()
+    assert answer_of(stage, first) == answer_of(stage, second) == ("SUCCESS", {"value": None})
+
+
+def test_an_entry_that_cannot_even_be_sent_again_is_delivered_again(stage: Stage) -> None:
+    entry = stage.worker.process.core.app.tasks["convergio.submit"]
+    entry.push_request(id="r1", called_directly=False, retries=0)
+    with (
+        mock.patch.object(Entrance, "submit", side_effect=errors.BoardUnavailable),
+        mock.patch.object(Task, "apply_async", side_effect=OperationalError),
+        pytest.raises(Reject) as caught,
+    ):
+        entry.run("single")
+    entry.pop_request()
+    assert caught.value.requeue
 
 
 # --- an approval's decision -------------------------------------------------------------------------------------------
