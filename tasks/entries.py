@@ -78,7 +78,7 @@ class Entry(Task[Any, Any]):
         try:
             return super().retry(*args, **options)
         except Reject as error:
-            raise Reject(error.reason, requeue=True) from error
+            raise Reject(vars(error)["reason"], requeue=True) from error
 
 
 def register(app: Celery) -> None:

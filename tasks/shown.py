@@ -28,9 +28,8 @@ class Request(request.Request):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._argsrepr, self._kwargsrepr = of_args(self._args), of_kwargs(self._kwargs)
+        self._argsrepr, self._kwargsrepr = of_args(self.args), of_kwargs(self.kwargs)
 
-    def info(self, safe: bool = False) -> dict[str, Any]:
+    def info(self, safe: bool = False) -> Any:
         """What `inspect` answers."""
-        facts: dict[str, Any] = super().info(safe=True)
-        return facts
+        return super().info(safe=True)

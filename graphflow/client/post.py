@@ -115,13 +115,13 @@ class Post:
 
     def close(self) -> None:
         """Ends the connections: Celery itself leaves them to the garbage collector."""
-        app, self._app = self._app, None
+        app: Any = self._app
+        self._app = None
         if app is None:
             return
         app.producer_pool.force_close_all()
         app.pool.force_close_all()
-        backend: Any = app.backend
-        backend.client.connection_pool.disconnect()
+        app.backend.client.connection_pool.disconnect()
         app.close()
 
 
