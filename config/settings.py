@@ -77,7 +77,6 @@ class Settings(BaseSettings):
     model_timeout: float = Field(120.0, gt=0, description="seconds one model call may take")
     model_threads: int = Field(1, ge=1, description="threads of the embedded model; more is slower on busy machines")
     agents: str = Field("", description="YAML file with a roster of agents; empty = the roster that ships")
-    otlp_endpoint: str = Field("", description="OTLP/HTTP endpoint for traces; empty = no traces")
     flower_port: int = Field(5555, ge=0, le=65535, description="port of `convergio flower`; 0 = any free one")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="how much is logged")
 

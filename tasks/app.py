@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Any, NoReturn, Protocol, cast
 
 from celery import Celery, Task
@@ -173,7 +172,8 @@ class FlowTask(Task[Any, Any]):
 
     def _ask_hooks(self, claim: Claim) -> None:
         steps = self.worker.steps
-        answer = self.worker.hooks.ask(hooks.context(claim.held, steps.step(claim).kind))
+        context = hooks.context(claim.held, steps.step(claim).kind)
+        answer = self.worker.hooks.ask(context)
         try:
             match answer:
                 case hooks.Deny(reason):
@@ -182,7 +182,8 @@ class FlowTask(Task[Any, Any]):
                     self.send_event("task-denied", reason=reason)
                     raise denied
                 case hooks.Defer(until, reason):
-                    seconds = max(0.0, (until - datetime.now(UTC)).total_seconds())
+                    # Both by the board's clock; a difference of two times in one zone would leave its changes out.
+                    seconds = max(0.0, until.timestamp() - context.now.timestamp())
                     steps.defer(claim, seconds=seconds, reason=reason)
                     self.send_event("task-deferred", reason=reason)
                     raise Ignore

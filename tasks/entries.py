@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 from celery import Celery, Task
-from celery.exceptions import Ignore
+from celery.exceptions import Ignore, Reject
 
 from convergio.graphflow.engine.fork import UNCHANGED, Fork
 from convergio.graphflow.engine.submission import Entrance, Submission
@@ -24,6 +24,7 @@ from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
+from convergio.tasks import shown
 
 QUEUE = "convergio"
 SUBMITTED = "SUBMITTED"
@@ -41,24 +42,43 @@ class EntryWorker(Protocol):
 class Callers(Protocol):
     """Who else waits for a run: submit tasks whose key named a run that was there before."""
 
-    def add(self, ref: RunRef, task_id: str, node: str) -> None: ...
+    def add(self, ref: RunRef, task_id: str, node: str) -> None:
+        """Raises BoardUnavailable if the task could not be remembered, and would never be answered."""
 
 
 class Entry(Task[Any, Any]):
-    """A public entry: acknowledged late, its result kept, tried again while SQL or Redis are away."""
+    """A public entry: acknowledged late, its result kept, tried again while SQL or Redis are away.
+
+    Its run has the task's id, or the caller's key: tried again it is the same run.
+    """
 
     abstract = True
     acks_late = True
     ignore_result = False
     throws = (errors.ConvergioError,)
-    autoretry_for = (errors.JournalUnavailable, errors.Overloaded)
+    autoretry_for = (errors.JournalUnavailable, errors.BoardUnavailable, errors.BoardRebuilding, errors.Overloaded)
     retry_backoff = 1
     retry_backoff_max = 5
     max_retries = 12
 
+    Request = "convergio.tasks.shown:Request"
+
     @property
     def worker(self) -> EntryWorker:
         return cast(EntryWorker, vars(self.app)["worker"])
+
+    def signature_from_request(self, *args: Any, **options: Any) -> Any:
+        """The message of the next try: Celery would show its arguments, whatever the first one showed."""
+        made: Any = super().signature_from_request(*args, **options)
+        made.set(argsrepr=shown.of_args(made.args), kwargsrepr=shown.of_kwargs(made.kwargs))
+        return made
+
+    def retry(self, *args: Any, **options: Any) -> Any:
+        """The next try. Where not even that can be sent, the message that is here is delivered again."""
+        try:
+            return super().retry(*args, **options)
+        except Reject as error:
+            raise Reject(vars(error)["reason"], requeue=True) from error
 
 
 def register(app: Celery) -> None:

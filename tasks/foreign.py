@@ -12,6 +12,7 @@ awaited the step holds no slot. A run that is cancelled does not take it back.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
     from convergio.graphflow.engine.claims import Claim
     from convergio.tasks.app import FlowTask
+
+logger = logging.getLogger(__name__)
 
 NAME: Final = "convergio.celery_task"
 
@@ -149,7 +152,8 @@ def _result(app: Celery, errand: Errand, task_id: str, waited: float) -> Any:
     try:
         meta = app.backend.get_task_meta(task_id, cache=False)
     except Exception as error:  # noqa: BLE001  # whatever the driver of that backend raises
-        meta = {"status": states.PENDING, "result": error}
+        logger.warning("the result of %s '%s' cannot be read: %s", task_id, errand.name, error)
+        meta = {"status": f"unknown, as the result backend fails: {type(error).__name__}: {error}", "result": None}
     match meta["status"]:
         case states.SUCCESS:
             return meta["result"]

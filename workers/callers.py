@@ -13,7 +13,7 @@ from typing import Any, Final
 from celery import Celery
 from celery.exceptions import OperationalError
 
-from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.engine.submission import ref_of
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.journal.rows import OutcomeRow, RunRow
@@ -39,12 +39,18 @@ class Callers:
         self.history = history
 
     def add(self, ref: RunRef, task_id: str, node: str) -> None:
-        """`task_id`, which worker `node` took, is answered when the run ends."""
+        """`task_id`, which worker `node` took, is answered when the run ends. Raises BoardUnavailable."""
         key = self._key(ref)
-        with self.link.client.pipeline() as pipe:
-            pipe.hset(key, task_id, node)
-            pipe.expire(key, TTL)
-            pipe.execute()
+        try:
+            with self.link.client.pipeline() as pipe:
+                pipe.hset(key, task_id, node)
+                pipe.expire(key, TTL)
+                pipe.execute()
+        except UNREACHABLE as error:
+            if task_id != ref.run:
+                raise unavailable(error) from error
+            # It is answered anyway: only Flower is not told that it has ended.
+            logger.warning("caller %s is not remembered: %s", task_id, error)
 
     def finished(self, refs: Sequence[RunRef]) -> None:
         """The runs ended and are in SQL: their callers get the results. A failure here is only logged."""

@@ -122,10 +122,22 @@ class Wire(Protocol):
 def _greet(connection: Wire) -> None:
     connection.on_connect()
     connection.send_command("INFO", "server")
-    answer = connection.read_response()
+    try:
+        answer = connection.read_response()
+    except redis.exceptions.NoPermissionError as error:
+        connection.disconnect()
+        raise _nameless() from error
     text = answer.decode() if isinstance(answer, bytes) else str(answer)
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+    if "run_id" not in lines:
+        connection.disconnect()
+        raise _nameless()
     connection.board_server = lines["run_id"]
+
+
+def _nameless() -> errors.UnsupportedServer:
+    hint = "let this user call INFO (ACL SETUSER ... +info): a board is bound to the server that it was made on"
+    return errors.UnsupportedServer("the server does not tell its run_id", hint=hint)
 
 
 class Link:
@@ -295,5 +307,8 @@ def unavailable(error: Exception) -> errors.BoardUnavailable:
     if isinstance(error, redis.OutOfMemoryError):
         hint = "raise its maxmemory; runs that are on the board go on meanwhile, and make room"
         return errors.BoardUnavailable("Redis has no memory left", hint=hint)
+    if isinstance(error, redis.AuthenticationError):
+        hint = "check user and password in CONVERGIO_REDIS_URL"
+        return errors.BoardUnavailable(f"Redis does not let us in: {error}", hint=hint)
     hint = "start it (convergio up), or set CONVERGIO_REDIS_URL to a running server"
     return errors.BoardUnavailable(f"Redis does not answer: {error}", hint=hint)

@@ -32,19 +32,9 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
 __all__ = [
-    "Asking",
-    "Batch",
-    "Beat",
-    "Claimed",
-    "Doorbell",
-    "Following",
-    "Locked",
-    "Next",
-    "Parked",
-    "Refused",
-    "Ringing",
-    "Taken",
-]
+    "Asking", "Batch", "Beat", "Claimed", "Doorbell", "Following", "Locked", "Next", "Parked", "Refused",
+    "Ringing", "Taken",
+]  # fmt: skip
 
 LEASE_MS: Final = 6_000
 LOCK_MS: Final = 2_000

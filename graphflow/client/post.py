@@ -114,9 +114,15 @@ class Post:
             time.sleep(POLL)
 
     def close(self) -> None:
-        """Ends the connections."""
-        if self._app is not None:
-            self._app.close()
+        """Ends the connections: Celery itself leaves them to the garbage collector."""
+        app: Any = self._app
+        self._app = None
+        if app is None:
+            return
+        app.producer_pool.force_close_all()
+        app.pool.force_close_all()
+        app.backend.client.connection_pool.disconnect()
+        app.close()
 
 
 def _sender(url: str, prefix: str) -> Celery:

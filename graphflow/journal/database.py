@@ -32,7 +32,7 @@ class Database:
         self._engine = engine
         snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         self._reader = engine.execution_options(**{_READS: True}, **snapshot)
-        self.where = engine.url.render_as_string(hide_password=True)
+        self.where = shown(engine.url)
 
     @property
     def is_sqlite(self) -> bool:
@@ -93,6 +93,12 @@ def normalised(url: str) -> sa.URL:
             raise errors.InvalidSetting("the journal cannot live in memory: its processes share it", hint=hint)
         return address.set(drivername="sqlite+pysqlite")
     raise errors.InvalidSetting(f"no journal on {address.drivername!r}", hint=hint)
+
+
+def shown(url: sa.URL) -> str:
+    """The address without passwords: PostgreSQL takes them among the parameters, too."""
+    secret = {name: "***" for name in ("password", "sslpassword") if name in url.query}
+    return url.update_query_dict(secret).render_as_string(hide_password=True)
 
 
 # --- SQLite -------------------------------------------------------------------------------------------------------

@@ -98,6 +98,12 @@ class InvalidInput(ProblemsError):
     code = "INVALID_INPUT"
 
 
+class InvalidTermination(ProblemsError):
+    """A condition that ends a conversation has problems."""
+
+    code = "INVALID_TERMINATION"
+
+
 class ExpressionFailed(ConvergioError):
     """An expression could not be evaluated."""
 
@@ -246,6 +252,12 @@ class SchemaMismatch(ConvergioError):
     """The board was written by another version of Convergio."""
 
     code = "SCHEMA_MISMATCH"
+
+
+class AnotherJournal(ConvergioError):
+    """The board belongs to another journal."""
+
+    code = "ANOTHER_JOURNAL"
 
 
 class StaleFence(ConvergioError):
@@ -436,21 +448,3 @@ class LoopExhausted(ConvergioError):
     """A loop has made all its rounds, and its condition still does not hold."""
 
     code = "LOOP_EXHAUSTED"
-
-
-# --- two installations ----------------------------------------------------------------------------------------------
-
-
-class AnotherJournal(ConvergioError):
-    """The board belongs to another journal."""
-
-    code = "ANOTHER_JOURNAL"
-
-
-# --- conversations --------------------------------------------------------------------------------------------------
-
-
-class InvalidTermination(ProblemsError):
-    """A condition that ends a conversation has problems."""
-
-    code = "INVALID_TERMINATION"

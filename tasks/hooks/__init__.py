@@ -5,10 +5,15 @@ A hook is called after the claim, under its fence, and answers `Allow()`, `Deny(
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta, tzinfo
+from functools import cache
+from pathlib import Path
 from typing import Any, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from convergio.graphflow.model import instance
 from convergio.graphflow.model.workflow import StepKind
@@ -36,6 +41,8 @@ class Defer:
 
 Answer = Allow | Deny | Defer
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HookContext:
@@ -52,9 +59,11 @@ class HookContext:
     iteration: int = 0
 
     def next(self, *, hour: int) -> datetime:
-        """The next time at which it is `hour` o'clock, in the zone of `now`."""
-        today = self.now.replace(hour=hour, minute=0, second=0, microsecond=0)
-        return today if today > self.now else today + timedelta(days=1)
+        """The next time at which it is `hour` o'clock, in the zone of `now`; also where clocks change before then."""
+        today = datetime.combine(self.now.date(), time(hour), tzinfo=self.now.tzinfo)
+        if today > self.now:
+            return today
+        return datetime.combine(self.now.date() + timedelta(days=1), time(hour), tzinfo=self.now.tzinfo)
 
 
 Hook = Callable[[HookContext], Answer]
@@ -77,8 +86,10 @@ class Hooks:
                 continue
             try:
                 answer = _checked(hook(context))
-            except (Exception, SystemExit) as error:  # noqa: BLE001  # a guard that breaks must not wave steps through
-                return Deny(f"hook {getattr(hook, '__name__', hook)} failed: {error}")
+            except (Exception, SystemExit) as error:  # a guard that breaks must not wave steps through
+                name, where = getattr(hook, "__name__", hook), f"{context.run}/{context.step}"
+                logger.warning("hook %s failed, so step %s is denied", name, where, exc_info=True)
+                return Deny(f"hook {name} failed: {error}; the worker's log has the traceback")
             if not isinstance(answer, Allow):
                 return answer
         return Allow()
@@ -118,6 +129,17 @@ def hook(*, before: str = "step") -> Callable[[H], H]:
     return register
 
 
+@cache
+def local_zone() -> tzinfo | None:
+    """This machine's zone with its rules, by TZ or /etc/localtime; None where neither names one."""
+    link = Path("/etc/localtime")
+    named = os.environ.get("TZ", "").removeprefix(":") or (os.readlink(link) if link.is_symlink() else "")
+    try:
+        return ZoneInfo(named.rpartition("zoneinfo/")[2])
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        return None
+
+
 def context(claimed: Any, kind: StepKind) -> HookContext:
     """The context of a claim (`scripts.Claimed`), in board time."""
     step, iteration = instance.split(claimed.step)
@@ -130,5 +152,5 @@ def context(claimed: Any, kind: StepKind) -> HookContext:
         iteration=iteration,
         kind=kind,
         attempt=claimed.attempt,
-        now=datetime.fromtimestamp(claimed.at_ms / 1000, UTC).astimezone(),
+        now=datetime.fromtimestamp(claimed.at_ms / 1000, UTC).astimezone(local_zone()),
     )

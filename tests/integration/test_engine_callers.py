@@ -9,9 +9,13 @@ from typing import Any, Final, cast
 from unittest import mock
 
 import pytest
+import redis
+from celery import Task
 from celery.app import trace
+from celery.exceptions import OperationalError, Reject
 
 from convergio.graphflow import Client
+from convergio.graphflow.engine.submission import Entrance
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors
@@ -229,6 +233,59 @@ def test_without_sql_a_submission_is_tried_again(stage: Stage) -> None:
     assert state == "RETRY"
     assert errors.JournalUnavailable.code in str(error)
     assert stage.history.runs("default") == []
+
+
+@pytest.fixture
+def sent() -> Iterator[mock.Mock]:
+    """Whatever is sent again meanwhile stays here: its call."""
+    with mock.patch.object(Task, "apply_async") as made:
+        yield made
+
+
+def test_what_is_tried_again_does_not_show_its_input(stage: Stage, sent: mock.Mock) -> None:
+    with mock.patch.object(Entrance, "submit", side_effect=errors.JournalUnavailable):
+        task_id = enter(stage, "submit", workflow="single", input={"n": "a secret"})
+        enter(stage, "submit", "single", {"n": "a secret"})
+    by_name, by_position = (call.kwargs for call in sent.call_args_list)
+    assert (by_name["task_id"], by_name["retries"]) == (task_id, 1)
+    assert (by_name["argsrepr"], by_name["kwargsrepr"]) == ("()", "{'workflow': 'single'}")
+    assert (by_position["argsrepr"], by_position["kwargsrepr"]) == ("(...)", "{}")
+
+
+@pytest.mark.parametrize("refusal", [errors.BoardUnavailable, errors.BoardRebuilding])
+def test_without_a_board_a_submission_is_tried_again(
+    stage: Stage, sent: mock.Mock, refusal: type[errors.ConvergioError]
+) -> None:
+    with mock.patch.object(Entrance, "submit", side_effect=refusal):
+        assert enter_and_read(stage, "submit", "single")[0] == "RETRY"
+    assert sent.call_count == 1
+
+
+def test_a_run_that_was_accepted_is_not_answered_as_failed_because_redis_blinks(stage: Stage, sent: mock.Mock) -> None:
+    away = mock.Mock(side_effect=redis.ConnectionError("away"))
+    with mock.patch.object(stage.worker.process.callers.link.client, "pipeline", away):
+        first = enter(stage, "submit", "single", key="k")
+        second = enter(stage, "submit", "single", key="k")
+    assert answer_of(stage, first)[0] == "SUBMITTED", "its own answer is kept under its run's id"
+    assert answer_of(stage, second)[0] == "RETRY", "nobody would answer it"
+    assert sent.call_args.kwargs["task_id"] == second
+    enter(stage, "submit", "single", key="k", task_id=second)
+    stage.answer_all()
+    stage.journal()
+    assert answer_of(stage, first) == answer_of(stage, second) == ("SUCCESS", {"value": None})
+
+
+def test_an_entry_that_cannot_even_be_sent_again_is_delivered_again(stage: Stage) -> None:
+    entry = stage.worker.process.core.app.tasks["convergio.submit"]
+    entry.push_request(id="r1", called_directly=False, retries=0)
+    with (
+        mock.patch.object(Entrance, "submit", side_effect=errors.BoardUnavailable),
+        mock.patch.object(Task, "apply_async", side_effect=OperationalError),
+        pytest.raises(Reject) as caught,
+    ):
+        entry.run("single")
+    entry.pop_request()
+    assert vars(caught.value)["requeue"]
 
 
 # --- an approval's decision -------------------------------------------------------------------------------------------

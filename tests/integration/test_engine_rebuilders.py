@@ -93,12 +93,12 @@ def test_of_two_that_miss_the_same_board_sql_elects_one(both: Stage) -> None:
         elect, boards = both.service.rebuilder.boards.raise_epoch, type(both.service.rebuilder.boards)
         elected: list[int | None] = []
 
-        def beaten(self: Any, *args: Any) -> Any:
+        def beaten(self: Any, *args: Any, **more: Any) -> Any:
             """Between its look and its election, the other makes the board; the lease elects nobody."""
             with mock.patch.object(boards, "raise_epoch", side_effect=elect):
                 both.wipe()
                 assert rival.rebuilder.ensure()
-            elected.append(elect(*args))
+            elected.append(elect(*args, **more))
             return elected[-1]
 
         with mock.patch.object(boards, "raise_epoch", beaten):

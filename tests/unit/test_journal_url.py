@@ -29,3 +29,10 @@ def test_any_other_address_is_refused_with_a_hint(url: str) -> None:
     with pytest.raises(errors.InvalidSetting) as caught:
         database.connect(url)
     assert "postgresql://user@host" in (caught.value.hint or "")
+
+
+def test_no_password_is_shown_wherever_it_stands() -> None:
+    for url in ("postgresql://amy:s3cret@db/j", "postgresql://amy@db/j?password=s3cret&sslpassword=s3cret"):
+        text = database.shown(database.normalised(url))
+        assert "s3cret" not in text
+        assert "amy" in text

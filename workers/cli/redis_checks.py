@@ -11,8 +11,8 @@ from convergio.workers.cli.check import Check, fail, ok, warn
 if TYPE_CHECKING:
     from convergio.workers.cli.session import Session
 
-OLDEST_REDIS: Final = (7, 0)
-"""XADD with an id of which only the first part is given."""
+OLDEST_REDIS: Final = (7, 2)
+"""What tests run against, and Valkey's own name for its compatibility; what scripts need at least came with 7.0."""
 
 SKEW: Final = 2.0
 """Seconds by which clocks may differ before times on the screen mislead. Nothing is decided by this machine's clock."""
@@ -58,7 +58,7 @@ def _server(url: str, info: Mapping[str, Any]) -> Check:
     version = str(info.get("valkey_version") or info["redis_version"])
     saw = f"{name} {version} at {url}"
     if tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < OLDEST_REDIS:
-        return fail("redis", saw, "use Redis 7.0 or newer, or Valkey")
+        return fail("redis", saw, "use Redis 7.2 or newer, or Valkey")
     if info.get("cluster_enabled"):
         return fail("redis", f"{saw} is a cluster", "use one server or Sentinel: the board's scripts touch many slots")
     if info.get("role") == "slave":
