@@ -15,6 +15,7 @@ from contextlib import suppress
 from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.engine import definitions
 from convergio.graphflow.engine.canaries import Canaries
 from convergio.graphflow.engine.children import BATCH, Children
 from convergio.graphflow.engine.journaler import Journaler
@@ -31,6 +32,9 @@ PATIENCE: Final = 0.2
 
 CLERK_INTERVAL: Final = 1.0
 """Seconds between two looks at the rows that the board may have missed."""
+
+TIDY_EVERY: Final = 120
+"""Such looks between two of which definitions the board still needs."""
 
 AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable, *UNREACHABLE)
 
@@ -68,7 +72,7 @@ class Service:
             threading.Thread(target=self._serve, args=(self._keep_books,), name="convergio-clerk", daemon=True),
             threading.Thread(target=self._serve, args=(self._tend,), name="convergio-nurse", daemon=True),
         ]
-        self._swept = 0
+        self._swept = self._kept = 0
         self.refused: errors.ConvergioError | None = None
         """why this service may not serve, and has stopped"""
         self.on_refused: Callable[[], object] = lambda: None
@@ -159,6 +163,9 @@ class Service:
         if self.sweeper_lease.holds() and self.rebuilder.ensure(self.phase):
             self.revocations.settle()
             self.sweeper.apply_rows()
+            self._kept += 1
+            if self._kept % TIDY_EVERY == 0:
+                definitions.drop_unused(self.link, self.link.epoch())
         return CLERK_INTERVAL
 
     def _tend(self) -> float:
