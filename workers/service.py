@@ -20,6 +20,7 @@ from convergio.graphflow.engine.canaries import Canaries
 from convergio.graphflow.engine.children import BATCH, Children
 from convergio.graphflow.engine.journaler import Journaler
 from convergio.graphflow.engine.leader import Leader
+from convergio.graphflow.engine.outage import Outage
 from convergio.graphflow.engine.rebuild import Rebuilder
 from convergio.graphflow.engine.sweeper import INTERVAL, Sweeper
 from convergio.graphflow.model import errors
@@ -106,14 +107,16 @@ class Service:
 
     def _serve(self, work: Callable[[], float]) -> None:
         """Calls `work` again and again; it returns how long to wait."""
+        outage = Outage(logger, threading.current_thread().name)
         while not self._stop.is_set():
             try:
                 wait = work()
+                outage.over()
             except errors.AnotherJournal as error:
                 self._refuse(error)
                 return
             except AWAY as error:
-                logger.warning("%s: %s", threading.current_thread().name, error)
+                outage.met(error)
                 wait = PATIENCE
             except Exception:  # the loop must outlive one bad row: it is logged, and tried again
                 logger.exception("%s failed", threading.current_thread().name)
