@@ -454,3 +454,16 @@ class InvalidTermination(ProblemsError):
     """A condition that ends a conversation has problems."""
 
     code = "INVALID_TERMINATION"
+# --- signals --------------------------------------------------------------------------------------------------------
+
+
+class TooManySignals(ConvergioError):
+    """Too many signals of this name wait for a step that has not come to them yet."""
+
+    code = "TOO_MANY_SIGNALS"
+    retryable = True
+
+    def __init__(
+        self, message: str | None = None, *, hint: str | None = "send it again when the step waits for it", **where: Any
+    ) -> None:
+        super().__init__(message, hint=hint, **where)
