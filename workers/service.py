@@ -101,10 +101,6 @@ class Service:
         if self.refused is not None:
             raise self.refused
 
-    def request_stop(self) -> None:
-        """May be called in a signal handler: `run` returns soon after."""
-        self._stop.set()
-
     def _serve(self, work: Callable[[], float]) -> None:
         """Calls `work` again and again; it returns how long to wait."""
         outage = Outage(logger, threading.current_thread().name)

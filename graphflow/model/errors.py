@@ -176,12 +176,6 @@ class StepTimeout(ConvergioError):
     retryable = True
 
 
-class StepCancelled(ConvergioError):
-    """The step was cancelled while it ran."""
-
-    code = "STEP_CANCELLED"
-
-
 class StepDenied(ConvergioError):
     """A pre-run hook denied the step."""
 
