@@ -253,7 +253,8 @@ class Entrance:
             return
         if size >= EARLY_LIMIT:
             said = f"{size} bytes of signals '{name}' wait already for their step"
-            raise errors.TooManySignals(said, run=ref.run, step=name)
+            hint = "send it again when the step waits for it"
+            raise errors.TooManySignals(said, hint=hint, run=ref.run, step=name)
 
     def cancel(self, ref: RunRef, *, by: str, reason: str = "") -> RunRow:
         """Asks for the run's end. A run that ended before is returned unchanged. Raises UnknownRun."""

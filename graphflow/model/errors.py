@@ -389,6 +389,12 @@ class BoardNearlyFull(Overloaded):
     code = "BOARD_NEARLY_FULL"
 
 
+class TooManySignals(Overloaded):
+    """Too many signals of this name wait for a step that has not come to them yet."""
+
+    code = "TOO_MANY_SIGNALS"
+
+
 # --- children -------------------------------------------------------------------------------------------------------
 
 
@@ -432,32 +438,13 @@ class LoopExhausted(ConvergioError):
     code = "LOOP_EXHAUSTED"
 
 
-# --- two installations ----------------------------------------------------------------------------------------------
-
-
 class AnotherJournal(ConvergioError):
     """The board belongs to another journal."""
 
     code = "ANOTHER_JOURNAL"
 
 
-# --- conversations --------------------------------------------------------------------------------------------------
-
-
 class InvalidTermination(ProblemsError):
     """A condition that ends a conversation has problems."""
 
     code = "INVALID_TERMINATION"
-# --- signals --------------------------------------------------------------------------------------------------------
-
-
-class TooManySignals(ConvergioError):
-    """Too many signals of this name wait for a step that has not come to them yet."""
-
-    code = "TOO_MANY_SIGNALS"
-    retryable = True
-
-    def __init__(
-        self, message: str | None = None, *, hint: str | None = "send it again when the step waits for it", **where: Any
-    ) -> None:
-        super().__init__(message, hint=hint, **where)

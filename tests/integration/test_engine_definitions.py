@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from convergio.graphflow.board import scripts
+from convergio.graphflow.board import departure
 from convergio.graphflow.engine import definitions
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
@@ -36,7 +36,7 @@ def gone(stage: Stage) -> RunRef:
     keys = stage.keys
     assert stage.client.exists(keys.plan(single().digest)), "its readers have a minute"
     assert drop(stage) == 0
-    scripts.forget(stage.service.link, keys, [ref])
+    departure.forget(stage.service.link, keys, [ref])
     return ref
 
 
