@@ -15,10 +15,12 @@ from contextlib import suppress
 from typing import Final
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link
+from convergio.graphflow.engine import definitions
 from convergio.graphflow.engine.canaries import Canaries
 from convergio.graphflow.engine.children import BATCH, Children
 from convergio.graphflow.engine.journaler import Journaler
 from convergio.graphflow.engine.leader import Leader
+from convergio.graphflow.engine.outage import Outage
 from convergio.graphflow.engine.rebuild import Rebuilder
 from convergio.graphflow.engine.sweeper import INTERVAL, Sweeper
 from convergio.graphflow.model import errors
@@ -31,6 +33,9 @@ PATIENCE: Final = 0.2
 
 CLERK_INTERVAL: Final = 1.0
 """Seconds between two looks at the rows that the board may have missed."""
+
+TIDY_EVERY: Final = 120
+"""Such looks between two of which definitions the board still needs."""
 
 AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable, *UNREACHABLE)
 
@@ -68,7 +73,7 @@ class Service:
             threading.Thread(target=self._serve, args=(self._keep_books,), name="convergio-clerk", daemon=True),
             threading.Thread(target=self._serve, args=(self._tend,), name="convergio-nurse", daemon=True),
         ]
-        self._swept = 0
+        self._swept = self._kept = 0
         self.refused: errors.ConvergioError | None = None
         """why this service may not serve, and has stopped"""
         self.on_refused: Callable[[], object] = lambda: None
@@ -96,20 +101,18 @@ class Service:
         if self.refused is not None:
             raise self.refused
 
-    def request_stop(self) -> None:
-        """May be called in a signal handler: `run` returns soon after."""
-        self._stop.set()
-
     def _serve(self, work: Callable[[], float]) -> None:
         """Calls `work` again and again; it returns how long to wait."""
+        outage = Outage(logger, threading.current_thread().name)
         while not self._stop.is_set():
             try:
                 wait = work()
+                outage.over()
             except errors.AnotherJournal as error:
                 self._refuse(error)
                 return
             except AWAY as error:
-                logger.warning("%s: %s", threading.current_thread().name, error)
+                outage.met(error)
                 wait = PATIENCE
             except Exception:  # the loop must outlive one bad row: it is logged, and tried again
                 logger.exception("%s failed", threading.current_thread().name)
@@ -159,6 +162,9 @@ class Service:
         if self.sweeper_lease.holds() and self.rebuilder.ensure(self.phase):
             self.revocations.settle()
             self.sweeper.apply_rows()
+            self._kept += 1
+            if self._kept % TIDY_EVERY == 0:
+                definitions.drop_unused(self.link, self.link.epoch())
         return CLERK_INTERVAL
 
     def _tend(self) -> float:

@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.engine.outage import Outage
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.outcome import Rows
@@ -123,6 +124,7 @@ class Claims:
         self.fenced = 0
         self.released: tuple[Epoch, int] | None = None
         self._claims: dict[str, Claim] = {}
+        self._outage = Outage(logger, "claims wait for the board")
 
     def __len__(self) -> int:
         return len(self._claims)
@@ -180,8 +182,9 @@ class Claims:
                     with _alone(claim):
                         self._reassert(claim)
             self._beat(epoch)
+            self._outage.over()
         except AWAY as error:
-            logger.warning("the board is away, %d claims wait: %s", len(claims), error)
+            self._outage.met(error)
 
     def catch_up(self) -> None:
         """Tells what is owed, forgets what is safe in SQL, and ends attempts that have timed out."""

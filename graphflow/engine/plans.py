@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Any, Final, Protocol
 
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
@@ -35,7 +36,7 @@ class Plans:
 
     def of(self, workflow: Workflow) -> Plan:
         """The plan of a valid workflow that this process has at hand."""
-        plan = self._plans.get(workflow.digest)
+        plan = self._known(workflow.digest)
         if plan is None:
             plan = Plan.of(workflow)
             self.add(workflow.digest, plan)
@@ -43,10 +44,17 @@ class Plans:
 
     def get(self, digest: str) -> Plan:
         """The plan; raises BoardRebuilding if the board does not have it."""
-        plan = self._plans.get(digest)
+        plan = self._known(digest)
         if plan is None:
             plan = self._load(digest)
             self.add(digest, plan)
+        return plan
+
+    def _known(self, digest: str) -> Plan | None:
+        plan = self._plans.get(digest)
+        if plan is not None:
+            with suppress(KeyError):  # another thread has just dropped it
+                self._plans.move_to_end(digest)
         return plan
 
     def _load(self, digest: str) -> Plan:

@@ -214,6 +214,9 @@ def _off_board(view: RunView) -> str:
             return "Redis does not answer: what the run does now cannot be seen, and nothing of it is lost"
         case "rebuilding":
             return "the board is being made anew from the journal; the run goes on when that is done"
+        case _ if view.state is not RunState.ACCEPTED:
+            told = "this version of the engine could not read it when the board was made anew, and its log says why"
+            return f"the run is {view.state} and not on the board: {told}. Once that is mended: convergio rebuild"
         case _:
             waited = span(view.now_ms - view.created_ms)
             return f"accepted {waited} ago and not on the board yet: the service process starts it within some 10 s"

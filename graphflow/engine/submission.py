@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
 from convergio.graphflow.asking import Answer
-from convergio.graphflow.board import scripts
+from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.claims import AWAY
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from convergio.graphflow.engine.starter import Starter
 
 logger = logging.getLogger(__name__)
+
+EARLY_LIMIT: Final = 256 * 1024
+"""Bytes of signals of one name that a run keeps for a step that does not wait for them yet."""
 
 START_WITHIN_MS: Final = 10_000
 """How long the submitter itself may start its run; after that the sweeper does."""
@@ -220,11 +223,12 @@ class Entrance:
     def signal(self, ref: RunRef, *, name: str, data: Any, by: str, signal_id: str | None = None) -> bool:
         """Keeps the signal in SQL, then wakes the run. False: this signal id was kept before.
 
-        Raises UnknownRun, UnknownStep, InvalidPayload, PayloadTooLarge, JournalUnavailable.
+        Raises UnknownRun, UnknownStep, InvalidPayload, PayloadTooLarge, TooManySignals, JournalUnavailable.
         """
         encode(data, what="the signal's data")
         run = self.doors.run(ref.tenant, ref.run)
         check_signal(self.starter.plans.get(run.digest), name, data)
+        self._check_early(ref, name)
         created_ms = board_time(self.link)
         row = NewSignal(
             signal_id=signal_id or secrets.token_hex(16),
@@ -239,6 +243,18 @@ class Entrance:
         if not run.terminal:
             self.wake(ref, signal_entry(row))
         return created
+
+    def _check_early(self, ref: RunRef, name: str) -> None:
+        """Raises TooManySignals: what came early is one field of the run, and is written whole with each that comes."""
+        try:
+            run = self.link.keys(self.link.epoch()).run(ref)
+            size = self.link.client.hstrlen(run, fields.early(name))
+        except (*AWAY, *UNREACHABLE):
+            return
+        if size >= EARLY_LIMIT:
+            said = f"{size} bytes of signals '{name}' wait already for their step"
+            hint = "send it again when the step waits for it"
+            raise errors.TooManySignals(said, hint=hint, run=ref.run, step=name)
 
     def cancel(self, ref: RunRef, *, by: str, reason: str = "") -> RunRow:
         """Asks for the run's end. A run that ended before is returned unchanged. Raises UnknownRun."""

@@ -33,11 +33,6 @@ class Registered:
     queue: str | None = None
 
     @property
-    def is_async(self) -> bool:
-        """Whether calling it gives a coroutine."""
-        return inspect.iscoroutinefunction(self.function)
-
-    @property
     def parameters(self) -> Parameters | None:
         """What it takes by name; None if Python cannot tell (some built-in functions)."""
         try:

@@ -182,12 +182,6 @@ class StepTimeout(ConvergioError):
     retryable = True
 
 
-class StepCancelled(ConvergioError):
-    """The step was cancelled while it ran."""
-
-    code = "STEP_CANCELLED"
-
-
 class StepDenied(ConvergioError):
     """A pre-run hook denied the step."""
 
@@ -405,6 +399,12 @@ class BoardNearlyFull(Overloaded):
     """Redis has little memory left."""
 
     code = "BOARD_NEARLY_FULL"
+
+
+class TooManySignals(Overloaded):
+    """Too many signals of this name wait for a step that has not come to them yet."""
+
+    code = "TOO_MANY_SIGNALS"
 
 
 # --- children -------------------------------------------------------------------------------------------------------

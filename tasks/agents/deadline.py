@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from convergio.graphflow.model import errors
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,6 +49,8 @@ class Watchdog:
         await asyncio.wait({task}, timeout=self._grace_s)
         self.abandoned.add(task)
         task.add_done_callback(self._bury)
+        if not task.done():
+            logger.warning("a body goes on %g s after it was cancelled; %d do", self._grace_s, len(self.abandoned))
 
     def _bury(self, task: asyncio.Task[Any]) -> None:
         self.abandoned.discard(task)

@@ -22,6 +22,7 @@ from convergio.workers.probe import FOLDER, Doing, Sign
 from tests import servers
 from tests.conftest import ValkeyFactory
 from tests.integration.engine_rig import QUIET
+from tests.integration.engine_stage import engine_on
 from tests.integration.worker_crew import Crew, crew_on
 from tests.waiting import wait_until
 
@@ -181,6 +182,18 @@ def test_a_journal_that_is_not_migrated_fails_and_so_does_one_of_a_newer_version
     store.close()
     newer = journal(session)
     assert (newer.level, "SCHEMA_MISMATCH" in newer.saw) == (Level.FAIL, True)
+
+
+def test_live_runs_that_are_not_on_the_board_are_a_warning(valkey: str, sqlite_url: str, tmp_path: Path) -> None:
+    with engine_on(valkey, sqlite_url, tmp_path) as stage, opened(valkey, sqlite_url, tmp_path) as session:
+        ref = stage.submit({"first": {"task": "probe.echo"}})
+        stage.journal()
+        found = {check.name: check.level for check in checks.board(session, with_journal=True)}
+        assert found == {"board": Level.OK}
+        link = stage.core.link
+        link.client.zrem(link.keys(link.epoch()).runs, str(ref))
+        found = {check.name: check.level for check in checks.board(session, with_journal=True)}
+        assert found == {"board": Level.OK, "runs": Level.WARN}
 
 
 def test_a_board_of_another_schema_fails(session: Session) -> None:

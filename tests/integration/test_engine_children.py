@@ -262,7 +262,7 @@ def test_a_parent_whose_wake_up_got_lost_is_told_again(stage: Stage) -> None:
     ref, child = begun(stage, families.parent())
     stage.answer_all()
     stage.journal()
-    with mock.patch.object(children, "wake"):
+    with mock.patch.object(children, "wake_once"):
         stage.service.children.tend()
     assert stage.row(child).state is RunState.SUCCEEDED
     assert stage.states(ref)["call"] == "BLOCKED"
@@ -274,7 +274,7 @@ def test_a_cancel_of_a_child_whose_wake_up_got_lost_comes_true(stage: Stage) -> 
     ref, child = begun(stage, families.parent("held", with_={"name": "'x'"}))
     stage.worker.process.entrance.cancel(ref, by="ann")
     stage.journal()
-    with mock.patch.object(children, "wake"):
+    with mock.patch.object(children, "wake_once"):
         stage.service.children.tend()
     stage.service.sweeper.apply_rows()
     stage.journal()

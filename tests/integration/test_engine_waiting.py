@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 
 from convergio.graphflow.board import fields
+from convergio.graphflow.engine import submission
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
@@ -78,6 +79,17 @@ def test_a_signal_that_comes_before_its_step_is_kept_for_it(stage: Stage) -> Non
     stage.answer_all()
     stage.journal()
     assert stage.row(ref).state is RunState.SUCCEEDED
+
+
+def test_no_more_signals_are_kept_for_a_step_than_fit(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(submission, "EARLY_LIMIT", 100)
+    ref = stage.submit(sign_off())
+    stage.signal(ref, "sign")
+    with pytest.raises(errors.TooManySignals, match=r"signals 'sign' wait already") as refused:
+        stage.signal(ref, "sign")
+    assert refused.value.hint == "send it again when the step waits for it"
+    stage.journal()
+    assert len(stage.history.facts(ref.run).signals) == 1, "what is refused is nowhere"
 
 
 def test_a_signal_that_comes_while_its_step_is_being_parked_is_not_lost(stage: Stage) -> None:

@@ -299,6 +299,29 @@ def test_a_large_log_is_set_aside_when_its_process_starts_again(tmp_path: Path) 
     assert (tmp_path / "worker.log.1").read_bytes() == b"first and more"
 
 
+def test_a_large_log_is_set_aside_while_its_process_runs(nursery: Nursery) -> None:
+    child = nursery.child("chatty", program="print('x' * 100, flush=True)\n" + PROGRAM)
+    with nursery.supervise(child) as supervisor:
+        log = supervisor._units["chatty"].log
+        wait_until(lambda: log.path.stat().st_size == 101)
+        supervisor._units["chatty"].log = replace(log, rotate_bytes=10)
+        aside = log.path.with_name("chatty.log.1")
+        wait_until(lambda: aside.exists() and log.path.stat().st_size == 0)
+        assert aside.read_text() == "x" * 100 + "\n"
+        assert aside.stat().st_mode & 0o777 == 0o600
+
+
+def test_the_process_appends_where_the_log_was_cut_and_its_end_is_found(tmp_path: Path) -> None:
+    log = Log(path=tmp_path / "worker.log", rotate_bytes=10)
+    with log.open() as file:
+        file.write(b"a first line\n")
+        start = file.tell()
+        log.rotate()
+        file.write(b"second\n")
+    assert log.path.read_bytes() == b"second\n"
+    assert log.tail(since=start) == "second"
+
+
 def test_the_end_of_a_log_is_what_was_written_since_the_start(tmp_path: Path) -> None:
     log = Log(path=tmp_path / "worker.log")
     assert log.tail() == ""

@@ -180,7 +180,9 @@ def test_a_tool_that_makes_autogen_hang_does_not_hold_the_step_beyond_its_deadli
     assert time.monotonic() - started < 5
 
 
-def test_a_body_that_ignores_its_cancellation_is_left_behind_after_the_deadline() -> None:
+def test_a_body_that_ignores_its_cancellation_is_left_behind_after_the_deadline(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     async def hang() -> None:
         runner = AutogenRunner()
         released = asyncio.Event()
@@ -194,6 +196,7 @@ def test_a_body_that_ignores_its_cancellation_is_left_behind_after_the_deadline(
         assert not runner.watchdog.abandoned
 
     asyncio.run(hang())
+    assert [record.getMessage() for record in caplog.records if "goes on" in record.getMessage()], "it is logged"
 
 
 def test_cancelling_the_caller_ends_the_answer() -> None:

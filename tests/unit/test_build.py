@@ -190,15 +190,8 @@ def test_a_function_is_registered_as_it_is() -> None:
     entry = registry.get("test_build.plain")
     assert entry.function is plain
     assert entry.parameters == Parameters(names=frozenset({"a", "b"}))
-    assert not entry.is_async
     assert registry.of(plain) is entry
     assert registry.names() == ["test_build.plain"]
-
-
-def test_an_async_function_is_known_as_such() -> None:
-    registry, _, _ = billing()
-    assert registry.get("billing.pay_out").is_async
-    assert not registry.get("billing.load_invoice").is_async
 
 
 def test_a_function_that_takes_anything_is_known_as_such() -> None:

@@ -287,6 +287,11 @@ def test_there_is_a_sentence_for_every_state(state: StepState, board: str, on: B
         ({"board": "away"}, "Redis does not answer: what the run does now cannot be seen, and nothing of it is lost"),
         ({"board": "rebuilding"}, "the board is being made anew from the journal; the run goes on when that is done"),
         (
+            {"board": "absent", "state": RunState.RUNNING},
+            "the run is RUNNING and not on the board: this version of the engine could not read it when the board was"
+            " made anew, and its log says why. Once that is mended: convergio rebuild",
+        ),
+        (
             {"board": "absent", "state": RunState.ACCEPTED},
             "accepted 1 min 0 s ago and not on the board yet: the service process starts it within some 10 s",
         ),

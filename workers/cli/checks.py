@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, cast
 
 from convergio.graphflow.model import errors
+from convergio.graphflow.model.states import RunState
 from convergio.workers.cli.check import Check, Level, fail, ok, warn
 from convergio.workers.cli.redis_checks import redis_server
 
 if TYPE_CHECKING:
+    from convergio.graphflow.board.keys import Keys
     from convergio.workers.cli.session import Session
 
 OLDEST_PYTHON: Final = (3, 11)
@@ -135,6 +137,16 @@ def board(session: Session, *, with_journal: bool) -> Iterator[Check]:
         yield fail("board", f"{saw}; the journal follows epoch {row.epoch}", "wait a moment, or: convergio rebuild")
         return
     yield ok("board", saw)
+    if with_journal and (missing := min(_left_out(session, keys) for _ in range(2))) > 0:
+        hint = "`convergio runs why RUN` names them by their state, the service process's log says why"
+        yield warn("runs", f"{missing} runs that SQL has as live are not on the board", hint)
+
+
+def _left_out(session: Session, keys: Keys) -> int:
+    """How many runs more than the board SQL has; one that starts or ends at this moment is on either side."""
+    there = session.core.link.client.zcard(keys.runs)
+    counts = session.history.counts().live_runs
+    return sum(count for state, count in counts.items() if state is not RunState.ACCEPTED) - there
 
 
 def service(session: Session) -> Iterator[Check]:

@@ -1,14 +1,16 @@
-"""One process's log file: rotated when its process starts, its end shown when the process fails."""
+"""One process's log file: rotated by size, its end shown when the process fails."""
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-#: A log larger than this becomes NAME.log.1 when its process starts again.
+#: A log larger than this becomes NAME.log.1.
 ROTATE_BYTES = 10_000_000
 
 #: How much of the end is read to find the last lines.
@@ -30,11 +32,26 @@ class Log:
         self.path.chmod(0o600)
         return file
 
+    def rotate(self) -> None:
+        """Sets a large one aside while its process runs, which goes on at the beginning of the same file: it appends.
+
+        A line that it writes at this very moment may be lost.
+        """
+        try:
+            if self.path.stat().st_size > self.rotate_bytes:
+                aside = self.path.with_name(f"{self.path.name}.1")
+                shutil.copyfile(self.path, aside)
+                aside.chmod(0o600)
+                os.truncate(self.path, 0)
+        except OSError:  # a full disk, or a log that somebody took away: the process matters more
+            return
+
     def tail(self, lines: int = 20, *, since: int = 0) -> str:
         """The last lines written after byte `since`."""
         try:
             with self.path.open("rb") as file:
-                file.seek(max(since, self.path.stat().st_size - TAIL_BYTES))
+                size = self.path.stat().st_size
+                file.seek(max(since if since <= size else 0, size - TAIL_BYTES))
                 text = file.read().decode(errors="replace")
         except FileNotFoundError:
             return ""

@@ -54,6 +54,8 @@ class Unit:
             self._advance_start(now)
         elif self.state is State.READY and (end := self._ended()):
             self._died(now, end)
+        elif self.state is State.READY:
+            self.log.rotate()
         elif self.state is State.STOPPING:
             self._advance_stop(now)
 
