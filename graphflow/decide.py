@@ -125,6 +125,7 @@ class _Semantics(Items):
         if self.get(fields.STATE) == RunState.COMPENSATING:
             self.undo_on()
             return
+        self.look_ahead(step)
         done = self.get(fields.cursor(step))
         if done == DONE or self.ended():
             return
@@ -150,6 +151,18 @@ class _Semantics(Items):
             self.succeed()
         self.put(fields.OPEN, str(left))
         self.put(fields.cursor(step), DONE)
+
+    def look_ahead(self, step: str) -> None:
+        """A skip travels: what it is going to meet is asked for at once, and the more, the longer its way has been."""
+        if self.view.knows(fields.cursor(step)) or self.word(step).state is not StepState.SKIPPED:
+            return
+        way, names = [step], list[str]()
+        for one in way:
+            names += wanted(self.plan, one)
+            if len(way) < min(AHEAD, 4 + 2 * len(self.made.events)):
+                after = (self.beside(edge.target, one) for edge in self.plan.successors[instance.step_of(one)])
+                way += [target for target in after if target not in way]
+        raise Unloaded(name for name in dict.fromkeys(names) if not self.view.knows(name))
 
     def shrugged(self, step: str, word: fields.Word) -> bool:
         """Whether the step ended badly and the run goes on all the same, with null as its result."""

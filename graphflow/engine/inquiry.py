@@ -30,7 +30,7 @@ RECENT: Final = 2_000
 CHUNK: Final = 200
 
 SHOWN: Final = 3
-"""Holders of a concurrency key that are named."""
+"""Holders of a concurrency key, and failed items of a map, that are named."""
 
 
 @dataclass(slots=True)
@@ -199,7 +199,7 @@ class Inquiry:
         if instance.round_of(one) > step.iteration:
             step = replace(step, iteration=instance.round_of(one), state=StepState.WAITING, error=None, note="")
             step = replace(step, worker=None, started_ms=None, finished_ms=None, tokens=0, tally=None, awaits="")
-            step = replace(step, reused_from=None, cached_from=None)
+            step = replace(step, reused_from=None, cached_from=None, failures=())
         word = fields.Word.parse(live.values.get(fields.state(one)))
         if word.state is StepState.WAITING and step.state is not StepState.WAITING:
             return step  # SQL is ahead for a moment only on a new board
@@ -346,6 +346,9 @@ def _with_item(step: StepView, row: OutcomeRow | EventRow) -> StepView:
         return step
     tally, good = step.tally or Tally(items=0), row.state is StepState.SUCCEEDED
     tally = replace(tally, done=tally.done + 1, good=tally.good + good)
+    if not good and len(step.failures) < SHOWN:
+        why = " ".join(str(row.error[name]) for name in ("code", "message") if row.error and row.error.get(name))
+        step = replace(step, failures=(*step.failures, f"{instance.label(row.instance)} {why or row.state}"))
     return replace(step, tally=tally, tokens=step.tokens + row.tokens)
 
 

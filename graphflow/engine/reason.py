@@ -72,7 +72,8 @@ class StepView:
     `missing`: what a worker lacked. `reused_from`: the run in which it ended, if this one only has its outcome.
     `limit`: of its concurrency key. `cached_from`: run/step whose outcome it has, because the call was the same.
     `child`: the run that it is, if it is of that kind, and `child_state` how that one is, as SQL knows it.
-    `iteration`: the round of its loop, the last one that began; `tally`: how far it is, if it is a map.
+    `iteration`: the round of its loop, the last one that began; `tally`: how far it is, if it is a map; `failures`:
+    which items failed first, and why.
     """
 
     name: str
@@ -107,6 +108,7 @@ class StepView:
     child_state: RunState | None = None
     iteration: int = 0
     tally: Tally | None = None
+    failures: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -311,7 +313,7 @@ def _waits_on(view: RunView, step: StepView, since: str) -> str:
         case BlockedOn.RETRY | BlockedOn.HOOK:
             return _deferred(step, due)
         case BlockedOn.ITEMS:
-            return f"works on its list since {since}: {step.tally}"
+            return f"works on its list since {since}: {step.tally}{_failures(step)}"
         case _:
             behind = f"; {view.lag} events are ahead of it or with it" if view.lag else ""
             return f"has ended as {step.parked} {since} ago and waits until the journal (SQL) has that{behind}"
@@ -380,7 +382,15 @@ def _ended(view: RunView, step: StepView) -> str:
         return f"is in quarantine{_because(step.error)}{again}"
     where = f" in run {step.reused_from}, and is not run again" if step.reused_from is not None else ""
     cached = f" (cached: the outcome of {step.cached_from})" if step.cached_from is not None else ""
-    return f"ended as {step.state}{took}{where}{cached}{_because(step.error)}"
+    return f"ended as {step.state}{took}{where}{cached}{_because(step.error)}{_failures(step)}"
+
+
+def _failures(step: StepView) -> str:
+    """Which items of a map failed first."""
+    if not step.failures or step.tally is None:
+        return ""
+    left = step.tally.done - step.tally.good - len(step.failures)
+    return f". Failed: {'; '.join(step.failures)}{f'; and {left} more' if left > 0 else ''}"
 
 
 def _word(step: StepView) -> str:

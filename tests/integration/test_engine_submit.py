@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from unittest import mock
@@ -13,10 +14,11 @@ from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine import submission
 from convergio.graphflow.engine.starter import Starter
 from convergio.graphflow.engine.submission import Entrance, board_time
+from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.journal.doors import Doors
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.states import RunState, StepState
 from convergio.workers import boot
 from tests import servers
 from tests.conftest import ValkeyFactory
@@ -49,6 +51,29 @@ def accepted_only(stage: Stage, ref_to: str = "r1") -> RunRef:
 
 def boarded(stage: Stage, ref: RunRef) -> bool:
     return bool(stage.client.exists(stage.keys.run(ref)))
+
+
+# --- large ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_run_of_ten_thousand_steps_in_a_thousand_levels_is_accepted_and_comes_to_its_end(stage: Stage) -> None:
+    """Nine lanes are skipped from end to end, which no decision may follow by itself; the first step of one runs."""
+    made = WorkflowBuilder("deep", version=1)
+    for lane in range(10):
+        last = made.task(f"s0_{lane}", "probe.echo", when="input.all" if lane else None)
+        for level in range(1, 1_000):
+            last = made.task(f"s{level}_{lane}", "probe.echo", after=last)
+    ref = stage.submit(made.build(), {"all": False})
+    assert [step for step, _ in stage.bells()] == ["s0_0"]
+    stage.answer_one()
+    assert [step for step, _ in stage.bells()] == ["s1_0"]
+    stage.worker.process.entrance.cancel(ref, by="boss")
+    stage.journal()
+    assert stage.row(ref).state is RunState.CANCELLED
+    states = Counter(row.state for row in stage.outcomes(ref).values())
+    assert (states[StepState.SUCCEEDED], states[StepState.SKIPPED]) == (1, 9_000)
 
 
 # --- accepted, not started --------------------------------------------------------------------------------------------

@@ -224,6 +224,25 @@ def test_a_map_says_how_many_of_its_items_are_done_while_it_works_and_when_it_ha
     assert (each.state, each.tally) == (StepState.SUCCEEDED, Tally(items=3, done=3, good=3))
 
 
+def test_a_map_names_the_items_that_failed_first_and_why(stage: EngineStage) -> None:
+    over = "[1, 2, 3, 4, 5, 6]"
+    ref = stage.submit({"each": {"map": {"over": over, "join": {"tolerate": 5}, "each": {"task": "demo.one"}}}})
+    for index in (4, 0, 2, 5):
+        stage.steps.fail(stage.claim(ref, member("each", index)), errors.Permanent(f"no. {index} is bad"))
+    stage.journal()
+    assert seen(stage, ref, "each").failures == tuple(
+        f"each[{index}] PERMANENT no. {index} is bad" for index in (4, 0, 2)
+    )
+    named = "; ".join(f"each[{index}] PERMANENT no. {index} is bad" for index in (4, 0, 2))
+    told = f": 4 of 6 items done, 4 failed, 2 at work. Failed: {named}; and 1 more"
+    assert said(stage, ref, "each").endswith(told)
+    for index in (1, 3):
+        stage.succeed(ref, member("each", index), "b")
+    stage.journal()
+    assert "ended as SUCCEEDED" in said(stage, ref, "each")
+    assert "Failed: each[4] PERMANENT" in said(stage, ref, "each")
+
+
 def test_a_step_of_a_loop_is_shown_in_its_last_round(stage: EngineStage) -> None:
     ref = stage.submit(LOOPED)
     for name in ("draft", "review", "draft#1"):

@@ -81,8 +81,8 @@ def too_few(met: Counter[str], orders: set[int], moves: set[Move], count: int) -
     rare |= {state: met[state] for state in ("SUCCEEDED", "FAILED", "CANCELLED") if met[state] <= count / 50}
     if len(orders) <= 0.99 * count:
         rare["different histories"] = len(orders)
-    if moves != ALLOWED - UNUSED:
-        rare["transitions"] = moves ^ (ALLOWED - UNUSED)
+    if odd := moves ^ (ALLOWED - UNUSED):
+        rare["transitions"] = odd
     return rare
 
 

@@ -49,6 +49,26 @@ def test_a_decision_never_writes_what_it_was_not_told() -> None:
     assert {name: was for name, (was, _) in made.writes.items()} == {name: before.get(name, "") for name in made.writes}
 
 
+def test_a_skip_that_travels_far_asks_a_few_times_a_decision_for_what_it_meets() -> None:
+    """Each question is a way to the server, and the decision is made again from its beginning."""
+    deep = {f"s{number}": {"needs": [f"s{number - 1}"]} if number else {"when": "input.all"} for number in range(1_000)}
+    run, questions, decisions = Run(plan_of(**deep), given={"all": False}), 0, 0
+    inbox: list[Any] = [START]
+    while inbox:
+        decisions += 1
+        view, made = View({}), None
+        while made is None:
+            try:
+                made = decide.decide(run.plan, view, inbox, epoch=1, now_ms=NOW)
+            except Unloaded as missing:
+                questions += 1
+                view.values.update({name: run.values.get(name, "") for name in missing.names})
+        run.values.update({name: to for name, (_, to) in made.writes.items()})
+        inbox = [*inbox[made.consumed :], *made.posts]
+    assert run.states() == dict.fromkeys(deep, "SKIPPED")
+    assert questions <= 10 * decisions
+
+
 Steps = Mapping[str, Mapping[str, Any]]
 
 WIDE: Steps = {f"s{number}": {"needs": ["a"]} for number in range(40)}

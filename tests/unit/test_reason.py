@@ -328,3 +328,10 @@ def test_a_run_at_work_names_its_running_steps() -> None:
 )
 def test_a_length_of_time_is_said_in_two_units_at_most(ms: float, text: str) -> None:
     assert reason.span(ms) == text
+
+
+def test_whatever_a_step_may_be_blocked_on_has_a_sentence_and_a_word_of_its_own() -> None:
+    blocked = [step(state=StepState.BLOCKED, on=on, since_ms=NOW, parked=StepState.SUCCEEDED) for on in BlockedOn]
+    assert len({reason.of_step(view(one), one) for one in blocked}) == len(BlockedOn)
+    waiting = [replace(WAITING_LOAD, on=on) for on in BlockedOn]
+    assert len({reason.of_step(view(load), step()) for load in waiting}) == len(BlockedOn)

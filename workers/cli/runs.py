@@ -150,7 +150,7 @@ def _step_facts(step: StepView) -> dict[str, Any]:
     )
     times = ("since_ms", "due_ms", "started_ms", "finished_ms")
     facts = {name: getattr(step, name) for name in (*names, *times)}
-    return facts if step.tally is None else {**facts, "tally": asdict(step.tally)}
+    return facts if step.tally is None else {**facts, "tally": asdict(step.tally), "failures": list(step.failures)}
 
 
 @runs.command("watch")
