@@ -246,7 +246,7 @@ def _commit(keys: Keys, epoch: Epoch, ref: RunRef, token: str, submitter: str, b
     args += [len(batch.timers), *_flat((f"{ref}/{timer}", due) for timer, due in batch.timers)]
     args.append(len(batch.bells))
     for bell in batch.bells:
-        args += [order[bell.queue_list], bell.side, bell.content, f"{ref}/{bell.step}/{bell.ring}"]
+        args += [order[bell.queue_list], bell.side, bell.content, bell.beside, f"{ref}/{bell.step}/{bell.ring}"]
     args += [len(batch.events), *_flat(batch.events)]
     return Call("commit", names, args)
 
