@@ -398,16 +398,8 @@ def release(
 ) -> tuple[int, str]:
     """RELEASE what waited up to `high_water`: how many outcomes that were, and the state the run ended in or ""."""
     keys = link.keys(epoch)
-    names = [
-        keys.epoch,
-        keys.run(ref),
-        keys.inbox(ref),
-        keys.inboxes,
-        keys.parked,
-        keys.runs,
-        keys.done,
-        keys.feed(ref),
-    ]
+    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.parked]
+    names += [keys.runs, keys.done, keys.feed(ref)]
     answer = link.call("release", epoch, names, [epoch.number, str(ref), grace_ms, high_water, *steps])
     return int(answer[1]), answer[2]
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
@@ -89,7 +89,7 @@ class Placing:
                 for name in unread:
                     pipe.llen(name)
                     pipe.lrange(name, -LOOK, -1)
-                answers = cast("list[Any]", pipe.execute()) if unread else []
+                answers: list[Any] = pipe.execute() if unread else []
         except UNREACHABLE as error:
             raise unavailable(error) from error
         for name, length, texts in zip(unread, answers[::2], answers[1::2], strict=True):
