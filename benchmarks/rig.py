@@ -108,6 +108,13 @@ def _cpu(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICKS
 
 
+def busy_seconds() -> float:
+    """CPU time that the whole machine has spent, by whomever, and what its host took from it."""
+    first = Path("/proc/stat").read_text().split("\n", 1)[0].split()
+    user, nice, system, _idle, _waiting, irq, softirq, steal = map(int, first[1:9])
+    return (user + nice + system + irq + softirq + steal) / TICKS
+
+
 def children(pid: int) -> list[int]:
     """The processes that this one has started, as long as both run."""
     try:
@@ -123,15 +130,26 @@ def server_pid(client: redis.Redis) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measure:
-    """How long something took, and what it cost. Seconds."""
+    """How long something took, and what it cost. Seconds. `others`: CPU time that went to whoever else was busy."""
 
     seconds: float
     cpu: float
     items: int
+    others: float = 0.0
 
     @property
     def per_second(self) -> float:
         return self.items / self.seconds
+
+    @property
+    def disturbance(self) -> float:
+        """The share of the machine that others took, 0..1."""
+        return self.others / (self.seconds * (os.cpu_count() or 1))
+
+    @property
+    def undisturbed(self) -> float:
+        """Items per second of the machine that was left to us; on one with nobody else the same as `per_second`."""
+        return self.per_second / (1 - min(0.9, self.disturbance))
 
     @property
     def cpu_us(self) -> float:
@@ -142,7 +160,7 @@ class Measure:
 def measured(work: Callable[[], None], *, items: int, pids: Iterable[int]) -> Measure:
     """Runs `work` once and measures it, with the CPU time of `pids` and of this process."""
     watched = [*pids, os.getpid()]
-    before, start = cpu_seconds(watched), time.perf_counter()
+    before, busy, start = cpu_seconds(watched), busy_seconds(), time.perf_counter()
     work()
-    seconds = time.perf_counter() - start
-    return Measure(seconds=seconds, cpu=cpu_seconds(watched) - before, items=items)
+    seconds, cpu = time.perf_counter() - start, cpu_seconds(watched) - before
+    return Measure(seconds=seconds, cpu=cpu, items=items, others=max(0.0, busy_seconds() - busy - cpu))

@@ -35,6 +35,8 @@ def followers(plan: Plan, step: str) -> tuple[Follower, ...] | None:
     edges, steps = plan.successors[step], plan.workflow.steps
     if steps[step].durability is Durability.STEP or steps[step].concurrency is not None or len(edges) > WIDEST:
         return None
+    if plan.ranks and any(plan.indegree[edge.target] == 1 for edge in edges):
+        return None  # its doorbell has a place among those of the run, which is looked up
     if not all(edge.when is None and _simple(plan, steps[edge.target]) for edge in edges):
         return None
     return tuple(Follower(step=edge.target, edges=plan.indegree[edge.target]) for edge in edges)

@@ -86,13 +86,18 @@ class Parked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Doorbell:
-    """A message to push: the queue list, which end of it, the rendered bytes, the step and ring."""
+    """A message to push: the queue list, which end of it, the rendered bytes, the step and ring.
+
+    `side`: L or R; or BEFORE or AFTER (Redis' words: what is after it in the list is popped before it) the message
+    `beside`, and R if that was popped meanwhile.
+    """
 
     queue_list: str
     side: str
     content: bytes
     step: str
     ring: str
+    beside: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -236,7 +236,7 @@ def _commit(keys: Keys, epoch: Epoch, ref: RunRef, token: str, submitter: str, b
     args += [len(batch.timers), *_flat((f"{ref}/{timer}", due) for timer, due in batch.timers)]
     args.append(len(batch.bells))
     for bell in batch.bells:
-        args += [order[bell.queue_list], bell.side, bell.content, f"{ref}/{bell.step}/{bell.ring}"]
+        args += [order[bell.queue_list], bell.side, bell.content, bell.beside, f"{ref}/{bell.step}/{bell.ring}"]
     args += [len(batch.events), *_flat(batch.events)]
     return Call("commit", names, args)
 
@@ -388,16 +388,8 @@ def release(
 ) -> tuple[int, str]:
     """RELEASE what waited up to `high_water`: how many outcomes that were, and the state the run ended in or ""."""
     keys = link.keys(epoch)
-    names = [
-        keys.epoch,
-        keys.run(ref),
-        keys.inbox(ref),
-        keys.inboxes,
-        keys.parked,
-        keys.runs,
-        keys.done,
-        keys.feed(ref),
-    ]
+    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.parked]
+    names += [keys.runs, keys.done, keys.feed(ref)]
     answer = link.call("release", epoch, names, [epoch.number, str(ref), grace_ms, high_water, *steps])
     return int(answer[1]), answer[2]
 

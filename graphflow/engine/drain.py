@@ -16,6 +16,7 @@ from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.decision import START, Decision, Event, Unloaded, View
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.limits import Limits
+from convergio.graphflow.engine.placing import Placing
 from convergio.graphflow.engine.plans import Plans
 from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.flow.plan import Plan
@@ -35,6 +36,7 @@ class Drain:
         self.plans = plans
         self.ringer = ringer
         self.limits = Limits(link, plans, ringer)
+        self.placing = Placing(link, ringer)
 
     def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
         """Drains the run whose lock is held.
@@ -119,10 +121,7 @@ class Drain:
             posts=[json.dumps(entry, ensure_ascii=False) for entry in decision.posts],
             leases=[f"{step}/{fence}" for step, fence in decision.leases],
             timers=[(f"{step}/{on}", "" if due is None else str(due)) for step, on, due in decision.timers],
-            bells=[
-                self.ringer.doorbell(caller, plan.step(ring.step), ring=ring.ring, fresh=ring.fresh)
-                for ring in decision.rings
-            ],
+            bells=self.placing.bells(decision.rings, plan, caller),
             events=[_event(event, caller.ref) for event in decision.events],
         )
 

@@ -40,7 +40,8 @@ class Plan:
     of a map read; only maps are keys. `loops`: the region of each step that a loop repeats.
 
     Beside them there are the steps that undo others: `steps` has both kinds, and `references` too. `undone`: the steps
-    that can be undone, the last one first.
+    that can be undone, the last one first. `ranks`: expected seconds from the start of each step to the end of the run;
+    empty where no step says how long it takes.
     """
 
     workflow: Workflow
@@ -56,6 +57,7 @@ class Plan:
     undone: tuple[str, ...]
     members: Mapping[str, tuple[str, ...]]
     loops: Mapping[str, Region]
+    ranks: Mapping[str, float]
 
     def step(self, instance: str) -> Step:
         """What an instance is to do, or the step that undoes one; its name is that of the instance."""
@@ -94,6 +96,7 @@ class Plan:
             waiters=MappingProxyType(_waiters(steps)),
             members=MappingProxyType({name: _items(step.map) for name, step in steps.items() if step.map is not None}),
             loops=MappingProxyType(loops.regions(steps)),
+            ranks=MappingProxyType(ranks if any(ranks.values()) else {}),
             when_references=MappingProxyType({name: _results(_conditions(step)) for name, step in steps.items()}),
         )
 
