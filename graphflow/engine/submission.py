@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.decision import Answer
 from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.fork import Fork, Forked, planned
