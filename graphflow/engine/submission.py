@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-START_WITHIN_MS: Final = 10_000
-"""How long the submitter itself may start its run; after that the sweeper does."""
+START_WITHIN_MS: Final = 5_000
+"""How long the submitter itself may start its run; after that the sweeper does. START refuses who comes later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
