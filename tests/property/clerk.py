@@ -17,7 +17,7 @@ from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState,
 from convergio.graphflow.model.workflow import canonical
 from convergio.graphflow.nested import WANTED
 from convergio.graphflow.waiting import QUEUE, is_verdict
-from tests.property import hands, turns
+from tests.property import turns
 from tests.property.model_board import ModelBoard
 from tests.property.model_run import ModelRun
 from tests.property.reference import KEY, NOBODY
@@ -208,12 +208,8 @@ def ring_lost(world: World) -> None:
 def pass_time(world: World) -> None:
     """Time passes; leases, timers and held steps become due."""
     board = world.board
-    passed = world.pick((100, 1_100, 2_100, 6_100)) if world.faults else 6_100
-    beating = not world.faults or world.lives == 0 or bool(world.draw(2))
-    if beating:
-        hands.meet_new_board(world)
-    board.now_ms += passed
-    if beating:
+    board.now_ms += world.pick((100, 1_100, 2_100, 6_100)) if world.faults else 6_100
+    if not world.faults or world.lives == 0 or world.draw(2):
         board.beat([f"{REF}/{body.held.step}/{body.held.fence}" for body in world.bodies])
     for member in [name for name, due in board.leases.items() if due <= board.now_ms]:
         _expire(world, member)

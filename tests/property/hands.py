@@ -122,11 +122,6 @@ def work_on(world: World, body: Body) -> None:
         _run(world, body)
 
 
-def meet_new_board(world: World) -> None:
-    """The threads that beat assert what their processes run, soon after there is a new board."""
-    world.bodies[:] = [body for body in world.bodies if _owns(world, body)]
-
-
 def _owns(world: World, body: Body) -> bool:
     """After a new epoch a process asserts its claims; what it may not have any more, it drops."""
     if body.held.epoch == world.board.epoch:
