@@ -109,7 +109,9 @@ def play(here: Arena, wanted: Options, number: int, tally: Tally) -> None:
     kind = wanted.kinds[number % len(wanted.kinds)]
     random = Random(f"{wanted.seed}-{number}")
     prefix = f"c{number:03d}"
-    traffic = Traffic(here.settings, prefix, shapes.draw_many(prefix, wanted.runs, random), random, spread=2.5)
+    often = "approval" if kind in kinds.NEED_APPROVALS else ""
+    graphs = shapes.draw_many(prefix, wanted.runs, random, often=often)
+    traffic = Traffic(here.settings, prefix, graphs, random, spread=2.5)
     if kind in kinds.NEED_APPROVALS:
         traffic.withhold.set()
     began = time.monotonic()

@@ -246,7 +246,8 @@ def draw(name: str, shape: str, random: Random) -> Graph:
     return Graph(name=name, shape=shape, value=value, nodes=nodes, undone=sketch.undone)
 
 
-def draw_many(prefix: str, count: int, random: Random) -> list[Graph]:
-    """`count` graphs that have every shape in turn."""
+def draw_many(prefix: str, count: int, random: Random, *, often: str = "") -> list[Graph]:
+    """`count` graphs that have every shape in turn, and every fourth of them the shape `often`."""
     shapes = [*SHAPES]
-    return [draw(f"{prefix}_{index}", shapes[index % len(shapes)], random) for index in range(count)]
+    named = [often if often and index % 4 == 3 else shapes[index % len(shapes)] for index in range(count)]
+    return [draw(f"{prefix}_{index}", shape, random) for index, shape in enumerate(named)]
