@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from convergio.benchmarks import graphs
+from convergio.benchmarks import shapes
 from convergio.benchmarks.arena import now
 from convergio.benchmarks.faults import PATIENCE, Field, Hit, hit
 from convergio.benchmarks.graphs import Graph
@@ -56,7 +56,7 @@ def run_without_start(field: Field) -> Hit:
 def _without_approvals(field: Field) -> Graph:
     """Nobody sends signals for these runs."""
     while True:
-        graph = graphs.draw(f"half_{field.random.randrange(1_000_000)}", "chain", field.random)
+        graph = shapes.draw(f"half_{field.random.randrange(1_000_000)}", "chain", field.random)
         if not graph.approvals:
             return graph
 

@@ -25,7 +25,7 @@ class Execution:
     """One execution of a body, under one claim.
 
     `nonce` names the claim, `saw` the claims whose outputs it was given. `early`: parents with durability `step` whose
-    outcome was not in the journal when the body began.
+    outcome was not in the journal when the body began. `key`: its concurrency key.
     """
 
     nonce: str
@@ -37,6 +37,7 @@ class Execution:
     began_ms: int
     saw: Mapping[str, str] = field(default_factory=dict[str, str])
     early: Sequence[str] = ()
+    key: str = ""
     ended: float | None = None
     ended_ms: int | None = None
     succeeded: bool = False
@@ -110,6 +111,7 @@ class Effects:
                 began_ms=line["ms"],
                 saw=line["saw"],
                 early=tuple(line["early"]),
+                key=line.get("key", ""),
             )
             return
         self._open.pop(nonce, None)

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
 import psycopg
 
 TERMINAL = ("SUCCEEDED", "FAILED", "CANCELLED")
 
+_BELOW: Final = "substr(coalesce(parent_run, ''), 1, ?) = ?"
+"""SQL: the children of the runs whose ids begin so."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How a step ended, by the journal. `output` is the object its body returned, `order` its place in the streams."""
+    """How an instance of a step ended, by the journal. `output` is what its body returned (of a map: a list), `order`
+    its place in the streams."""
 
     run: str
     step: str
     state: str
     attempt: int
-    output: Mapping[str, Any]
+    output: Any
     order: tuple[int, int]
     started_ms: int | None
     finished_ms: int | None
@@ -41,13 +46,15 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A run, by the journal."""
+    """A run, by the journal. `parent`, `parent_step`: whose child it is, or ""."""
 
     run: str
     state: str
     created_ms: int
     started_ms: int | None
     finished_ms: int | None
+    parent: str = ""
+    parent_step: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,22 +86,32 @@ class Journal:
         self.path = unquote(urlsplit(url).path)[1:] if url.startswith("sqlite") else ""
 
     def history(self, prefix: str) -> History:
-        """Everything about the runs whose ids begin with `prefix`."""
-        among, these = "substr(run_id, 1, ?) = ?", (len(prefix), prefix)
-        runs = self._ask(f"SELECT run_id, state, created_ms, started_ms, finished_ms FROM runs WHERE {among}", these)
+        """Everything about the runs whose ids begin with `prefix`, and about their children."""
+        mine = "substr(run_id, 1, ?) = ?"
+        these = (len(prefix), prefix, len(prefix), prefix)
+        runs = self._ask(
+            "SELECT run_id, state, created_ms, started_ms, finished_ms, coalesce(parent_run, ''), "
+            f"coalesce(parent_step, '') FROM runs WHERE {mine} OR {_BELOW}",
+            these,
+        )
+        among = f"({mine} OR run_id IN (SELECT run_id FROM runs WHERE {_BELOW}))"
         outcomes = self._ask(
-            "SELECT run_id, step, state, attempt, output, epoch, stream_seq, started_ms, finished_ms FROM outcomes "
-            f"WHERE {among} ORDER BY epoch, stream_seq",
+            "SELECT run_id, step, iteration, state, attempt, output, epoch, stream_seq, started_ms, finished_ms "
+            f"FROM outcomes WHERE {among} ORDER BY epoch, stream_seq",
             these,
         )
         events = self._ask(
-            f"SELECT run_id, step, type, at_ms, data FROM events WHERE {among} ORDER BY epoch, stream_seq", these
+            f"SELECT run_id, step, iteration, type, at_ms, data FROM events WHERE {among} ORDER BY epoch, stream_seq",
+            these,
         )
         signals = self._ask(
             f"SELECT run_id, name, created_ms, applied_ms, dropped_ms FROM signals WHERE {among}", these
         )
         return History(
-            runs=[Run(run=a, state=b, created_ms=c, started_ms=d, finished_ms=e) for a, b, c, d, e in runs],
+            runs=[
+                Run(run=a, state=b, created_ms=c, started_ms=d, finished_ms=e, parent=f, parent_step=g)
+                for a, b, c, d, e, f, g in runs
+            ],
             outcomes=[_outcome(row) for row in outcomes],
             events=[_event(row) for row in events],
             signals=[Signal(run=a, step=b, created_ms=c, settled=bool(d or e)) for a, b, c, d, e in signals],
@@ -102,9 +119,22 @@ class Journal:
         )
 
     def unfinished(self, runs: Iterable[str]) -> list[str]:
-        """Those of `runs` that have not ended."""
-        ended = {row[0] for row in self._ask("SELECT run_id FROM runs WHERE state IN (?, ?, ?)", TERMINAL)}
-        return [run for run in runs if run not in ended]
+        """Those of `runs`, and of their children, that have not ended."""
+        rows = self._ask("SELECT run_id, coalesce(parent_run, ''), state FROM runs", ())
+        wanted, ended = set(runs), {run for run, _, state in rows if state in TERMINAL}
+        below = {run for run, parent, _ in rows if parent in wanted}
+        return sorted((wanted | below) - ended)
+
+    def questions(self, prefix: str) -> dict[tuple[str, str], int]:
+        """(run, step) of steps that ask what to do, as far as the journal knows, and how often each has asked."""
+        rows = self._ask(
+            "SELECT run_id, step, type FROM events WHERE type IN ('step.asked', 'step.answered') "
+            "AND substr(run_id, 1, ?) = ? ORDER BY epoch, stream_seq",
+            (len(prefix), prefix),
+        )
+        asked = Counter((run, step) for run, step, kind in rows if kind == "step.asked")
+        last = {(run, step): kind for run, step, kind in rows}
+        return {one: asked[one] for one, kind in last.items() if kind == "step.asked" and not self.has_outcome(*one)}
 
     def has_outcome(self, run: str, step: str) -> bool:
         """Whether the journal has an outcome of this step."""
@@ -133,10 +163,10 @@ class Journal:
 
 
 def _outcome(row: Sequence[Any]) -> Outcome:
-    run, step, state, attempt, output, epoch, stream_seq, started_ms, finished_ms = row
+    run, step, iteration, state, attempt, output, epoch, stream_seq, started_ms, finished_ms = row
     return Outcome(
         run=run,
-        step=step,
+        step=_instance(step, iteration),
         state=state,
         attempt=attempt,
         output=json.loads(output) if output else {},
@@ -147,5 +177,10 @@ def _outcome(row: Sequence[Any]) -> Outcome:
 
 
 def _event(row: Sequence[Any]) -> Event:
-    run, step, kind, at_ms, data = row
-    return Event(run=run, step=step or "", type=kind, at_ms=at_ms, data=json.loads(data))
+    run, step, iteration, kind, at_ms, data = row
+    return Event(run=run, step=_instance(step or "", iteration), type=kind, at_ms=at_ms, data=json.loads(data))
+
+
+def _instance(step: str, iteration: int) -> str:
+    """As `reference.instance` names it."""
+    return f"{step}#{iteration}" if iteration else step

@@ -1,21 +1,28 @@
-"""Random workflows: chains, fans, diamonds, meshes, conditions, flaky, slow, durable and broken steps, approvals. Pure.
+"""Workflows as values: steps of every kind, edges, conditions, loops, maps, children and undoing. Pure.
 
-Every graph comes from a seed and is a value that is turned twice: into a document for the engine, and into an
-expectation by the reference.
+Every graph comes from a seed (`shapes`) and is turned twice: into a document for the engine, and into an expectation
+by the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from random import Random
-from types import MappingProxyType
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 FUNCTION: Final = "chaos.work"
 """The name under which the body of every task step is registered."""
 
+UNDO: Final = "chaos.undo"
+"""The name of the body that undoes a step."""
+
+UNDOES: Final = "undo:"
+"""What the name of the step that undoes another one begins with."""
+
 INPUT: Final = "input"
+
+LIMIT: Final = 2
+"""So many steps of one concurrency key run at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,8 +51,34 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Items:
+    """A map over `numbers` of a step: how many attempts of each item fail first, how many items run at once (0: all),
+    and how many may fail for good."""
+
+    over: str
+    flaws: tuple[int, ...]
+    width: int = 0
+    tolerate: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Loop:
+    """Going back from a step to an earlier one, `until` it is good; after `most` rounds it goes on, or fails."""
+
+    back_to: str
+    until: Gate
+    most: int
+    goes_on: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One step. `flaws`: so many attempts fail first; of an approval: 1 is a rejection. `millis`: how long it takes."""
+    """One step. `flaws`: so many attempts fail first; of an approval: 1 is a rejection. `millis`: how long it takes.
+
+    `on_failure`: fail, continue, compensate; `answer`: it asks, and that is what it is told. `undo`: it can be undone,
+    after so many attempts at that which fail. `deals`: it gives so many numbers, for a map. `sees`: a step behind it in
+    its loop, whose last round it is given. `keyed`: it has a concurrency key. `child`: it is a run of its own.
+    """
 
     name: str
     links: tuple[Link, ...] = ()
@@ -55,194 +88,144 @@ class Node:
     flaws: int = 0
     retries: int = 0
     durable: bool = False
+    on_failure: str = "fail"
+    answer: str = ""
+    undo: int | None = None
+    deals: int = 0
+    items: Items | None = None
+    loop: Loop | None = None
+    sees: str = ""
+    keyed: bool = False
+    child: Graph | None = None
 
     @property
     def fails(self) -> bool:
         """Whether it ends FAILED when it is reached."""
-        return self.flaws > self.retries
+        return self.flaws > self.retries and self.answer != "retry"
+
+    @property
+    def lenient(self) -> bool:
+        """Whether its run goes on all the same."""
+        return self.on_failure == "continue" or self.answer == "skip"
+
+    @property
+    def ends_undone(self) -> bool:
+        """Whether its failure has the run undone."""
+        return self.on_failure == "compensate" or self.answer == "compensate"
 
     @property
     def step_durable(self) -> bool:
         """Whether its successors must wait for the journal: approvals always are."""
         return self.durable or self.approval
 
+    @property
+    def runs(self) -> bool:
+        """Whether a body runs in its own name: not for approvals, maps and children."""
+        return not self.approval and self.items is None and self.child is None
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """A workflow and the value its run is given; the nodes are listed after their parents."""
+    """A workflow and the value its run is given; the nodes are listed after their parents.
+
+    The steps of a loop stand together. `undone`: whatever makes the run fail, or cancels it, it is undone then.
+    """
 
     name: str
     shape: str
     value: int
     nodes: Mapping[str, Node]
+    undone: bool = False
 
     @property
     def approvals(self) -> tuple[str, ...]:
         """The steps that wait for a signal."""
         return tuple(node.name for node in self.nodes.values() if node.approval)
 
+    @property
+    def children(self) -> Iterator[Graph]:
+        """The graphs that are runs of their own below this one."""
+        return (node.child for node in self.nodes.values() if node.child is not None)
+
+    @property
+    def end(self) -> Node:
+        """The last step."""
+        return list(self.nodes.values())[-1]
+
+    def region(self, end: Node) -> list[Node]:
+        """The steps of the loop that goes back from `end`, in their order."""
+        assert end.loop is not None, f"{end.name} ends no loop"
+        names = list(self.nodes)
+        return [self.nodes[name] for name in names[names.index(end.loop.back_to) : names.index(end.name) + 1]]
+
+    @property
+    def looped(self) -> frozenset[str]:
+        """The steps that are in a loop."""
+        ends = [node for node in self.nodes.values() if node.loop is not None]
+        return frozenset(node.name for end in ends for node in self.region(end))
+
     def document(self) -> dict[str, Any]:
-        """The workflow as people would write it. Input: `{run, value}`."""
+        """The workflow as people would write it. Input: `{run, value}`. Output: what its last step gave."""
         steps = {name: self._step(node) for name, node in self.nodes.items()}
-        return {"workflow": self.name, "version": 1, "steps": steps}
+        ending = "compensate" if self.undone else "fail"
+        output = {"out": self.end.name}
+        return {"workflow": self.name, "version": 1, "on_failure": ending, "steps": steps, "output": output}
 
     def _step(self, node: Node) -> dict[str, Any]:
-        edges = [{"step": link.step, **_when(link.gate)} for link in node.links]
-        shared = {"needs": edges, **_when(node.gate)}
+        shared: dict[str, Any] = {
+            "needs": [{"step": link.step, **_when(link.gate)} for link in node.links],
+            **_when(node.gate),
+        }
+        if node.loop is not None:
+            ends = "continue" if node.loop.goes_on else "fail"
+            back = {"back_to": node.loop.back_to, "until": node.loop.until.text, "max": node.loop.most, "on_max": ends}
+            shared["loop"] = back
         if node.approval:
             return {**shared, "approval": {"title": node.name}}
-        parents = [link.step for link in node.links]
-        durable = [name for name in parents if self.nodes[name].step_durable]
+        if node.child is not None:
+            return {**shared, "workflow": node.child.name, "with": {"run": "input.run", "value": "input.value"}}
+        shared["on_failure"] = "ask" if node.answer else node.on_failure
+        if node.undo is not None:
+            shared["compensate"] = {"task": UNDO, "with": self._undo(node), "retry": {"max": node.undo, "backoff": 0.1}}
+        if node.items is None:
+            return {**shared, **self._task(node)}
+        join = {"tolerate": node.items.tolerate} if node.items.tolerate else "all"
+        limits: dict[str, Any] = {"max_concurrency": node.items.width} if node.items.width else {}
+        over = f"{node.items.over}.numbers"
+        return {**shared, "map": {"over": over, "join": join, **limits, "each": self._task(node)}}
+
+    def _task(self, node: Node) -> dict[str, Any]:
+        parents = [*(link.step for link in node.links), *([node.sees] if node.sees else [])]
+        durable = [name for name in parents if self.nodes[name].step_durable and node.name not in self.looped]
+        given = {
+            "value": "input.value",
+            "step": f"'{node.name}'",
+            "millis": str(node.millis),
+            "flaws": str(node.flaws),
+            "parents": "{" + ", ".join(f"'{name}': {name}" for name in parents) + "}",
+            "durable": "[" + ", ".join(f"'{name}'" for name in durable) + "]",
+        }
+        if node.deals:
+            given["deals"] = str(node.deals)
+        if node.name in self.looped:
+            given["round"] = "iteration"
+        if node.items is not None:
+            given |= {"value": "item", "place": "index", "flaws": f"{list(node.items.flaws)}[index]"}
+        keyed: dict[str, Any] = {}
+        if node.keyed:
+            given["key"] = "'chaos-' + string(input.value % 3)"
+            keyed["concurrency_key"] = {"key": "chaos-{{ input.value % 3 }}", "limit": LIMIT}
         return {
-            **shared,
             "task": FUNCTION,
-            "with": {
-                "run": "input.run",
-                "value": "input.value",
-                "step": f"'{node.name}'",
-                "millis": node.millis,
-                "flaws": node.flaws,
-                "parents": "{" + ", ".join(f"'{name}': {name}" for name in parents) + "}",
-                "durable": "[" + ", ".join(f"'{name}'" for name in durable) + "]",
-            },
+            "with": given,
             "retry": {"max": node.retries, "backoff": 0.2, "factor": 1.5, "jitter": 0.5},
             "durability": "step" if node.durable else "stream",
+            **keyed,
         }
+
+    def _undo(self, node: Node) -> dict[str, Any]:
+        return {"step": f"'{node.name}'", "flaws": str(node.undo), "result": node.name}
 
 
 def _when(gate: Gate | None) -> dict[str, str]:
     return {} if gate is None else {"when": gate.text}
-
-
-# --- drawing ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(slots=True)
-class Sketch:
-    """A graph that is being drawn. The parts are put one after the other: each begins where the last one ended."""
-
-    random: Random
-    nodes: dict[str, Node] = field(default_factory=dict[str, Node])
-    end: str = ""
-
-    def add(self, parents: Sequence[str | Link] | None = None, **policy: Any) -> str:
-        """A new node; without `parents` it follows the end of what there is. Returns its name, and is the end now."""
-        before = [self.end] if self.end else []
-        links = tuple(Link(step=parent) if isinstance(parent, str) else parent for parent in (parents or before))
-        name = f"s{len(self.nodes)}"
-        policy.setdefault("millis", self.random.randint(5, 120))
-        policy.setdefault("durable", self.random.random() < 0.2)
-        self.nodes[name] = Node(name=name, links=links, **policy)
-        self.end = name
-        return name
-
-    def gate(self, of: str) -> Gate:
-        return Gate(of=of, modulus=self.random.choice((2, 3)), below=self.random.choice((1, 1, 2)))
-
-
-def _chain(sketch: Sketch) -> None:
-    for _ in range(sketch.random.randint(2, 5)):
-        sketch.add()
-
-
-def _fan(sketch: Sketch) -> None:
-    hub = sketch.add()
-    sketch.add([sketch.add([hub]) for _ in range(sketch.random.randint(3, 8))])
-
-
-def _diamond(sketch: Sketch) -> None:
-    """Two branches, of which either, both or none is taken."""
-    top = sketch.add()
-    left = sketch.add([Link(step=top, gate=sketch.gate(top))])
-    right = sketch.add([Link(step=top, gate=sketch.gate(top))])
-    sketch.add([left, sketch.add([right])])
-
-
-def _mesh(sketch: Sketch) -> None:
-    """Layers in which every node needs some of the layer before."""
-    layer = [sketch.add()]
-    for _ in range(2):
-        layer = [
-            sketch.add(
-                [_edge(sketch, name) for name in sketch.random.sample(layer, sketch.random.randint(1, len(layer)))]
-            )
-            for _ in range(3)
-        ]
-    sketch.add(layer)
-
-
-def _edge(sketch: Sketch, name: str) -> Link:
-    return Link(step=name, gate=sketch.gate(name) if sketch.random.random() < 0.25 else None)
-
-
-def _condition(sketch: Sketch) -> None:
-    """A step whose own condition looks at the input, and a way around it."""
-    before = sketch.add()
-    maybe = sketch.add([before], gate=sketch.gate(INPUT))
-    sketch.add([before, maybe])
-
-
-def _flaky(sketch: Sketch) -> None:
-    flaws = sketch.random.randint(1, 2)
-    sketch.add(flaws=flaws, retries=flaws + sketch.random.randint(0, 1))
-    sketch.add()
-
-
-def _slow(sketch: Sketch) -> None:
-    hub = sketch.add()
-    sketch.add([sketch.add([hub], millis=sketch.random.randint(1_000, 2_500)), sketch.add([hub])])
-
-
-def _durable(sketch: Sketch) -> None:
-    for _ in range(3):
-        sketch.add(durable=True)
-
-
-def _approval(sketch: Sketch) -> None:
-    asks = sketch.add()
-    sketch.add([sketch.add([asks], approval=True), sketch.add([asks])])
-
-
-def _broken(sketch: Sketch) -> None:
-    """A step that fails for good, or a rejection, beside a branch that does not."""
-    top = sketch.add()
-    if sketch.random.random() < 0.5:
-        bad = sketch.add([top], flaws=2, retries=sketch.random.randint(0, 1))
-    else:
-        bad = sketch.add([top], approval=True, flaws=1)
-    sketch.add([sketch.add([top]), sketch.add([bad])])
-
-
-SHAPES: Final[Mapping[str, Callable[[Sketch], None]]] = MappingProxyType(
-    {
-        "chain": _chain,
-        "fan": _fan,
-        "diamond": _diamond,
-        "mesh": _mesh,
-        "condition": _condition,
-        "flaky": _flaky,
-        "slow": _slow,
-        "durable": _durable,
-        "approval": _approval,
-        "broken": _broken,
-    }
-)
-
-_FILLERS: Final = tuple(draw for name, draw in SHAPES.items() if name not in ("broken", "slow"))
-
-
-def draw(name: str, shape: str, random: Random) -> Graph:
-    """A graph that has a part of this shape, with other parts before or after it."""
-    sketch = Sketch(random)
-    parts = [SHAPES[shape], random.choice(_FILLERS)]
-    if random.random() < 0.5 and shape != "broken":
-        parts.reverse()
-    for part in parts:
-        part(sketch)
-    return Graph(name=name, shape=shape, value=random.randrange(1_000_000), nodes=MappingProxyType(sketch.nodes))
-
-
-def draw_many(prefix: str, count: int, random: Random) -> list[Graph]:
-    """`count` graphs that have every shape in turn."""
-    shapes = [*SHAPES]
-    return [draw(f"{prefix}_{index}", shapes[index % len(shapes)], random) for index in range(count)]

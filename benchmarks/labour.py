@@ -61,37 +61,56 @@ def _watch(pid: int) -> Watch:
 
 @registry.step(name=graphs.FUNCTION)
 def work(
-    run: str,
     value: int,
     step: str,
     millis: int,
     flaws: int,
-    parents: Mapping[str, Mapping[str, Any] | None],
+    parents: Mapping[str, Any],
     durable: Sequence[str],
+    deals: int = 0,
+    round: int = 0,  # as workflows say it
+    place: int = -1,
+    key: str = "",
 ) -> dict[str, Any]:
-    """Takes `millis`, fails on the first `flaws` attempts, and returns a digest of what it was given."""
+    """Takes `millis`, fails on the first `flaws` attempts, and returns a digest of what it was given.
+
+    `round`, `place`: which round of a loop, or item of a map, this is. `deals`: it gives so many numbers, too.
+    """
+    given = {name: reference.seen(output) for name, output in parents.items() if output is not None}
+    saw = {f"{name}{part}": by for name, (_, parts) in given.items() for part, by in parts.items()}
+    name = reference.instance(step, round, place)
+    by = _act(name, saw, millis=millis, flaws=flaws, durable=[one for one in durable if one in given], key=key)
+    text = reference.digest(name, value, {parent: digest for parent, (digest, _) in given.items()})
+    return {
+        "digest": text,
+        "value": reference.value_of(text),
+        "by": by,
+        "saw": saw,
+        "numbers": reference.numbers(text, deals),
+    }
+
+
+@registry.step(name=graphs.UNDO)
+def undo(step: str, flaws: int, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Takes back what a step did, on the attempt after `flaws`."""
+    saw = {step: str(result["by"])}
+    return {"by": _act(f"{graphs.UNDOES}{step}", saw, millis=30, flaws=flaws, durable=[step]), "saw": saw}
+
+
+def _act(step: str, saw: Mapping[str, str], *, millis: int, flaws: int, durable: Sequence[str], key: str = "") -> str:
+    """What every body does, written down. The name of its claim."""
     claim = cast(Claim, cast(Any, current_task).request.claim)
-    log, attempt = _log(os.getpid()), claim.held.attempt
-    seen = {name: output for name, output in parents.items() if output is not None}
-    saw = {name: str(output.get("by", "")) for name, output in seen.items()}
-    log.write(
-        "began",
-        claim.nonce,
-        run=run,
-        step=step,
-        attempt=attempt,
-        pid=os.getpid(),
-        saw=saw,
-        early=_early(run, [name for name in durable if name in seen]),
-    )
+    log, attempt, run = _log(os.getpid()), claim.held.attempt, claim.held.ref.run
+    early = _early(run, durable)
+    facts = {"run": run, "step": step, "attempt": attempt, "pid": os.getpid(), "saw": saw, "early": early, "key": key}
+    log.write("began", claim.nonce, **facts)
     _watch(os.getpid()).add(claim)
     time.sleep(millis / 1000)
     flawed = attempt <= flaws
     log.write("ended", claim.nonce, succeeded=not flawed)
     if flawed:
         raise errors.Transient(f"attempt {attempt} of {step} fails by design")
-    text = reference.digest(step, value, {name: str(output["digest"]) for name, output in seen.items()})
-    return {"digest": text, "value": reference.value_of(text), "by": claim.nonce, "saw": saw}
+    return claim.nonce
 
 
 def _early(run: str, durable: Sequence[str]) -> list[str]:

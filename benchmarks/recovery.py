@@ -4,7 +4,8 @@
 seconds from the fault (from its end, where a store was away for a while) until it went on: until it ran (again) after
 the fault, or, where its execution survived, from the end of its body until the board had the outcome. A step that
 became ready only after the fault and then stood still for more than a second is a sample too, so that what a fault
-leaves behind counts.
+leaves behind counts. Not measured is what waits for its turn anyhow: steps with a concurrency key, items of a map that
+lets few run at once, steps that ask; nor maps and children as such, but their items and their steps.
 
 **Run twice though healthy**: a step's attempt ran again although the process of the first execution lived on, had not
 been frozen, and what it was given is in the journal. Not counted: an execution that had ended before a store was wiped,
@@ -20,12 +21,15 @@ effect happened, and the engine cannot know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
+from convergio.benchmarks import reference
+from convergio.benchmarks.checker import nonce_of
 from convergio.benchmarks.effects import Execution
-from convergio.benchmarks.evidence import History, Outcome, Run
+from convergio.benchmarks.evidence import History, Run
 from convergio.benchmarks.graphs import Graph, Node
+from convergio.benchmarks.reference import Expected
 
 STALL_MS = 1_000
 """A step that waits longer than this after a fault, and not for what it needs, waits because of the fault."""
@@ -69,29 +73,38 @@ def cost(accepted: Mapping[str, Graph], history: History, executions: Sequence[E
 
 
 def _cases(accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution]) -> Iterator[_Case]:
-    runs = {run.run: run for run in history.runs}
-    for name, graph in accepted.items():
-        run = runs.get(name)
-        if run is not None:
-            outcomes = {row.step: row for row in history.outcomes if row.run == name}
-            signals = {row.step: row.created_ms for row in history.signals if row.run == name}
-            yield _Case(run, graph, outcomes, signals, [one for one in executions if one.run == name])
+    known = frozenset(nonce_of(row.output) for row in history.outcomes)
+    for run in history.runs:
+        graph = accepted.get(run.run)
+        if run.parent in accepted:
+            above = accepted[run.parent]
+            child = above.nodes[run.parent_step].child
+            graph = replace(child, value=above.value) if child is not None else None
+        if graph is not None:
+            yield _Case(run, graph, history, executions, known)
+
+
+def _is_measured(wanted: Expected) -> bool:
+    """Whether it goes on as soon as all it needs is there, by itself: no turn to wait for, no question."""
+    node = wanted.node
+    waits = node.keyed or bool(node.answer) or (node.items is not None and node.items.width > 0)
+    return not waits and (node.runs or node.approval or wanted.member)
 
 
 class _Case:
+    """One run, which may be a child."""
+
     def __init__(
-        self,
-        run: Run,
-        graph: Graph,
-        outcomes: Mapping[str, Outcome],
-        signals: Mapping[str, int],
-        executions: Sequence[Execution],
+        self, run: Run, graph: Graph, history: History, executions: Sequence[Execution], known: frozenset[str]
     ) -> None:
+        """`known`: the claims whose outcomes the journal has, of all runs."""
         self.run = run
         self.graph = graph
-        self.outcomes = outcomes
-        self.signals = signals
-        self.executions = executions
+        self.expected = reference.execute(graph).steps
+        self.outcomes = {row.step: row for row in history.outcomes if row.run == run.run}
+        self.signals = {row.step: row.created_ms for row in history.signals if row.run == run.run}
+        self.executions = [one for one in executions if one.run == run.run]
+        self.known = known
 
     def of(self, step: str) -> list[Execution]:
         return [execution for execution in self.executions if execution.step == step]
@@ -99,7 +112,7 @@ class _Case:
     def recorded(self, step: str) -> str:
         """Whose outcome the journal has: the claim that brought it, or who decided."""
         outcome = self.outcomes.get(step)
-        return str(outcome.output.get("by", "")) if outcome is not None else ""
+        return nonce_of(outcome.output) if outcome is not None else ""
 
     # --- recovery -------------------------------------------------------------------------------------------------
 
@@ -107,41 +120,41 @@ class _Case:
         """Seconds that the run's steps stood still because of the fault."""
         if self.run.finished_ms is not None and self.run.finished_ms < fault.at_ms:
             return
-        for node in self.graph.nodes.values():
-            millis = self._still(node, fault.over_ms or fault.at_ms)
+        for name, wanted in self.expected.items():
+            millis = self._still(name, wanted, fault.over_ms or fault.at_ms) if _is_measured(wanted) else None
             if millis is not None:
                 yield max(0, millis) / 1000
 
-    def _still(self, node: Node, fault_ms: int) -> int | None:
-        ready_ms = self._ready_ms(node)
-        outcome = self.outcomes.get(node.name)
+    def _still(self, name: str, wanted: Expected, fault_ms: int) -> int | None:
+        ready_ms = self._ready_ms(wanted)
+        outcome = self.outcomes.get(name)
         if ready_ms is None or outcome is None or outcome.state not in ("SUCCEEDED", "FAILED"):
             return None
         finished_ms = outcome.finished_ms
         if finished_ms is None or finished_ms < fault_ms:
             return None
-        millis = self._progress_ms(node, max(fault_ms, ready_ms), finished_ms)
+        millis = self._progress_ms(name, wanted.node, max(fault_ms, ready_ms), finished_ms)
         touched = ready_ms <= fault_ms
         return millis if millis is not None and (touched or millis > STALL_MS) else None
 
-    def _ready_ms(self, node: Node) -> int | None:
+    def _ready_ms(self, wanted: Expected) -> int | None:
         """When all that the step needs was there; for an approval, when its signal was there too."""
         times = [self.run.created_ms]
-        for link in node.links:
-            parent = self.outcomes.get(link.step)
+        for name in wanted.after:
+            parent = self.outcomes.get(name)
             if parent is None or (parent.finished_ms is None and parent.state != "SKIPPED"):
                 return None
             times.append(parent.finished_ms or 0)
-        if node.approval:
-            times.append(self.signals.get(node.name, 0))
+        if wanted.node.approval:
+            times.append(self.signals.get(wanted.node.name, 0))
         return max(times)
 
-    def _progress_ms(self, node: Node, since_ms: int, finished_ms: int) -> int | None:
+    def _progress_ms(self, name: str, node: Node, since_ms: int, finished_ms: int) -> int | None:
         if node.approval:
             return finished_ms - since_ms
-        done = self.of(node.name)
+        done = self.of(name)
         again = [one.began_ms for one in done if one.began_ms >= since_ms]
-        kept = [one for one in done if one.nonce == self.recorded(node.name)]
+        kept = [one for one in done if one.nonce == self.recorded(name)]
         delivered = finished_ms - max(since_ms, kept[0].ended_ms or finished_ms) if kept else 0
         if again and not (kept and kept[0].began_ms < since_ms):
             return max(min(again) - since_ms, delivered)
@@ -159,24 +172,27 @@ class _Case:
 
     def healthy_run_twice(self, fault: Disturbance) -> int:
         """Executions that were repeated without need."""
-        return sum(1 for node in self.graph.nodes.values() for _ in self._repeated(node, fault))
+        return sum(1 for name in {one.step for one in self.executions} for _ in self._repeated(name, fault))
 
-    def _repeated(self, node: Node, fault: Disturbance) -> Iterator[Execution]:
-        done = self.of(node.name)
+    def _repeated(self, name: str, fault: Disturbance) -> Iterator[Execution]:
+        done = self.of(name)
         for first, second in pairwise(done):
             healthy = first.pid not in fault.processes and first.attempt == second.attempt
             thawed = second.pid in fault.processes and second.fenced is not None
-            if healthy and not thawed and self._inputs_hold(first) and not self._was_wiped(node, first, second, fault):
+            needless = healthy and not thawed and self._inputs_hold(first)
+            if needless and not self._was_wiped(name, first, second, fault):
                 yield second
 
     def _inputs_hold(self, execution: Execution) -> bool:
-        return all(nonce == self.recorded(parent) for parent, nonce in execution.saw.items())
+        return all(nonce in self.known for nonce in execution.saw.values())
 
-    def _was_wiped(self, node: Node, first: Execution, second: Execution, fault: Disturbance) -> bool:
+    def _was_wiped(self, name: str, first: Execution, second: Execution, fault: Disturbance) -> bool:
         """Whether its outcome was on the board alone when that was wiped."""
         if not fault.wiped or first.ended is None or not first.ended <= fault.at <= second.began:
             return False
-        return not (node.step_durable and first.succeeded)
+        wanted = self.expected.get(name)
+        durable = wanted is None or wanted.node.step_durable  # what undoes always is
+        return not (durable and first.succeeded)
 
     def unknown_outcomes(self) -> int:
         """Effects that the engine cannot know of."""

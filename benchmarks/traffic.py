@@ -1,7 +1,8 @@
-"""The load of one round: runs that are submitted one after the other, and the signals that their approvals wait for."""
+"""The load of one round: runs that are submitted one after the other, and what people say to them."""
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -9,13 +10,16 @@ from dataclasses import dataclass
 from random import Random
 from typing import Any, Final, TypeVar
 
-from convergio.benchmarks import reference
+import psycopg
+
+from convergio.benchmarks import evidence, reference
 from convergio.benchmarks.graphs import Graph
 from convergio.config.settings import Settings
 from convergio.graphflow.engine.submission import Entrance, Submission
 from convergio.graphflow.flow import document
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import DEFAULT_TENANT, RunRef
+from convergio.graphflow.model.workflow import Workflow
 from convergio.workers import boot
 
 T = TypeVar("T")
@@ -27,6 +31,12 @@ LONGEST: Final = 45.0
 """Seconds after which a store that is away counts as gone."""
 
 AWAY: Final = (errors.BoardUnavailable, errors.BoardRebuilding, errors.JournalUnavailable)
+
+LOOK: Final = 0.3
+"""Seconds between two looks at which steps ask what to do."""
+
+AGAIN: Final = 3.0
+"""Seconds after which a question that still stands is answered once more: the answer may have come too early."""
 
 LATEST: Final = 3.5
 """Seconds after the start within which the last signal and the last cancel are sent."""
@@ -69,6 +79,10 @@ class Traffic:
         self.withhold = threading.Event()
         """Set: decisions wait, so that a fault can take some of them out of `pending` and bring them in its own way."""
         self._entrance = boot.entrance(settings)
+        self._entrance.find = self._workflow
+        self._journal = evidence.Journal(settings.journal_url)
+        self._children = {child.name: child for graph in graphs for child in graph.children}
+        self._answered: dict[tuple[str, str], float] = {}
         self._times = sorted(random.uniform(0, spread) for _ in graphs)
         decisions = [decision for run, graph in self.graphs.items() for decision in _decisions(run, graph, random)]
         self.pending = sorted(decisions, key=lambda decision: decision.delay)
@@ -79,9 +93,10 @@ class Traffic:
             threading.Thread(target=self._guarded, args=(work,), name=work.__name__, daemon=True)
             for work in (self._submit_all, self._decide_all, self._cancel_all)
         ]
+        self._answering = threading.Thread(target=self._guarded, args=(self._answer_all,), name="answer", daemon=True)
 
     def start(self) -> None:
-        for thread in self._threads:
+        for thread in (*self._threads, self._answering):
             thread.start()
 
     def finish(self, timeout: float) -> None:
@@ -97,7 +112,7 @@ class Traffic:
     def close(self) -> None:
         """Stops sending."""
         self._stop.set()
-        for thread in self._threads:
+        for thread in (*self._threads, self._answering):
             if thread.ident is not None:
                 thread.join(timeout=10)
         self._entrance.link.close()
@@ -154,6 +169,30 @@ class Traffic:
             ref = RunRef(tenant=DEFAULT_TENANT, run=run)
             self._insist(lambda ref=ref: self._entrance.cancel(ref, by=SUBMITTER))  # type: ignore[misc]
 
+    def _answer_all(self) -> None:
+        """Answers every step that asks, until `close`; what stands, and was not heard, once more."""
+        while not self._stop.wait(LOOK):
+            for (run, step), count in self._questions().items():
+                last = self._answered.get((run, step), -AGAIN)
+                if run in self.accepted and not self.withhold.is_set() and time.monotonic() - last >= AGAIN:
+                    self._answered[run, step] = time.monotonic()
+                    data = {"decision": self.accepted[run].nodes[step].answer, "question": count}
+                    self._insist(lambda run=run, step=step, data=data: self._say(run, step, data))  # type: ignore[misc]
+
+    def _questions(self) -> Mapping[tuple[str, str], int]:
+        try:
+            return self._journal.questions(f"{self.prefix}-")
+        except (sqlite3.Error, psycopg.Error):  # the journal may be away, which is one of the faults
+            return {}
+
+    def _say(self, run: str, step: str, data: Mapping[str, Any]) -> bool:
+        ref = RunRef(tenant=DEFAULT_TENANT, run=run)
+        return self._entrance.signal(ref, name=step, data=dict(data), by=SUBMITTER)
+
+    def _workflow(self, name: str) -> Workflow:
+        """The definition of a child."""
+        return _definition(self._children[name])
+
     def decide(self, decision: Decision) -> bool:
         """Sends one signal. False: it was sent before."""
         ref = RunRef(tenant=DEFAULT_TENANT, run=decision.run)
@@ -173,8 +212,13 @@ class Traffic:
 
 
 def _submission(run: str, graph: Graph) -> Submission:
-    workflow = document.parse_document(graph.document(), source=graph.name)
-    return Submission(workflow=workflow, input={"run": run, "value": graph.value}, run_id=run, submitter=SUBMITTER)
+    return Submission(
+        workflow=_definition(graph), input={"run": run, "value": graph.value}, run_id=run, submitter=SUBMITTER
+    )
+
+
+def _definition(graph: Graph) -> Workflow:
+    return document.parse_document(graph.document(), source=graph.name)
 
 
 def _decisions(run: str, graph: Graph, random: Random) -> list[Decision]:

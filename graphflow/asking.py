@@ -8,25 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any, Final
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import Entry
+from convergio.graphflow.decision import Answer, Entry
 from convergio.graphflow.limiting import Limited
 from convergio.graphflow.model.outcome import Outcome
 from convergio.graphflow.model.states import BlockedOn, StepState
 from convergio.graphflow.model.workflow import OnFailure, Step
-
-
-class Answer(StrEnum):
-    """What somebody may say: once more, go on without it, fail, or fail when all is undone."""
-
-    RETRY = "retry"
-    SKIP = "skip"
-    FAIL = "fail"
-    COMPENSATE = "compensate"
-
 
 ASKED: Final = "step.asked"
 ANSWERED: Final = "step.answered"
@@ -69,10 +58,13 @@ class Asking(Limited):
         self.conclude(step.name, outcome)
 
     def answer_to(self, step: str) -> str:
-        """What was answered to a step that has failed; "" if it did not ask."""
+        """What was answered to a step that has failed; "" if it did not ask. Skipped, it has no result: see `kept`."""
         if not self.is_asking(step) or self.word(step).state is StepState.SUCCEEDED:
             return ""
-        return str(json.loads(self.get(fields.output(step)) or "{}").get("answer", ""))
+        error = self.get(fields.output(step))
+        if not error and self.word(step).state is StepState.FAILED:
+            return Answer.SKIP.value
+        return str(json.loads(error or "{}").get("answer", ""))
 
 
 def detail_of(error: Mapping[str, Any]) -> str:

@@ -11,9 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import START, Decision, Entry, Unloaded, View
+from convergio.graphflow.decision import START, Answer, Decision, Entry, Unloaded, View
 from convergio.graphflow.draft import AHEAD, ALIVE, DONE, LIVE, Full, of_target
 from convergio.graphflow.flow import inputs
 from convergio.graphflow.flow.plan import OutEdge, Plan

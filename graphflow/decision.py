@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Any, Final
 
 START: Final = "@"
@@ -14,6 +15,15 @@ LEAVE: Final = "LEAVE"
 """Timers that are due at once: a step asks for its concurrency key, or needs it no more."""
 
 Entry = Mapping[str, Any]
+
+
+class Answer(StrEnum):
+    """What somebody may say: once more, go on without it, fail, or fail when all is undone."""
+
+    RETRY = "retry"
+    SKIP = "skip"
+    FAIL = "fail"
+    COMPENSATE = "compensate"
 
 
 class Unloaded(Exception):

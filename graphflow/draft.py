@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, Protocol
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import ASK, LEAVE, Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.decision import ASK, LEAVE, Answer, Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.flow import expressions, loops
 from convergio.graphflow.flow.loops import Region
 from convergio.graphflow.flow.plan import Plan
@@ -31,10 +31,11 @@ class Ended(Protocol):
 
 
 def kept(step: Step, outcome: Ended) -> Any:
-    """What the board keeps of an outcome: the output or the error. An error that nobody minds reads as null."""
+    """What the board keeps of an outcome: the output or the error. An error that the run survives reads as null."""
     if outcome.error is None:
         return outcome.output
-    return None if step.on_failure is OnFailure.CONTINUE else outcome.error
+    skipped = step.on_failure is OnFailure.ASK and outcome.error.get("answer") == Answer.SKIP
+    return None if skipped or step.on_failure is OnFailure.CONTINUE else outcome.error
 
 
 def of_target(plan: Plan, step: str) -> list[str]:

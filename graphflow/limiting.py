@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import ASK, Entry, Event
+from convergio.graphflow.decision import ASK, LEAVE, Entry, Event
 from convergio.graphflow.draft import Draft
 from convergio.graphflow.flow import expressions
 from convergio.graphflow.model import errors
@@ -40,7 +40,8 @@ class Limited(Draft):
                 self.made.writes[fields.references(step)] = ("", " ".join(reads))
             self.made.events.append(Event(kind="step.limited", step=step, journal=False))
         if self.get(fields.STATE) == RunState.RUNNING:
-            self.made.timers.append((step, ASK, self.now_ms))
+            # Whoever was to leave the key for it may have died: left later, it would be another turn's.
+            self.made.timers += [(step, LEAVE, None), (step, ASK, self.now_ms)]
 
     def key_of(self, step: str, concurrency: Concurrency) -> str:
         """The key's text, which an item of a map has of its own. Raises ExpressionFailed."""

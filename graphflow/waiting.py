@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from typing import Final
 
-from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields
-from convergio.graphflow.decision import Entry, Event, Ring
+from convergio.graphflow.decision import Answer, Entry, Event, Ring
 from convergio.graphflow.flow import expressions
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Outcome

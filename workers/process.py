@@ -29,6 +29,7 @@ from convergio.workers.farewell import Farewell, Pipe
 from convergio.workers.loop import Loop
 from convergio.workers.overtime import Overtime
 from convergio.workers.probe import FOLDER, Doing, Sign
+from convergio.workers.strangers import Strangers
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +81,7 @@ class WorkerProcess:
             self.farewell.watch(self.children.pipe.ask, then=_nothing)
         self._open_sign()
         revocation.listen(self.core.link)
+        Strangers(self.settings.queue_names, self._declining).listen()
         worker: Any = self.core.app.Worker(
             hostname=f"{self.name}@convergio",
             pool=self.settings.pool,
@@ -108,6 +110,13 @@ class WorkerProcess:
         for pipe in [self.farewell.pipe, *([self.children.pipe] if self.children else [])]:
             pipe.close()
         self.core.link.close()
+
+    def _declining(self) -> Steps:
+        """What gives back the steps that nobody here can do. The parent of prefork children has none of its own."""
+        if self.children is not None:
+            core = self.core
+            self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker=self.name)
+        return self.steps
 
     # --- signs of life ----------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ def ask(link: Link, epoch: Epoch, ref: RunRef, *, key: str, asking: Sequence[Ask
 
 
 def leave(link: Link, epoch: Epoch, ref: RunRef, *, key: str, leaving: Sequence[tuple[str, int]]) -> None:
-    """LEAVE: steps of one run, each with its limit, need their concurrency key no more."""
+    """LEAVE: steps of one run, each with its limit, need their concurrency key no more, if a timer still says so."""
     keys = link.keys(epoch)
     rows = [value for one in leaving for value in one]
     link.call("leave", epoch, [keys.epoch, keys.timers, *keys.limit(ref.tenant, key)], [str(ref), *rows])

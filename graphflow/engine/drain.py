@@ -102,9 +102,11 @@ class Drain:
     def _load(self, locked: scripts.Locked, names: Sequence[str]) -> dict[str, str]:
         run = self.link.keys(locked.epoch).run(locked.ref)
         try:
-            values = cast("list[str | None]", self.link.client.hmget(run, list(names)))
+            meta, *values = cast("list[str | None]", self.link.client.hmget(run, [fields.META, *names]))
         except UNREACHABLE as error:
             raise unavailable(error) from error
+        if meta is None:  # a run that is locked is on the board: the board is gone, and COMMIT would say so
+            raise errors.BoardRebuilding(f"run {locked.ref} went with its board while it was decided")
         return {name: value or "" for name, value in zip(names, values, strict=True)}
 
     def _states(self, locked: scripts.Locked) -> dict[str, str]:

@@ -10,10 +10,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from convergio.graphflow.asking import Answer
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.decision import Answer
 from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.fork import Fork, Forked, planned
@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 EARLY_LIMIT: Final = 256 * 1024
 """Bytes of signals of one name that a run keeps for a step that does not wait for them yet."""
 
-START_WITHIN_MS: Final = 10_000
-"""How long the submitter itself may start its run; after that the sweeper does."""
+START_WITHIN_MS: Final = 5_000
+"""How long the submitter itself may start its run; after that the sweeper does. START refuses who comes later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

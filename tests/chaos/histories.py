@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from random import Random
 
-from convergio.benchmarks import graphs, reference
+from convergio.benchmarks import checker, graphs, reference, shapes
 from convergio.benchmarks.effects import Execution
 from convergio.benchmarks.evidence import Event, History, Outcome, Run, Signal
 from convergio.benchmarks.graphs import Graph, Node
-from convergio.benchmarks.reference import Expected, Fate
+from convergio.benchmarks.reference import Expectation, Expected, Fate
 
 RUN = "r1"
 BEGAN_MS = 1_000_000
@@ -19,11 +19,11 @@ PID = 100
 
 @dataclass(slots=True, kw_only=True)
 class Told:
-    """The history of one run, in parts that can be changed."""
+    """The history of one run and its children, in parts that can be changed. Outcomes are by run and step."""
 
     graph: Graph
-    runs: list[Run]
-    outcomes: dict[str, Outcome] = field(default_factory=dict[str, Outcome])
+    runs: list[Run] = field(default_factory=list[Run])
+    outcomes: dict[tuple[str, str], Outcome] = field(default_factory=dict[tuple[str, str], Outcome])
     events: list[Event] = field(default_factory=list[Event])
     signals: list[Signal] = field(default_factory=list[Signal])
     executions: list[Execution] = field(default_factory=list[Execution])
@@ -38,51 +38,141 @@ class Told:
         outcomes = sorted(self.outcomes.values(), key=lambda row: row.order)
         return History(runs=self.runs, outcomes=outcomes, events=self.events, signals=self.signals, dead=self.dead)
 
-    def of(self, step: str) -> Execution:
+    def of(self, step: str, run: str = RUN) -> Execution:
         """The last execution of a step."""
-        return [one for one in self.executions if one.step == step][-1]
+        return [one for one in self.executions if (one.run, one.step) == (run, step)][-1]
+
+    def outcome(self, step: str) -> Outcome:
+        """Of a step of the run itself."""
+        return self.outcomes[RUN, step]
 
 
 def tell(graph: Graph) -> Told:
     """Runs the graph step by step, a tenth of a second each, on a machine where nothing goes wrong."""
-    expected = reference.execute(graph)
-    run = Run(run=RUN, state=expected.state, created_ms=BEGAN_MS, started_ms=BEGAN_MS, finished_ms=BEGAN_MS + 900_000)
-    told = Told(graph=graph, runs=[run])
-    for number, node in enumerate(graph.nodes.values()):
-        wanted = expected.steps[node.name]
-        if wanted.fate is not Fate.UNREACHED:
-            _tell_step(told, node, wanted, number)
-    told.events.append(_event("", f"run.{expected.state.lower()}"))
+    told = Told(graph=graph)
+    _tell_run(told, RUN, graph)
     return told
 
 
-def _tell_step(told: Told, node: Node, wanted: Expected, number: int) -> None:
-    start = 100 * number
-    saw = {name: str(told.outcomes[name].output["by"]) for name in sorted(wanted.parents)}
-    ran = wanted.fate is not Fate.SKIPPED and not node.approval
-    for attempt in range(1, wanted.attempt + 1 if ran else 1):
-        at, last = start + 30 * (attempt - 1), attempt == wanted.attempt
-        told.executions.append(
-            execution(node.name, attempt, at=at, saw=saw, succeeded=last and wanted.fate is Fate.SUCCEEDED)
+def _tell_run(told: Told, run: str, graph: Graph, above: tuple[str, str] = ("", "")) -> str:
+    """Its state."""
+    expected = reference.execute(graph)
+    by: dict[str, str] = {}
+    for name, wanted in expected.steps.items():
+        if wanted.fate is not Fate.UNREACHED:
+            _Telling(told, run, graph, by).step(name, wanted)
+    if any(one.ends_the_run for one in expected.steps.values()):
+        _undo(told, run, graph, expected)
+    told.events.append(_event("", f"run.{expected.state.lower()}", run=run))
+    end = BEGAN_MS + (100 * len(told.outcomes) if above[0] else 900_000)
+    facts = {"created_ms": BEGAN_MS, "started_ms": BEGAN_MS, "finished_ms": end}
+    told.runs.append(Run(run=run, state=expected.state, parent=above[0], parent_step=above[1], **facts))
+    return expected.state
+
+
+@dataclass(slots=True)
+class _Telling:
+    """Of one run: `by` has whose outcomes its steps gave, by the names under which others see them."""
+
+    told: Told
+    run: str
+    graph: Graph
+    by: dict[str, str]
+
+    def step(self, name: str, wanted: Expected) -> None:
+        node, start = wanted.node, 100 * len(self.told.outcomes)
+        skipped, whole = wanted.fate is Fate.SKIPPED, node.items is not None and not wanted.member
+        saw = {seen: self.by[one] for seen, one in wanted.parents.items()}
+        ran = not skipped and not node.approval and node.child is None and not whole
+        for attempt in range(1, wanted.attempt + 1 if ran else 1):
+            at, last = start + 30 * (attempt - 1), attempt == wanted.attempt
+            good = last and wanted.fate is Fate.SUCCEEDED
+            self.told.executions.append(
+                execution(name, attempt, at=at, saw=saw, succeeded=good, run=self.run, key=_key(node, self.graph))
+            )
+        output: object = {}
+        if node.approval and not skipped:
+            self._decided(name)
+        if node.child is not None and not skipped:
+            output = self._below(name, node.child)
+        if wanted.fate is Fate.SUCCEEDED and node.child is None:
+            output = self._map(wanted) if whole else self._output(name, wanted, saw)
+        now = 100 * len(self.told.outcomes)
+        self._outcome(name, wanted, output, start=start if ran else None, finished=now + 95)
+
+    def _decided(self, name: str) -> None:
+        self.told.signals.append(Signal(run=self.run, step=name, created_ms=BEGAN_MS, settled=True))
+        self.told.events.append(_event(name, "signal.applied", run=self.run, how="applied"))
+
+    def _output(self, name: str, wanted: Expected, saw: Mapping[str, str]) -> Mapping[str, object]:
+        self.by[name] = "chaos" if wanted.node.approval else self.told.of(name, self.run).nonce
+        output = {"digest": wanted.digest, "value": reference.value_of(wanted.digest), "by": self.by[name]}
+        return output if wanted.node.approval else {**output, "saw": saw}
+
+    def _map(self, wanted: Expected) -> list[object]:
+        rows = [self.told.outcomes[self.run, member] for member in wanted.members]
+        return [row.output if row.state == "SUCCEEDED" else None for row in rows]
+
+    def _below(self, name: str, graph: Graph) -> object:
+        child, below = f"{self.run}-{name}", replace(graph, value=self.graph.value)
+        if _tell_run(self.told, child, below, (self.run, name)) == "FAILED":
+            return {}
+        last = self.told.outcomes.get((child, below.end.name))
+        output = last.output if last is not None and last.state == "SUCCEEDED" else None
+        self.by |= {
+            f"{name}/{step}": checker.nonce_of(row.output)
+            for (run, step), row in self.told.outcomes.items()
+            if run == child
+        }
+        return {"out": output}
+
+    def _outcome(self, name: str, wanted: Expected, output: object, *, start: int | None, finished: int) -> None:
+        row = Outcome(
+            run=self.run,
+            step=name,
+            state=wanted.fate.value,
+            attempt=wanted.attempt,
+            output=output,
+            order=(1, len(self.told.outcomes)),
+            started_ms=BEGAN_MS + start if start is not None else None,
+            finished_ms=BEGAN_MS + finished,
         )
-    if node.approval and wanted.fate is not Fate.SKIPPED:
-        told.signals.append(Signal(run=RUN, step=node.name, created_ms=BEGAN_MS, settled=True))
-        told.events.append(_event(node.name, "signal.applied", how="applied"))
-    output: dict[str, object] = {}
-    if wanted.fate is Fate.SUCCEEDED:
-        by = "chaos" if node.approval else told.of(node.name).nonce
-        output = {"digest": wanted.digest, "value": reference.value_of(wanted.digest), "by": by}
-        output |= {} if node.approval else {"saw": saw}
-    told.outcomes[node.name] = Outcome(
-        run=RUN,
-        step=node.name,
-        state=wanted.fate.value,
-        attempt=wanted.attempt,
+        self.told.outcomes[self.run, name] = row
+
+
+def _undo(told: Told, run: str, graph: Graph, expected: Expectation) -> None:
+    """What succeeded is undone, the last one first."""
+    failing = [one.node for one in expected.steps.values() if one.ends_the_run]
+    if not graph.undone and not any(node.ends_undone for node in failing):
+        return
+    began = 100 * len(told.outcomes)
+    told.events.append(_event("undo:", "run.compensating", run=run, at=began, state="FAILED"))
+    for node in reversed(list(graph.nodes.values())):
+        done = told.outcomes.get((run, node.name))
+        if node.undo is not None and done is not None and done.state == "SUCCEEDED":
+            undo_one(told, run, node.name)
+
+
+def undo_one(told: Told, run: str, step: str) -> None:
+    """The step is undone next."""
+    name, start = f"{graphs.UNDOES}{step}", 100 * len(told.outcomes)
+    saw = {step: str(told.outcomes[run, step].output["by"])}
+    told.executions.append(execution(name, at=start, saw=saw, run=run))
+    output = {"by": told.of(name, run).nonce, "saw": saw}
+    told.outcomes[run, name] = Outcome(
+        run=run,
+        step=name,
+        state="SUCCEEDED",
+        attempt=1,
         output=output,
-        order=(1, number),
-        started_ms=BEGAN_MS + start if ran else None,
+        order=(1, len(told.outcomes)),
+        started_ms=BEGAN_MS + start,
         finished_ms=BEGAN_MS + start + 95,
     )
+
+
+def _key(node: Node, graph: Graph) -> str:
+    return f"chaos-{graph.value % 3}" if node.keyed else ""
 
 
 def execution(
@@ -93,11 +183,14 @@ def execution(
     saw: Mapping[str, str] | None = None,
     succeeded: bool = True,
     pid: int = PID,
+    run: str = RUN,
+    key: str = "",
 ) -> Execution:
     """An execution that began `at` milliseconds after the run and took twenty."""
     return Execution(
-        nonce=f"{pid}-{step}-{attempt}-{at}",
-        run=RUN,
+        nonce=f"{pid}-{run}-{step}-{attempt}-{at}",
+        run=run,
+        key=key,
         step=step,
         attempt=attempt,
         pid=pid,
@@ -110,8 +203,8 @@ def execution(
     )
 
 
-def _event(step: str, kind: str, **data: object) -> Event:
-    return Event(run=RUN, step=step, type=kind, at_ms=BEGAN_MS, data=data)
+def _event(step: str, kind: str, *, run: str = RUN, at: int = 0, **data: object) -> Event:
+    return Event(run=run, step=step, type=kind, at_ms=BEGAN_MS + at, data=data)
 
 
 def fan() -> Graph:
@@ -128,5 +221,5 @@ def graph(*nodes: Node, value: int = 7) -> Graph:
 
 def random_graph(seed: int) -> Graph:
     """A graph that has a part of a shape, each seed another."""
-    shapes = [*graphs.SHAPES]
-    return graphs.draw(f"g{seed}", shapes[seed % len(shapes)], Random(seed))
+    names = [*shapes.SHAPES]
+    return shapes.draw(f"g{seed}", names[seed % len(names)], Random(seed))

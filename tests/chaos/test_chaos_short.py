@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from convergio.benchmarks import chaos, checker, kinds
-from convergio.benchmarks.checker import Fault, Violation
+from convergio.benchmarks import chaos, kinds
+from convergio.benchmarks.violations import Fault, Violation
 
 COMMAND = [sys.executable, "-m", "convergio.workers.cli", "chaos"]
 
@@ -51,7 +51,7 @@ def test_a_run_within_the_bound_does_not_fail() -> None:
     assert said(good(), wanted()) == []
 
 
-@pytest.mark.parametrize("fault", list(checker.Fault))
+@pytest.mark.parametrize("fault", list(Fault))
 def test_a_single_violation_fails_the_run(fault: Fault) -> None:
     tally = good()
     tally.violations.append(Violation(fault=fault, run="r", step="s", said="is wrong"))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from convergio.benchmarks import checker, graphs
-from convergio.benchmarks.checker import Fault
 from convergio.benchmarks.evidence import Outcome
+from convergio.benchmarks.violations import Fault
 from tests.chaos.histories import BEGAN_MS, RUN, Told, execution, fan, graph, random_graph, tell
 
 
@@ -22,7 +22,7 @@ def faults(told: Told) -> set[Fault]:
 
 def change(told: Told, step: str, **fields: object) -> None:
     """The outcome of a step, spoiled."""
-    told.outcomes[step] = dataclasses.replace(told.outcomes[step], **fields)  # type: ignore[arg-type]
+    told.outcomes[RUN, step] = dataclasses.replace(told.outcome(step), **fields)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -53,7 +53,7 @@ def never_end(told: Told) -> None:
 
 
 def drop_outcome(told: Told) -> None:
-    del told.outcomes["b"]
+    del told.outcomes[RUN, "b"]
 
 
 def cancel_step(told: Told) -> None:
@@ -79,7 +79,7 @@ def test_a_signal_that_nobody_settled_is_lost() -> None:
 
 def test_a_failed_run_without_a_failed_step_is_a_loss() -> None:
     told = tell(graph(graphs.Node(name="bad", flaws=1)))
-    del told.outcomes["bad"]
+    del told.outcomes[RUN, "bad"]
     assert faults(told) == {Fault.LOST}
 
 
@@ -91,7 +91,7 @@ def use_another_output(told: Told) -> None:
     first = told.of("a")
     other = execution("a", at=102, saw=first.saw, pid=200)
     told.executions.append(other)
-    output = dict(told.outcomes["join"].output)
+    output = dict(told.outcome("join").output)
     saw = {**output["saw"], "a": other.nonce}
     told.of("join").saw = saw
     change(told, "join", output={**output, "saw": saw})
@@ -125,7 +125,7 @@ def test_what_counts_twice_is_doubled(spoil: Callable[[Told], None]) -> None:
 
 def test_two_outcomes_of_one_step_are_doubled() -> None:
     told = tell(fan())
-    row: Outcome = told.outcomes["a"]
+    row: Outcome = told.outcome("a")
     history = dataclasses.replace(told.history, outcomes=[*told.history.outcomes, row])
     found = checker.check(told.accepted, history, told.executions)
     assert [violation.fault for violation in found] == [Fault.DOUBLED]
@@ -174,7 +174,7 @@ def test_what_comes_too_early_is_out_of_order(spoil: Callable[[Told], None]) -> 
 
 def test_a_step_behind_a_failed_one_has_no_outcome() -> None:
     told = tell(graph(graphs.Node(name="bad", flaws=1), graphs.Node(name="after", links=(graphs.Link(step="bad"),))))
-    told.outcomes["after"] = dataclasses.replace(told.outcomes["bad"], step="after", state="SKIPPED", order=(1, 5))
+    told.outcomes[RUN, "after"] = dataclasses.replace(told.outcome("bad"), step="after", state="SKIPPED", order=(1, 5))
     assert faults(told) == {Fault.ORDER}
 
 
@@ -184,7 +184,7 @@ def test_a_step_behind_a_failed_one_has_no_outcome() -> None:
 @pytest.mark.parametrize("missing", ["a", "b", "c"])
 def test_a_join_that_missed_a_parent_is_incomplete(missing: str) -> None:
     told = tell(fan())
-    output = dict(told.outcomes["join"].output)
+    output = dict(told.outcome("join").output)
     saw = {name: nonce for name, nonce in output["saw"].items() if name != missing}
     change(told, "join", output={**output, "saw": saw})
     assert Fault.FAN_IN in faults(told)
@@ -195,7 +195,7 @@ def skip_instead(told: Told) -> None:
 
 
 def give_something_else(told: Told) -> None:
-    change(told, "join", output={**told.outcomes["join"].output, "digest": "0" * 32})
+    change(told, "join", output={**told.outcome("join").output, "digest": "0" * 32})
 
 
 def need_one_attempt_too_many(told: Told) -> None:
@@ -223,14 +223,14 @@ def test_a_step_that_should_be_skipped_must_not_run() -> None:
 
 def test_an_outcome_of_a_step_that_the_workflow_does_not_have_is_wrong() -> None:
     told = tell(fan())
-    told.outcomes["other"] = dataclasses.replace(told.outcomes["a"], step="other")
+    told.outcomes[RUN, "other"] = dataclasses.replace(told.outcome("a"), step="other")
     assert Fault.WRONG in faults(told)
 
 
 def test_a_run_that_was_cancelled_may_end_so_and_only_then() -> None:
     told = tell(fan())
     told.runs[0] = dataclasses.replace(told.runs[0], state="CANCELLED")
-    del told.outcomes["join"]
+    del told.outcomes[RUN, "join"]
     told.executions = [one for one in told.executions if one.step != "join"]
     change(told, "c", state="CANCELLED", output={})
     told.events = [dataclasses.replace(event, type="run.cancelled") for event in told.events]
@@ -241,7 +241,7 @@ def test_a_run_that_was_cancelled_may_end_so_and_only_then() -> None:
 
 def test_a_run_that_was_cancelled_too_late_must_be_whole() -> None:
     told = tell(fan())
-    del told.outcomes["join"]
+    del told.outcomes[RUN, "join"]
     found = checker.check(told.accepted, told.history, told.executions, cancelled=frozenset({RUN}))
     assert Fault.LOST in {violation.fault for violation in found}
 

@@ -8,7 +8,7 @@ import pytest
 
 from convergio.benchmarks import graphs, recovery
 from convergio.benchmarks.recovery import Cost, Disturbance
-from tests.chaos.histories import BEGAN_MS, PID, Told, execution, fan, graph, tell
+from tests.chaos.histories import BEGAN_MS, PID, RUN, Told, execution, fan, graph, tell
 
 OTHER = 200
 """Another worker's process."""
@@ -23,8 +23,8 @@ def rerun(told: Told, step: str, *, at: int) -> None:
     """The step runs again `at` milliseconds after the run began, elsewhere; this execution's outcome counts."""
     again = execution(step, at=at, saw=told.of(step).saw, pid=OTHER)
     told.executions.append(again)
-    row = told.outcomes[step]
-    told.outcomes[step] = dataclasses.replace(
+    row = told.outcome(step)
+    told.outcomes[RUN, step] = dataclasses.replace(
         row, output={**row.output, "by": again.nonce}, finished_ms=BEGAN_MS + at + 20
     )
 
@@ -38,7 +38,7 @@ def test_a_step_that_ran_again_took_from_the_fault_until_then() -> None:
 
 def test_a_step_that_survived_took_from_its_end_until_the_board_had_it() -> None:
     told = tell(fan())
-    told.outcomes["join"] = dataclasses.replace(told.outcomes["join"], finished_ms=BEGAN_MS + 3_420)
+    told.outcomes[RUN, "join"] = dataclasses.replace(told.outcome("join"), finished_ms=BEGAN_MS + 3_420)
     assert cost(told, at=410).samples == [3.0]
 
 
@@ -50,13 +50,13 @@ def test_a_step_that_stood_still_later_counts_too() -> None:
     told = tell(fan())
     told.of("join").began_ms += 4_000
     told.of("join").ended_ms = BEGAN_MS + 4_420
-    told.outcomes["join"] = dataclasses.replace(told.outcomes["join"], finished_ms=BEGAN_MS + 4_420)
+    told.outcomes[RUN, "join"] = dataclasses.replace(told.outcome("join"), finished_ms=BEGAN_MS + 4_420)
     assert max(cost(told, at=350).samples) == pytest.approx(4.005)
 
 
 def test_an_approval_took_from_the_fault_until_its_answer_counted() -> None:
     told = tell(graph(graphs.Node(name="sign", approval=True)))
-    told.outcomes["sign"] = dataclasses.replace(told.outcomes["sign"], finished_ms=BEGAN_MS + 7_000)
+    told.outcomes[RUN, "sign"] = dataclasses.replace(told.outcome("sign"), finished_ms=BEGAN_MS + 7_000)
     assert cost(told, at=2_000).samples == [5.0]
 
 

@@ -6,7 +6,7 @@ from random import Random
 
 import pytest
 
-from convergio.benchmarks import graphs, reference
+from convergio.benchmarks import reference, shapes
 from convergio.benchmarks.graphs import Gate, Graph, Link, Node
 from convergio.benchmarks.reference import Fate
 from convergio.graphflow.flow import document
@@ -62,7 +62,7 @@ def test_a_parent_whose_edge_is_not_taken_is_seen_nevertheless() -> None:
     found = reference.execute(
         graph(Node(name="a"), Node(name="b"), Node(name="c", links=(Link(step="a", gate=NEVER), Link(step="b"))))
     )
-    assert found.steps["c"].parents == {"a", "b"}
+    assert found.steps["c"].parents.keys() == {"a", "b"}
 
 
 def test_a_digest_depends_on_every_parent() -> None:
@@ -81,14 +81,14 @@ def test_every_graph_that_is_drawn_is_a_valid_workflow(seed: int) -> None:
 
 
 def test_the_same_seed_draws_the_same_graphs() -> None:
-    first, second = (graphs.draw_many("g", 20, Random(5)) for _ in range(2))
+    first, second = (shapes.draw_many("g", 20, Random(5)) for _ in range(2))
     assert first == second
 
 
 def test_a_round_has_every_shape_and_every_kind_of_step() -> None:
-    drawn: list[Graph] = graphs.draw_many("g", 20, Random(1))
+    drawn: list[Graph] = shapes.draw_many("g", 20, Random(1))
     nodes = [node for one in drawn for node in one.nodes.values()]
-    assert {one.shape for one in drawn} == set(graphs.SHAPES)
+    assert {one.shape for one in drawn} == set(shapes.SHAPES)
     assert any(node.approval for node in nodes)
     assert any(node.durable for node in nodes)
     assert any(node.gate for node in nodes)

@@ -184,6 +184,7 @@ def _ask(stage: Stage) -> Call:
 def _leave(stage: Stage) -> Call:
     ref = stage.begun()
     _asked(stage, ref)
+    stage.link.client.zadd(stage.link.keys(stage.epoch).timers, {f"{ref}/a/LEAVE": 1})
     return lambda: turns.leave(stage.link, stage.epoch, ref, key=KEY, leaving=[("a", 1)])
 
 

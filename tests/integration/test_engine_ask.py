@@ -63,6 +63,24 @@ def test_a_question_holds_no_slot_no_message_and_no_outcome(stage: Stage) -> Non
     assert stage.events(ref, "step.asked")[0]["error"]["code"] == "PERMANENT"
 
 
+@pytest.mark.parametrize("wiped", [False, True])
+def test_who_reads_a_step_that_was_skipped_is_given_null(stage: Stage, wiped: bool) -> None:
+    made = WorkflowBuilder("reads", version=1, output={"read": "last.value"})
+    pay = made.task("pay", "probe.raises", kind="'permanent of an exception'", on_failure="ask")
+    made.task("last", "probe.echo", after=pay, value="pay == null")
+    ref = stage.submit(made.build())
+    stage.answer_all()
+    stage.journal()
+    answer(stage, ref, "skip")
+    if wiped:
+        stage.journal()
+        stage.wipe()
+        stage.rebuild()
+        stage.pass_time(10)
+    turns(stage)
+    assert stage.row(ref).output == {"read": True}
+
+
 @pytest.mark.parametrize(("said", "state"), [("skip", "SUCCEEDED"), ("fail", "FAILED"), ("compensate", "FAILED")])
 def test_an_answer_settles_it(stage: Stage, said: str, state: str) -> None:
     ref = asking(stage)

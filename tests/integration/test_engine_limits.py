@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from convergio.graphflow.board import fields
+from convergio.graphflow.board import fields, turns
 from convergio.graphflow.engine.fork import Fork
 from convergio.graphflow.engine.inquiry import Inquiry
 from convergio.graphflow.engine.limits import Limits
@@ -244,6 +244,30 @@ def test_what_a_dead_drainer_did_not_leave_is_left_by_the_sweeper(stage: Stage) 
     assert active(stage, first, second) == []
     stage.pass_time(1)
     assert active(stage, first, second) == [second.run]
+
+
+def test_a_step_that_asks_again_before_the_sweeper_comes_keeps_what_it_is_granted(stage: Stage) -> None:
+    first, second = refs_of(stage, 2)
+    door = stage.worker.process.entrance
+    door.pause(first, by="boss")
+    with mock.patch.object(Limits, "follow"):
+        stage.answer_one()  # its doorbell is refused; who was to leave the key for it has died
+    door.resume(first, by="boss")
+    assert active(stage, first, second) == [first.run]
+    stage.pass_time(1)
+    assert (active(stage, first, second), holders(stage)) == ([first.run], 1)
+    stage.answer_all()
+    assert (holders(stage), waiters(stage)) == (0, 0)
+
+
+def test_to_leave_what_was_left_takes_it_from_nobody(stage: Stage) -> None:
+    (ref,) = refs_of(stage, 1)
+    epoch = stage.service.link.epoch()
+    turns.leave(stage.service.link, epoch, ref, key=KEY, leaving=[("only", 1)])  # late: it was granted since
+    assert holders(stage) == 1
+    stage.client.zadd(stage.keys.timers, {f"{ref}/only/LEAVE": 1})
+    turns.leave(stage.service.link, epoch, ref, key=KEY, leaving=[("only", 1)])
+    assert holders(stage) == 0
 
 
 # --- pause ------------------------------------------------------------------------------------------------------------

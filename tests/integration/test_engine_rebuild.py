@@ -204,6 +204,27 @@ def test_a_signal_whose_wake_up_was_wiped_is_applied(stage: Stage) -> None:
     assert error["code"] == "APPROVAL_REJECTED"
 
 
+def test_a_signal_that_is_being_decided_when_the_board_is_wiped_is_applied_all_the_same(stage: Stage) -> None:
+    ref = waiting_for_a_signal(stage)
+    stage.journal()
+    post = scripts.post
+
+    def posted_and_wiped(*args: Any, **more: Any) -> scripts.Locked | None:
+        locked = post(*args, **more)
+        stage.client.flushall()
+        return locked
+
+    door = stage.worker.process.entrance
+    with mock.patch.object(scripts, "post", posted_and_wiped):
+        assert door.signal(ref, name="sign", data={"decision": "reject"}, by="boss"), "its row is kept"
+    stage.rebuild()
+    stage.worker.meet_new_board()
+    stage.age(2)
+    stage.service.sweeper.sweep()
+    stage.journal()
+    assert stage.row(ref).state is RunState.FAILED
+
+
 def test_a_retry_goes_on_with_its_attempt_and_its_due_time(stage: Stage) -> None:
     later, due = retry_later(stage), retry_due(stage)
     stage.journal()

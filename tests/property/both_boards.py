@@ -332,7 +332,9 @@ class Both:
             writes=writes,
             posts=['{"t":"later"}'] if self.draw(3) == 0 else [],
             leases=[f"{held.step}/{held.fence}" for held, _ in self.claims[-1:]] if self.draw(4) == 0 else [],
-            timers=self.pick([[], [(f"{step}/RETRY", "")], [(f"{step}/HOOK", "1700000000000")]]),
+            timers=self.pick(
+                [[], [(f"{step}/RETRY", "")], [(f"{step}/HOOK", "1700000000000")], [(f"{step}/LEAVE", "1")]]
+            ),
             bells=bells,
             events=events[: self.draw(4)],
         )

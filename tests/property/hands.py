@@ -13,7 +13,6 @@ from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
 from convergio.graphflow.decision import START, Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.draft import ALIVE
-from convergio.graphflow.flow import values
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Outcome
@@ -86,7 +85,7 @@ def _check_may_run(world: World, step: str) -> None:
 def _is_survived(world: World, node: Node, source: str) -> bool:
     """Whether the run goes on without the step."""
     kept: Any = json.loads(world.values().get(fields.output(source), "null"))
-    return node.lenient or (node.asks and values.is_map(kept) and kept.get("answer") == "skip")
+    return node.lenient or (node.asks and world.word(source).state is StepState.FAILED and kept is None)
 
 
 def _check_width(world: World, member: str, node: Node) -> None:

@@ -39,12 +39,13 @@ class ModelKey:
         self.grant(timers, now_ms)
 
     def leave(self, member: str, limit: int, timers: dict[str, float]) -> None:
-        """Somebody neither has it nor waits for it."""
+        """Somebody neither has it nor waits for it, if it still is to leave."""
+        if timers.pop(f"{member}/LEAVE", None) is None:
+            return
         self.holders.pop(member, None)
         if f"{member}/{limit}" in self.waiters:
             self.waiters.remove(f"{member}/{limit}")
-        for on in ("LIMIT", "LEAVE"):
-            timers.pop(f"{member}/{on}", None)
+        timers.pop(f"{member}/LIMIT", None)
 
     def reassert(self, member: str, limit: int, now_ms: int) -> bool:
         """Whether who ran before still may; then it has the key."""
