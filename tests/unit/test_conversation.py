@@ -104,7 +104,7 @@ def test_members_are_those_of_the_roster_or_say_who_they_are() -> None:
 
 
 def test_which_reply_is_due_is_read_from_the_thread_and_failures_from_the_attempt() -> None:
-    script = [{"say": "a b", "call": [], "pace": 0.0, "fail": "rate_limit", "times": 2}]
+    script: list[dict[str, Any]] = [{"say": "a b", "call": [], "pace": 0.0, "fail": "rate_limit", "times": 2}]
     assert [replies.due(script, 0, attempt).failure for attempt in (1, 2, 3)] == ["rate_limit", "rate_limit", None]
     assert replies.due(script, 0, 3).words == ("a ", "b")
     assert replies.due(script, 1, 1).words == (replies.OVER,)
