@@ -24,7 +24,7 @@ from convergio.tasks.agents.turn import Part, TurnRequest
 from convergio.tasks.app import FlowTask
 from convergio.tasks.conversation import course, tables
 from convergio.tasks.conversation.archive import Archive, Place
-from convergio.tasks.conversation.course import Choice
+from convergio.tasks.conversation.floor import STOP, Selection
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.conversation.voice import Voice
@@ -53,7 +53,7 @@ class Ground:
     heard: Sequence[Message]
     opening: str | None
     continues: Place | None
-    chosen: Choice | None
+    chosen: Selection | None
     speaker: str
     tokens: int
 
@@ -91,13 +91,12 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
         continues = _continued(definition.spec["after"], names, step)
         heard = [] if continues is None else worker.archive.before(tenant, continues)
         prompt = inputs.prompt(definition, names)
-        last = next((one.source for one in reversed(heard) if one.kind is Kind.TEXT), None)
-        chosen = course.round_robin(team.names, last)
-        asked = Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt})
+        heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt}))
+        chosen = course.chosen(team, heard)
         return Ground(
             team=team,
             iteration=0,
-            heard=[*heard, asked],
+            heard=heard,
             opening=prompt,
             continues=continues,
             chosen=chosen,
@@ -201,17 +200,19 @@ def _sorted(claim: Claim) -> list[tuple[str, Any]]:
 
 async def _spoken(
     worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts
-) -> tuple[list[Part], dict[str, Any] | None, Choice | None]:
+) -> tuple[list[Part], dict[str, Any] | None, Selection | None]:
     """The agent speaks, and its readers listen; then the verdict, and who is next."""
     message = f"{instance.step_of(claim.held.step)}.{ground.iteration + 1}"
     async with Voice(worker.steps.link, claim, speaker=ground.speaker, message=message) as voice:
         if ground.chosen is not None:
-            voice.custom("speaker.selected", ground.chosen.as_dict())
+            voice.custom("speaker.selected", course.as_kept(ground.chosen))
         parts = await worker.agents.speak(request, memory=facts, emit=voice.emit, on_usage=facts.book)
         stop = course.over(ground.team.stop, turns=ground.iteration + 1, said=str(parts[-1][1]["text"]))
-        following = None if stop is not None else course.round_robin(ground.team.names, ground.speaker)
+        following = None if stop is not None else course.chosen(ground.team, _with(ground, parts), may_stop=True)
         if following is not None:
-            voice.custom("speaker.selected", following.as_dict())
+            voice.custom("speaker.selected", course.as_kept(following))
+            if following.speaker == STOP:
+                stop = {"by": "policy", "said": following.reason}
     return parts, stop, following
 
 
@@ -222,7 +223,7 @@ def settle(
     facts: Facts,
     parts: Sequence[Part],
     stop: dict[str, Any] | None,
-    following: Choice | None,
+    following: Selection | None,
 ) -> None:
     """One outcome: what was said, what it cost, the verdict, and who is next."""
     ledger = facts.rows
@@ -236,7 +237,7 @@ def settle(
         "iteration": ground.iteration,
         "speaker": ground.speaker,
         "chosen": _text(ground.chosen),
-        "next_speaker": None if following is None else following.speaker,
+        "next_speaker": None if following is None or stop is not None else following.speaker,
         "next_chosen": _text(following),
         "stop": None if stop is None else json.dumps(stop, ensure_ascii=False),
         "continues": None if continues is None else json.dumps(continues),
@@ -257,8 +258,17 @@ def settle(
     worker.steps.succeed(claim, output, tokens=tokens)
 
 
-def _text(choice: Choice | None) -> str | None:
-    return None if choice is None else json.dumps(choice.as_dict(), ensure_ascii=False)
+def _with(ground: Ground, parts: Sequence[Part]) -> list[Message]:
+    """The thread with what this turn adds."""
+    said = [
+        Message(iteration=ground.iteration, seq=seq, kind=kind, source=ground.speaker, body=body)
+        for seq, (kind, body) in enumerate(parts)
+    ]
+    return [*ground.heard, *said]
+
+
+def _text(choice: Selection | None) -> str | None:
+    return None if choice is None else json.dumps(course.as_kept(choice), ensure_ascii=False)
 
 
 def _rows(worker: TurnWorker, claim: Claim, ground: Ground, parts: Sequence[Part]) -> Rows:

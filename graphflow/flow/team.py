@@ -97,7 +97,7 @@ class TeamForm(Form):
         list[Annotated[MemberForm, BeforeValidator(_member, json_schema_input_type=str | MemberForm)]],
         Field(min_length=1, max_length=MOST_AGENTS),
     ]
-    policy: Literal["round_robin"] = Field("round_robin", description="who speaks next")
+    policy: Literal["round_robin", "scored"] = Field("round_robin", description="who speaks next")
     stop: StopForm = StopForm(turns=20, mention=[])
 
     @field_validator("agents")

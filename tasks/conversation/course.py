@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choice:
-    """Who speaks next, by which policy, and why. `scores`: what each candidate had, by factor."""
-
-    speaker: str
-    policy: str
-    reason: str
-    scores: Mapping[str, Mapping[str, float]] = field(default_factory=dict[str, Mapping[str, float]])
-
-    def as_dict(self) -> dict[str, Any]:
-        """As it is kept."""
-        scores = {name: dict(one) for name, one in self.scores.items()}
-        return {"speaker": self.speaker, "policy": self.policy, "reason": self.reason, "scores": scores}
+from convergio.tasks.conversation import speaker
+from convergio.tasks.conversation.floor import Selection, SelectionContext, ToolEvent, Utterance
+from convergio.tasks.conversation.team import Team
+from convergio.tasks.conversation.thread import Kind, Message
 
 
-def round_robin(names: Sequence[str], last: str | None) -> Choice:
-    """One after the other, in the team's order."""
-    if last not in names:
-        return Choice(speaker=names[0], policy="round_robin", reason="is the first")
-    chosen = names[(names.index(last) + 1) % len(names)]
-    return Choice(speaker=chosen, policy="round_robin", reason=f"comes after {last}")
+def chosen(team: Team, thread: Sequence[Message], *, may_stop: bool = False) -> Selection:
+    """Who speaks next, by the team's policy. `may_stop`: ending is one of the choices. Raises as `speaker.select`."""
+    context = SelectionContext(candidates=team.candidates, thread=utterances(thread), may_stop=may_stop)
+    return speaker.select(context, by=team.policy)
+
+
+def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
+    """The thread as policies read it: what was said, with the tools that were used for it."""
+    said: list[Utterance] = []
+    used: list[ToolEvent] = []
+    for message in thread:
+        if message.kind is Kind.RESULTS:
+            used += [ToolEvent(name=one["name"], ok=one["ok"]) for one in message.body["results"]]
+        elif message.kind is Kind.TEXT:
+            said.append(Utterance(index=len(said), speaker=message.source, text=message.text, tools=tuple(used)))
+            used = []
+    return tuple(said)
+
+
+def as_kept(selection: Selection) -> dict[str, Any]:
+    """A choice as it is kept, and told: what every candidate had, factor by factor."""
+    return {
+        "speaker": selection.speaker,
+        "policy": selection.policy,
+        "reason": selection.reason,
+        "scores": {name: dict(values) for name, values in selection.scores.items()},
+        "totals": dict(selection.totals),
+        "margin": selection.margin,
+        "asked": selection.asked,
+    }
 
 
 def over(stop: Mapping[str, Any], *, turns: int, said: str) -> dict[str, Any] | None:

@@ -8,13 +8,16 @@ from typing import Any
 
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
+from convergio.tasks.conversation.floor import Candidate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
-    """Who talks, in their order. `policy`: who speaks next; `stop`: when it is over (see `graphflow.flow.team`)."""
+    """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next; `stop`: when
+    it is over (see `graphflow.flow.team`)."""
 
     members: tuple[AgentSpec, ...]
+    candidates: tuple[Candidate, ...]
     policy: str
     stop: Mapping[str, Any]
 
@@ -22,7 +25,8 @@ class Team:
     def of(cls, spec: Mapping[str, Any], roster: Roster) -> Team:
         """The team of a conversation step. Raises UnknownAgent."""
         members = tuple(_member(one, roster) for one in spec["agents"])
-        return cls(members=members, policy=spec["policy"], stop=spec["stop"])
+        candidates = tuple(_candidate(member, roster) for member in members)
+        return cls(members=members, candidates=candidates, policy=spec["policy"], stop=spec["stop"])
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -32,6 +36,11 @@ class Team:
     def member(self, name: str) -> AgentSpec:
         """The member of this name."""
         return next(member for member in self.members if member.name == name)
+
+
+def _candidate(member: AgentSpec, roster: Roster) -> Candidate:
+    domains = roster.profile(member.name).domains if member.name in roster else ()
+    return Candidate(name=member.name, description=member.description, domains=domains, tools=member.tools)
 
 
 def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:

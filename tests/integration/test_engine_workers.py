@@ -103,7 +103,7 @@ def crew(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Crew]:
         stack.callback(entrance.link.close)
         processes = {name: stack.enter_context(running(name, settings, tmp_path)) for name in ("service", "w1", "w2")}
         made = Crew(settings=settings, folder=tmp_path, entrance=entrance, history=history, processes=processes)
-        wait_until(made.has_board, timeout=30)
+        wait_until(made.has_board, timeout=90)
         yield made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -112,6 +113,33 @@ def test_a_team_talks_one_after_the_other_until_a_word_ends_it(stage: Stage) -> 
     assert stage.outcomes(ref)["after"].output == {"value": "three APPROVED"}
 
 
+def test_a_scored_choice_is_kept_with_its_turn_factor_by_factor(stage: Stage) -> None:
+    flow = document.parse_document(
+        {
+            "workflow": "scored",
+            "version": 1,
+            "steps": {
+                "talk": {
+                    "conversation": {
+                        "agents": [agent("ann", "the budget is fine"), agent("bob", "so it is")],
+                        "policy": "scored",
+                        "stop": {"turns": 2},
+                    },
+                    "prompt": "What does it cost?",
+                }
+            },
+        }
+    )
+    ref = stage.submit(flow)
+    run(stage, ref)
+    assert stage.row(ref).state is RunState.SUCCEEDED
+    first = turns(stage, ref)[0]
+    chosen = json.loads(first["chosen"])
+    assert (chosen["policy"], chosen["speaker"]) == ("scored", first["speaker"])
+    assert set(chosen["scores"]) == {"ann", "bob"}
+    assert all(chosen["scores"]["ann"].keys() == factors.keys() for factors in chosen["scores"].values())
+
+
 # --- tools ------------------------------------------------------------------------------------------------------------
 
 CALLED: list[tuple[str, str]] = []
@@ -159,7 +187,9 @@ def test_tools_of_a_turn_are_in_the_thread_and_only_their_speaker_is_told_of_the
 def test_arguments_that_are_no_json_and_tools_that_do_not_exist_are_told_to_the_model(
     stage: Stage, called: Any
 ) -> None:
-    odd = {"call": [{"tool": "turns.look_up", "arguments": "{word"}, {"tool": "nobody", "arguments": {}}]}
+    odd: dict[str, Any] = {
+        "call": [{"tool": "turns.look_up", "arguments": "{word"}, {"tool": "nobody", "arguments": {}}]
+    }
     ref = stage.submit(talking(agent("ann", odd, "sorry", tools=["turns.look_up"]), stop={"turns": 1}), {"x": "it"})
     run(stage, ref)
     (results,) = [

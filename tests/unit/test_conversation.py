@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,41 @@ from convergio.tasks.agents import replies
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.conversation import course, migrations, tables
 from convergio.tasks.conversation.team import Team
+from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.tools.tool import Tools
 from convergio.workers.cli.talk import Talk
+
+
+def said(speaker: str, text: str = "hello") -> Message:
+    return Message(iteration=0, seq=0, kind=Kind.TEXT, source=speaker, body={"text": text})
+
+
+def team_of(*names: str, policy: str = "round_robin") -> Team:
+    """A team of these names; those that the roster does not have get a role."""
+    roster = Roster.load()
+    agents: list[Any] = [name if name in roster else {"name": name, "role": "R"} for name in names]
+    talk = {"conversation": {"agents": agents, "policy": policy}, "prompt": "p"}
+    flow = document.parse_document({"workflow": "w", "version": 1, "steps": {"t": talk}})
+    return Team.of(flow.steps["t"].spec, roster)
+
 
 STOP = {"turns": 3, "mention": ["DONE", "APPROVED"]}
 
 
 def test_turns_go_round_and_begin_behind_whoever_spoke_last() -> None:
-    names = ("ann", "bob", "cem")
-    chosen = [course.round_robin(names, last).speaker for last in (None, "ann", "bob", "cem", "user")]
-    assert chosen == ["ann", "bob", "cem", "ann", "ann"]
+    team = team_of("ann", "bob", "cem")
+    threads: list[list[Message]] = [[], [said("ann")], [said("ann"), said("bob")], [said("cem"), said("user")]]
+    assert [course.chosen(team, thread).speaker for thread in threads] == ["ann", "bob", "cem", "ann"]
+
+
+def test_a_scored_choice_says_what_every_candidate_had() -> None:
+    kept = course.as_kept(
+        course.chosen(team_of("amy", "ali", policy="scored"), [said("user", "How large is the budget?")])
+    )
+    assert set(kept["scores"]) == {"amy", "ali"} == set(kept["totals"])
+    assert all(isinstance(value, float) for one in kept["scores"].values() for value in one.values())
+    assert kept["speaker"] == max(kept["totals"], key=lambda name: float(kept["totals"][name]))
+    json.dumps(kept, allow_nan=False)
 
 
 @pytest.mark.parametrize(
@@ -71,21 +97,14 @@ def test_the_same_team_in_python_and_in_yaml_is_the_same_workflow() -> None:
 
 
 def test_members_are_those_of_the_roster_or_say_who_they_are() -> None:
-    flow = document.parse_document(
-        {
-            "workflow": "w",
-            "version": 1,
-            "steps": {"t": {"conversation": {"agents": ["amy", {"name": "bob", "role": "R"}]}, "prompt": "p"}},
-        }
-    )
-    team = Team.of(flow.steps["t"].spec, Roster.load())
+    team = team_of("amy", "bob")
     assert team.names == ("amy", "bob")
     assert team.member("amy").system_message == Roster.load().get("amy").system_message
     assert team.member("bob").system_message == "R"
 
 
 def test_which_reply_is_due_is_read_from_the_thread_and_failures_from_the_attempt() -> None:
-    script = [{"say": "a b", "call": [], "pace": 0.0, "fail": "rate_limit", "times": 2}]
+    script: list[dict[str, Any]] = [{"say": "a b", "call": [], "pace": 0.0, "fail": "rate_limit", "times": 2}]
     assert [replies.due(script, 0, attempt).failure for attempt in (1, 2, 3)] == ["rate_limit", "rate_limit", None]
     assert replies.due(script, 0, 3).words == ("a ", "b")
     assert replies.due(script, 1, 1).words == (replies.OVER,)
