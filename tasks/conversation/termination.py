@@ -262,7 +262,7 @@ class OrTerminationCondition(_Group):
         return _joined([stop for stop in stops if stop.turn == stops[0].turn]) if stops else None
 
 
-LEAVES: Final[tuple[type[Condition], ...]] = (
+ALL: Final[tuple[type[Condition], ...]] = (
     MaxMessageTermination,
     TextMentionTermination,
     StopMessageTermination,
@@ -273,9 +273,10 @@ LEAVES: Final[tuple[type[Condition], ...]] = (
     TokenUsageTermination,
     TimeoutTermination,
     ExternalTermination,
+    AndTerminationCondition,
+    OrTerminationCondition,
 )
-_KNOWN: Final[tuple[type[Condition], ...]] = (*LEAVES, AndTerminationCondition, OrTerminationCondition)
-PROVIDERS: Final[dict[str, type[Condition]]] = {one.provider: one for one in _KNOWN}
+PROVIDERS: Final[dict[str, type[Condition]]] = {one.provider: one for one in ALL}
 """What may be named; nothing else is ever looked up, and nothing is executed by reading."""
 
 
