@@ -319,8 +319,8 @@ def _members(given: Any, path: str, problems: list[errors.Problem], depth: int) 
     if depth >= DEEPEST or not isinstance(given, list):
         _wrong(problems, path, f"has to be a list, at most {DEEPEST} deep")
         return None
-    members: list[Any] = given
-    found = [_read(one, f"{path}.{place}", problems, depth + 1) for place, one in enumerate(members)]
+    members = enumerate(cast(Sequence[Any], given))
+    found = [_read(one, f"{path}.{place}", problems, depth + 1) for place, one in members]
     known = [one for one in found if one is not None]
     return known if len(known) == len(found) else None
 

@@ -169,19 +169,28 @@ def test_a_model_is_asked_only_when_it_is_close() -> None:
     assert found.speaker == asked[0][-1]
 
 
+def answering(answer: str) -> speaker.Ask:
+    """A model that always says this."""
+
+    def ask(_: SelectionContext, __: Sequence[str]) -> str:
+        return answer
+
+    return ask
+
+
 def test_a_model_that_names_nobody_does_not_decide() -> None:
     moment = context(("user", "We need to check the encryption."))
     for answer in ("nobody", "amy or luca", ""):
-        found = speaker.select(moment, by="llm", ask=lambda *_, said=answer: said)
+        found = speaker.select(moment, by="llm", ask=answering(answer))
         assert (found.speaker, found.policy) == ("luca", "llm")
-    assert speaker.select(moment, by="llm", ask=lambda *_: "It is sara's turn: sara.").speaker == "sara"
+    assert speaker.select(moment, by="llm", ask=answering("It is sara's turn: sara.")).speaker == "sara"
 
 
 def test_a_model_is_never_offered_the_last_speaker() -> None:
     """AutoGen falls back to the last speaker, who then may go on for ever."""
     moment = context(PLAIN, ("luca", "Well."))
     assert speaker.select(moment, by="llm", ask=lambda _, names: " ".join(names)).speaker != "luca"
-    assert speaker.select(moment, by="llm", ask=lambda *_: "luca").speaker != "luca"
+    assert speaker.select(moment, by="llm", ask=answering("luca")).speaker != "luca"
 
 
 def test_round_robin_goes_on_after_whoever_spoke_last() -> None:
