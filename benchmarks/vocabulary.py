@@ -18,7 +18,7 @@ import yaml
 from convergio.graphflow.model import errors
 
 SHIPPED: Final = "convergio.benchmarks"
-TRAINING: Final = ("business", "software")
+TRAINING: Final = ("business", "software", "restaurant", "university")
 HELD_OUT: Final = ("hospital", "newsroom")
 
 Few = Annotated[tuple[str, ...], pydantic.Field(min_length=1)]

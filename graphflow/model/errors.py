@@ -86,6 +86,12 @@ class InvalidWorkflow(ProblemsError):
     code = "INVALID_WORKFLOW"
 
 
+class InvalidTermination(ProblemsError):
+    """A condition that ends a conversation has problems."""
+
+    code = "INVALID_TERMINATION"
+
+
 class UnknownWorkflow(ConvergioError):
     """No workflow of this name is known."""
 
@@ -258,6 +264,12 @@ class StaleFence(ConvergioError):
     """Another owner has this step now; the result of this one is dropped."""
 
     code = "FENCED"
+
+
+class AnotherJournal(ConvergioError):
+    """The board belongs to another journal."""
+
+    code = "ANOTHER_JOURNAL"
 
 
 class SubmitTooLate(ConvergioError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Final
@@ -23,6 +23,9 @@ LEARNED: Final = 0.6
 """What a word counts that an agent reported with, beside 1 for one of its own description."""
 
 FITS: Final = 0.3
+FEW: Final = 8
+"""A turn of so few content words, none of them anybody's, has added nothing."""
+
 UNSURE: Final = 0.7
 """What a refusal counts when the speaker does not say what it is about."""
 
@@ -61,9 +64,14 @@ class Knowledge:
                 known[word] = LEARNED
                 self._owners[word] = max(1, self._owners[word])
 
-    def known(self, word: str) -> bool:
-        """Whether it belongs to anybody."""
-        return bool(self._owners[word])
+    def known(self, words: set[str]) -> bool:
+        """Whether any of these belongs to anybody."""
+        return any(self._owners[word] for word in words)
+
+    def shared(self, name: str, words: frozenset[str]) -> tuple[set[str], set[str]]:
+        """Of these words those of this agent, and those of others only."""
+        mine = {word for word in words if word in self.of[name]}
+        return mine, {word for word in words if word not in mine and self._owners[word]}
 
     def fits(self, words: set[str] | frozenset[str]) -> dict[str, float]:
         """How well each agent knows these words, 0 to 1: rare words count more, unknown ones not at all."""
@@ -103,13 +111,15 @@ class Agenda:
 
     def open(self) -> list[Item]:
         """What is not done, what was asked for last first; what has to wait comes after the rest."""
-        left = [item for item in self.items if not item.done]
-        return sorted(left, key=_urgency)
+        return sorted((item for item in self.items if not item.done), key=self._urgency)
 
     def focus(self) -> Item | None:
         """What is asked for now."""
-        left = (item for item in self.items if not item.done)
-        return min(left, key=_urgency, default=None)
+        return min((item for item in self.items if not item.done), key=self._urgency, default=None)
+
+    def _urgency(self, item: Item) -> tuple[bool, bool, int, int]:
+        """What nobody knows a word of comes last: mostly it is no request."""
+        return not self.knowledge.known(item.words), item.later, -item.asked, item.place
 
     def _hear(self, said: Utterance, message: Message) -> None:
         self.closing = message.closing
@@ -125,43 +135,72 @@ class Agenda:
         if self._named == said.speaker:
             self.names_seen += 1
             self.names_right += helped
-        for sentence in message.sentences:
-            if sentence.act in ("asking", "again") and sentence.words:
-                self._ask(sentence.words, said.index)
         self._named = self._name(said)
 
     def _answer(self, said: Utterance, message: Message) -> bool:
         """What this turn did to the agenda; whether it helped."""
-        acts = {sentence.act for sentence in message.sentences}
-        focus = self.focus()
-        self.retrying = None
-        if "declined" in acts:
-            self.idle.add(said.speaker)
-            self._declined(said, message, focus)
+        who, focus = said.speaker, self.focus()
+        acts = [(self._act(who, sentence), sentence.words) for sentence in message.sentences]
+        kinds = {act for act, _ in acts}
+        self.retrying = who if "failed" in kinds else None
+        if "done" in kinds or "again" in kinds:
+            self._progress(who, [words for act, words in acts if act == "done"], focus)
+        elif "failed" in kinds:
+            self._failed(said, _all(acts, "failed"), focus)
+        elif "waiting" not in kinds:
+            asked = [self._about(words) for act, words in acts if act == "asking"]
+            self._futile(who, focus, asked, declined="declined" in kinds)
+        if "waiting" in kinds:
+            self._waits(said, _all(acts, "waiting"))
+        for act, words in acts:
+            if act in ("asking", "again"):
+                self._ask(words, said.index)
+        silent = sum(len(words) for _, words in acts) <= FEW
+        if not kinds & {"done", "again", "failed"} and (kinds & {"declined", "waiting", "asking"} or silent):
+            self.idle.add(who)
             return False
-        if "again" in acts:
-            self.idle.clear()
-            return True
-        if "failed" in acts:
-            self.retrying = said.speaker
-            self._failed(said, message, focus)
-            return False
-        if "waiting" in acts:
-            self.idle.add(said.speaker)
-            self._waits(said, _words(message, "waiting"))
-            return False
-        self.idle.clear()
-        self._reported(said, [one for one in message.sentences if one.act in ("done", "plain")], focus)
-        return True
+        return "failed" not in kinds or "done" in kinds
 
-    def _declined(self, said: Utterance, message: Message, focus: Item | None) -> None:
-        """It is the item in focus that was declined, unless the speaker asks for something else that comes first."""
-        asked = [self._about(one.words) for one in message.sentences if one.act == "asking" and one.words]
+    def _act(self, who: str, sentence: Sentence) -> str:
+        """What a sentence does: by whose words it has, and by its cues."""
+        words, cues = sentence.words, sentence.cues
+        mine, others = self.knowledge.shared(who, words)
+        hit = self._about(words) is not None
+        if "again" in cues and "done" not in cues and self._settled(words):
+            return "again"
+        if mine and ((others and "waiting" in cues) or self._two(who, words)):
+            return "waiting"
+        if (mine or others or hit) and "asking" in cues and not (mine and cues & {"done", "negation"}):
+            return "asking"
+        return self._told(cues, hit=hit, own=bool(mine) or not others, known=bool(mine or others or hit))
+
+    def _told(self, cues: frozenset[str], *, hit: bool, own: bool, known: bool) -> str:
+        """What a sentence does that asks for nothing. Whoever speaks of somebody else's open item wants it done."""
+        if not known:
+            return "declined" if cues & {"declined", "negation"} else "plain"
+        if "failed" in cues or ("negation" in cues and own):
+            return "failed" if own or hit else "plain"
+        if "done" in cues:
+            return "done"
+        return ("done" if own else "asking") if hit else "plain"
+
+    def _settled(self, words: frozenset[str]) -> bool:
+        """Whether these words are about something that is done."""
+        item = self._about(words, anew=True)
+        return item is not None and item.done
+
+    def _two(self, who: str, words: frozenset[str]) -> bool:
+        """Whether these words are about something of the speaker's and about something else."""
+        own = [self.knowledge.fits(item.words)[who] >= FITS for item in self._touched(words)]
+        return any(own) and not all(own)
+
+    def _futile(self, who: str, focus: Item | None, asked: list[Item | None], *, declined: bool) -> None:
+        """Nothing came of the turn for what is in focus, unless the speaker points to something that comes first."""
         if focus is not None and (not asked or focus in asked):
-            focus.refused[said.speaker] = focus.refused.get(said.speaker, 0.0) + (1.0 if asked else UNSURE)
+            sure = 1.0 if asked and declined else UNSURE
+            focus.refused[who] = focus.refused.get(who, 0.0) + sure
 
-    def _failed(self, said: Utterance, message: Message, focus: Item | None) -> None:
-        words = _words(message, "failed")
+    def _failed(self, said: Utterance, words: frozenset[str], focus: Item | None) -> None:
         item = self._about(words) or focus
         if item is not None:
             item.failed[said.speaker] += 1
@@ -170,27 +209,35 @@ class Agenda:
             self.knowledge.learn(said.speaker, item.words | words)
 
     def _waits(self, said: Utterance, words: frozenset[str]) -> None:
-        """The speaker's own item has to wait for another: its own words are those that it knows."""
-        own = self.knowledge.of[said.speaker]
-        others = {word for word in words if word not in own and self.knowledge.known(word)}
-        for item in self.items:
-            if not item.done and len(item.words & words) >= 2 and not item.words & others:
-                item.later = True
-        self.knowledge.learn(said.speaker, words - others)
-        if others:
-            self._ask(others, said.index, later=True)
+        """Something of the speaker's has to wait for something else, and both are named."""
+        fits = self.knowledge.fits
+        about = sorted(self._touched(words), key=lambda item: -fits(item.words)[said.speaker])
+        own = about[0] if about and fits(about[0].words)[said.speaker] >= FITS else None
+        if own is not None:
+            own.later = True
+            self.knowledge.learn(said.speaker, own.words & words)
+        others = [item for item in about if item is not own]
+        for item in others:
+            item.asked = said.index
+        _, foreign = self.knowledge.shared(said.speaker, words - (own.words if own is not None else set()))
+        if not others and foreign:
+            self._ask(frozenset(foreign), said.index, later=True)
 
-    def _reported(self, said: Utterance, sentences: list[Sentence], focus: Item | None) -> None:
+    def _touched(self, words: frozenset[str]) -> list[Item]:
+        """Open items of which these words name a good part."""
+        return [item for item in self.items if not item.done and len(item.words & words) >= 2]
+
+    def _progress(self, who: str, reports: list[frozenset[str]], focus: Item | None) -> None:
         """Closes what the turn is about: by its words, else what was in focus, if that fits the speaker."""
-        done = [one for one in sentences if one.act == "done"] or sentences
-        for sentence in done:
-            item = self._about(sentence.words)
-            if item is None and focus is not None and self.knowledge.fits(focus.words).get(said.speaker, 0.0) >= FITS:
+        self.idle.clear()
+        for words in reports:
+            item = self._about(words)
+            if item is None and focus is not None and self.knowledge.fits(focus.words)[who] >= FITS:
                 item = focus
             if item is not None:
                 item.done = True
-                self.knowledge.learn(said.speaker, item.words)
-            self.knowledge.learn(said.speaker, sentence.words)
+                self.knowledge.learn(who, item.words)
+            self.knowledge.learn(who, words)
         for item in self.items:
             item.later = False
             for name in item.refused:
@@ -202,9 +249,14 @@ class Agenda:
         if item is None:
             item = Item(words=set(), place=len(self.items))
             self.items.append(item)
-        self.knowledge.uses.update(words - item.words)
-        item.words |= words
+        added = words - item.words if not item.words else {word for word in words - item.words if self._fitting(word)}
+        self.knowledge.uses.update(added)
+        item.words |= added
         item.asked, item.done, item.later = index, False, item.later and later
+
+    def _fitting(self, word: str) -> bool:
+        """Whether a word may be added to an item: somebody knows it, and no item has it."""
+        return self.knowledge.known({word}) and not self.knowledge.uses[word]
 
     def _about(self, words: frozenset[str] | set[str], *, anew: bool = False) -> Item | None:
         """The item that these words are about; one that is done only if it is asked for `anew`, and no open one is."""
@@ -226,9 +278,5 @@ class Agenda:
         return found[-1] if found else None
 
 
-def _urgency(item: Item) -> tuple[bool, int, int]:
-    return item.later, -item.asked, item.place
-
-
-def _words(message: Message, act: str) -> frozenset[str]:
-    return frozenset(word for one in message.sentences if one.act == act for word in one.words)
+def _all(acts: Iterable[tuple[str, frozenset[str]]], kind: str) -> frozenset[str]:
+    return frozenset(word for act, words in acts if act == kind for word in words)

@@ -33,6 +33,9 @@ class Scene:
     reader: Reader
     agenda: Agenda
     last: Message
+    together: bool
+    """Whether the task or the last message asks for more than one."""
+
     speakers: tuple[str, ...]
     """Who spoke, the latest first."""
 
@@ -40,12 +43,14 @@ class Scene:
     def of(cls, context: SelectionContext, tuning: Tuning, reader: Reader) -> Scene:
         """The thread as it is now."""
         names = frozenset(context.names)
+        first, last = (reader.read(context.thread[place].text if context.thread else "") for place in (0, -1))
         return cls(
             context=context,
             tuning=tuning,
             reader=reader,
             agenda=Agenda(context, reader, tuning.window),
-            last=reader.read(context.thread[-1].text if context.thread else ""),
+            last=last,
+            together=first.together or last.together,
             speakers=tuple(said.speaker for said in reversed(context.thread) if said.speaker in names),
         )
 
@@ -118,7 +123,7 @@ def _phase(scene: Scene) -> dict[str, float]:
 def _collaboration(scene: Scene) -> dict[str, float]:
     """The share of a candidate's partners among the last three, when the matter asks for more than one field."""
     recent = set(scene.speakers[:3])
-    needed = scene.last.together or len(scene.agenda.open()) > 2
+    needed = scene.together or len(scene.agenda.open()) > 2
     if not (needed and recent):
         return {}
     return {one.name: len(recent & set(one.partners)) / len(recent) for one in scene.context.candidates}

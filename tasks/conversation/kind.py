@@ -10,7 +10,7 @@ from convergio.tasks.conversation.tuning import Kind
 
 def kind_of(task: str, kinds: Mapping[str, Kind], reader: Reader) -> str:
     """The first type whose bound holds for what the task asks for; a type's own words make it that type at least."""
-    requests = sum(1 for sentence in reader.read(task).sentences if sentence.act in ("asking", "again"))
+    requests = sum(1 for sentence in reader.read(task).sentences if "asking" in sentence.cues)
     names = list(kinds)
     fits = next((place for place, name in enumerate(names) if _holds(kinds[name], requests)), len(names) - 1)
     named = [place for place, name in enumerate(names) if reader.names_kind(name, task)]

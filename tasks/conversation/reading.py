@@ -1,4 +1,4 @@
-"""What a message says, by its words: sentences that ask, report, fail, decline. No model, no state.
+"""What a message says, by its words: sentences, their content words, their cues. No model, no state.
 
 Reading is by whole words, cut to their stems: "now" is not in "know", "cash flow" is found as its two words.
 """
@@ -9,12 +9,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final
 
 from convergio.tasks.conversation.floor import Candidate
 from convergio.tasks.conversation.tuning import Tuning, pattern
-
-Act = Literal["declined", "waiting", "failed", "again", "asking", "done", "plain"]
 
 WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
 SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|\n+")
@@ -37,10 +35,10 @@ COMMON: Final = frozenset(COMMON_WORDS.split())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """What it does, and its content words as stems."""
+    """Its content words as stems, and which kinds of cue are in it; `asking` is a question mark, too."""
 
-    act: Act
     words: frozenset[str]
+    cues: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,18 +109,7 @@ class Reader:
         )
 
     def _sentence(self, text: str) -> Sentence:
-        return Sentence(act=self._act(text), words=stems(text))
-
-    def _act(self, text: str) -> Act:
-        found = self._patterns
-        if found["declined"].search(text):
-            return "declined"
-        if found["again"].search(text):
-            return "again"
-        if found["failed"].search(text):
-            return "failed"
-        if found["waiting"].search(text):
-            return "waiting"
-        if found["asking"].search(text) or text.rstrip().endswith("?"):
-            return "asking"
-        return "done" if found["done"].search(text) else "plain"
+        cues = {name for name, found in self._patterns.items() if found.search(text)}
+        if text.rstrip().endswith("?"):
+            cues.add("asking")
+        return Sentence(words=stems(text), cues=frozenset(cues))

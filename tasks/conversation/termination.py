@@ -262,7 +262,7 @@ class OrTerminationCondition(_Group):
         return _joined([stop for stop in stops if stop.turn == stops[0].turn]) if stops else None
 
 
-LEAVES: Final[tuple[type[Condition], ...]] = (
+ALL: Final[tuple[type[Condition], ...]] = (
     MaxMessageTermination,
     TextMentionTermination,
     StopMessageTermination,
@@ -273,9 +273,10 @@ LEAVES: Final[tuple[type[Condition], ...]] = (
     TokenUsageTermination,
     TimeoutTermination,
     ExternalTermination,
+    AndTerminationCondition,
+    OrTerminationCondition,
 )
-_KNOWN: Final[tuple[type[Condition], ...]] = (*LEAVES, AndTerminationCondition, OrTerminationCondition)
-PROVIDERS: Final[dict[str, type[Condition]]] = {one.provider: one for one in _KNOWN}
+PROVIDERS: Final[dict[str, type[Condition]]] = {one.provider: one for one in ALL}
 """What may be named; nothing else is ever looked up, and nothing is executed by reading."""
 
 
@@ -318,8 +319,8 @@ def _members(given: Any, path: str, problems: list[errors.Problem], depth: int) 
     if depth >= DEEPEST or not isinstance(given, list):
         _wrong(problems, path, f"has to be a list, at most {DEEPEST} deep")
         return None
-    members: list[Any] = given
-    found = [_read(one, f"{path}.{place}", problems, depth + 1) for place, one in enumerate(members)]
+    members = enumerate(cast(Sequence[Any], given))
+    found = [_read(one, f"{path}.{place}", problems, depth + 1) for place, one in members]
     known = [one for one in found if one is not None]
     return known if len(known) == len(found) else None
 

@@ -55,6 +55,7 @@ class Cues(pydantic.BaseModel):
     waiting: Words
     failed: Words
     again: Words
+    negation: Words
     asking: Words
     done: Words
     collaboration: Words

@@ -177,7 +177,7 @@ def test_sources_of_a_mention_are_kept() -> None:
         ("stop", "termination"),
         ({"provider": "os.system", "config": {}}, "termination.provider"),
         ({"provider": "autogen_agentchat.conditions.FunctionalTermination", "config": {}}, "termination.provider"),
-        ({"provider": "autogen_agentchat.conditions.StopMessageTermination"}, "termination.config"),
+        ({"provider": "autogen_agentchat.conditions.StopMessageTermination"}, "termination"),
         ({"provider": "autogen_agentchat.conditions.MaxMessageTermination", "config": {}}, "max_messages"),
         (
             {"provider": "autogen_agentchat.conditions.MaxMessageTermination", "config": {"max_messages": 0}},

@@ -1,0 +1,101 @@
+"""The simulator of speaker selection: the same for everybody, blind where it has to be, and its bounds can fail."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import pytest
+
+from convergio.benchmarks import selection, vocabulary
+from convergio.benchmarks.errands import FAMILIES, ROUND_ROBIN_IS_BEST, Errand, errand, errands
+from convergio.benchmarks.selectors import BASELINES, oracle, round_robin
+from convergio.benchmarks.talk import CAP, Talk
+from convergio.graphflow.model import errors
+
+WORDS: Final = vocabulary.load("software")
+GOOD: Final[dict[str, Any]] = {
+    "turn_reduction_ci_low": 0.10,
+    "success_ours": 0.98,
+    "success_best_baseline": 1.0,
+    "select_ms_p50_large_teams": 0.99,
+}
+
+
+def played(family: str, number: int = 0) -> selection.Outcome:
+    return selection.held(Talk(errand=one(family, number), vocabulary=WORDS), oracle)
+
+
+def one(family: str, number: int = 0) -> Errand:
+    return errand(WORDS, family, seed=7, number=number)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_task_can_be_solved_and_is_the_same_each_time(family: str) -> None:
+    for number in range(3):
+        outcome = played(family, number)
+        assert outcome.solved
+        assert outcome.turns >= len(outcome.errand.goals)
+        assert outcome.turns == played(family, number).turns
+
+
+@pytest.mark.parametrize("family", ROUND_ROBIN_IS_BEST)
+def test_in_these_families_nobody_is_better_than_round_robin(family: str) -> None:
+    for number in range(5):
+        talk = Talk(errand=one(family, number), vocabulary=WORDS)
+        assert selection.held(talk, round_robin).turns == played(family, number).turns
+
+
+def test_selectors_do_not_see_the_goals() -> None:
+    view = Talk(errand=one("query"), vocabulary=WORDS).view()
+    assert not re.search("Goal|skill|needs", repr(view))
+
+
+def test_a_conversation_that_gets_nowhere_counts_with_the_cap() -> None:
+    task = one("pipeline")
+    outcome = selection.held(Talk(errand=task, vocabulary=WORDS), lambda talk: talk.view().names[0])
+    assert (outcome.turns, outcome.solved) == (CAP, False)
+
+
+def test_tasks_depend_on_seed_and_vocabulary_only() -> None:
+    assert errands(WORDS, seed=3, count=22) == errands(WORDS, seed=3, count=22)
+    assert errands(WORDS, seed=3, count=22) != errands(WORDS, seed=4, count=22)
+
+
+def test_what_is_held_out_is_not_trained_on() -> None:
+    assert not set(vocabulary.TRAINING) & set(vocabulary.HELD_OUT)
+    assert selection.TRAINING_SEEDS[1] < selection.HELD_OUT_SEEDS[0]
+    assert len(FAMILIES) * 30 == selection.TASKS >= 300
+    assert all(vocabulary.load(name).name == name for name in (*vocabulary.TRAINING, *vocabulary.HELD_OUT))
+
+
+def test_the_interval_is_of_pairs_and_the_share_of_turns() -> None:
+    theirs = [played("query", number) for number in range(8)]
+    assert selection.reduction(theirs, theirs) == (0.0, 0.0, 0.0)
+
+
+def test_a_vocabulary_that_cannot_be_used_says_why(tmp_path: Any) -> None:
+    place = tmp_path / "few.yaml"
+    place.write_text("name: few\ndomains: {one: {roles: [a], words: [b]}}\n")
+    with pytest.raises(errors.InvalidSetting, match=r"domains\.one\.roles"):
+        vocabulary.load(place)
+    with pytest.raises(errors.InvalidSetting, match="cannot be read"):
+        vocabulary.load("nowhere")
+
+
+def test_losses_name_every_family_in_which_a_baseline_is_better() -> None:
+    turns = dict.fromkeys(BASELINES, 5.0) | {selection.OURS: 4.0}
+    assert selection.losses({"a": turns, "b": {**turns, selection.OURS: 6.0}}).keys() == {"b"}
+
+
+def test_good_figures_are_accepted() -> None:
+    assert selection.judged(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    "worse",
+    [{"turn_reduction_ci_low": 0.099}, {"success_ours": 0.979}, {"select_ms_p50_large_teams": 1.0}],
+    ids=lambda worse: next(iter(worse)),
+)
+def test_each_bound_can_fail(worse: dict[str, Any]) -> None:
+    assert len(selection.judged(GOOD | worse)) == 1
