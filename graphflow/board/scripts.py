@@ -236,7 +236,8 @@ def _commit(keys: Keys, epoch: Epoch, ref: RunRef, token: str, submitter: str, b
     args += [len(batch.timers), *_flat((f"{ref}/{timer}", due) for timer, due in batch.timers)]
     args.append(len(batch.bells))
     for bell in batch.bells:
-        args += [order[bell.queue_list], bell.side, bell.content, bell.beside, f"{ref}/{bell.step}/{bell.ring}"]
+        side, by = ("R", bell.side) if bell.beside else (bell.side, "")
+        args += [order[bell.queue_list], side, bell.content, by, bell.beside, f"{ref}/{bell.step}/{bell.ring}"]
     args += [len(batch.events), *_flat(batch.events)]
     return Call("commit", names, args)
 

@@ -4,8 +4,8 @@
 -- ARGV: 1 token, 2 epoch number, 3 lock token, 4 lock ms, 5 tenant/run, 6 submitter, 7 consumed entries, 8 name of this
 --       commit (asked twice, it is written once: not every commit has a write that would refuse its repetition), groups:
 --       writes (field, from, to; '' = absent), posts (entry), leases (member), timers (member, due ms; '' = drop),
---       rings (list number, side L|R, bytes, '', member; or
---       BEFORE|AFTER, bytes, the doorbell beside which it goes, member), events (type, step, flags j|jp|'', member, data)
+--       rings (list number, side L|R, bytes, '' or BEFORE|AFTER and
+--       the doorbell beside which it goes while that waits, member), events (type, step, flags j|jp|'', member, data)
 -- Returns: OK remaining entries | CONFLICT field | REBUILD
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return REBUILD end
 local run, at, i = KEYS[2], clock(), 8
@@ -30,8 +30,8 @@ for _ = 1, take() do
   if due == '' then redis.call('ZREM', KEYS[5], member) else redis.call('ZADD', KEYS[5], due, member) end
 end
 for _ = 1, take() do
-  local n, side, bytes, beside, member = 9 + 2 * take(), take(), take(), take(), take()
-  push(KEYS[n], side, bytes, beside)
+  local n, side, bytes, by, near, member = 9 + 2 * take(), take(), take(), take(), take(), take()
+  if by == '' or redis.call('LINSERT', KEYS[n], by, near, bytes) < 1 then redis.call(side .. 'PUSH', KEYS[n], bytes) end
   redis.call('ZADD', KEYS[n + 1], at, member)
 end
 for _ = 1, take() do

@@ -25,12 +25,6 @@ local function park(parked, nudge, id, member)
   wake(nudge)
   return sequence(id)
 end
--- Push a doorbell: to the end L or R of its list, or beside the one that waits there. If that was popped meanwhile, so was
--- all before it: its place is the consuming end.
-local function push(list, side, bytes, beside)
-  if beside ~= '' and redis.call('LINSERT', list, side, beside, bytes) > 0 then return end
-  redis.call((beside ~= '' and 'R' or side) .. 'PUSH', list, bytes)
-end
 -- Take the run's lock if it is free, and read what its inbox holds, and the fields named by `args` from `first` on. The lock is a lease: its holder may die.
 local function lock(run, inbox, token, ms, at, args, first)
   local held = redis.call('HGET', run, '@lock')
