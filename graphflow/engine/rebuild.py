@@ -283,7 +283,8 @@ class Rebuilder:
         """Keys of an older epoch: nobody reads them any more. SCAN is fine here, this is no hot path."""
         try:
             begins = f"{glob(self.link.prefix)}:{old}"
-            for part in _chunks(list(self.link.client.scan_iter(match=f"{begins}:*", count=1000))):
+            names = cast("Iterable[str]", self.link.client.scan_iter(match=f"{begins}:*", count=1000))
+            for part in _chunks(list(names)):
                 self.link.client.unlink(*part)
         except UNREACHABLE as error:
             logger.warning("keys of epoch %d stay on the board: %s", old, error)

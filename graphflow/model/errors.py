@@ -104,12 +104,6 @@ class InvalidInput(ProblemsError):
     code = "INVALID_INPUT"
 
 
-class InvalidTermination(ProblemsError):
-    """A condition that ends a conversation has problems."""
-
-    code = "INVALID_TERMINATION"
-
-
 class ExpressionFailed(ConvergioError):
     """An expression could not be evaluated."""
 
@@ -264,12 +258,6 @@ class StaleFence(ConvergioError):
     """Another owner has this step now; the result of this one is dropped."""
 
     code = "FENCED"
-
-
-class AnotherJournal(ConvergioError):
-    """The board belongs to another journal."""
-
-    code = "ANOTHER_JOURNAL"
 
 
 class SubmitTooLate(ConvergioError):

@@ -31,7 +31,10 @@ def held(value: object) -> bool:
     if isinstance(value, dict):
         named = cast("Mapping[str, Any]", value)
         return digest_of(named) is not None or any(map(held, named.values()))
-    return isinstance(value, list) and any(map(held, value))
+    if isinstance(value, list):
+        parts: list[Any] = value
+        return any(map(held, parts))
+    return False
 
 
 def forged(value: object) -> bool:

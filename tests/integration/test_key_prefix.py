@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,7 +31,7 @@ def test_the_default_installation_is_found_by_any_celery_client() -> None:
 
 
 def test_every_key_of_an_installation_has_its_prefix_and_another_ones_doorbells_are_left_alone(crew: Crew) -> None:
-    redis = crew.entrance.link.client
+    redis: Any = crew.entrance.link.client
     for queue in ("convergio", "steps"):
         redis.lpush(queue, "a message of the installation that has the default prefix")
     worker = crew.started("w1", pool="solo")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import redis
+from redis.exceptions import NoPermissionError
 
 from convergio.graphflow.board import connection
 from convergio.graphflow.model import errors
@@ -45,7 +46,7 @@ def test_a_server_is_known_by_its_run_id() -> None:
     assert (wire.board_server, wire.is_open) == ("abc", True)
 
 
-@pytest.mark.parametrize("answer", ["redis_version:7.2.0\r\n", redis.exceptions.NoPermissionError("no INFO")])
+@pytest.mark.parametrize("answer", ["redis_version:7.2.0\r\n", NoPermissionError("no INFO")])
 def test_a_server_that_hides_its_run_id_is_refused_in_words(answer: str | Exception) -> None:
     wire = Wire(answer)
     with pytest.raises(errors.UnsupportedServer, match=r"run_id.*\+info"):
