@@ -126,10 +126,11 @@ class FlowTask(Task[Any, Any]):
     def before_start(self, task_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """CLAIM, then the hooks under its fence. Raises Ignore where nothing is to be done, StepDenied on a veto."""
         run, step, ring = args
-        ref = RunRef(tenant=vars(self.request)["tenant"], run=run)
+        request, worker = self.request, self.worker  # looked up by thread, each time
+        ref = RunRef(tenant=vars(request)["tenant"], run=run)
         try:
-            came_by = queue_list(self.request.delivery_info or {}, list_prefix(self.app))
-            claim = self.worker.steps.claim(ref, step=step, ring=ring, queue_list=came_by)
+            came_by = queue_list(request.delivery_info or {}, list_prefix(self.app))
+            claim = worker.steps.claim(ref, step=step, ring=ring, queue_list=came_by)
         except (errors.BoardUnavailable, errors.BoardRebuilding) as error:
             # The board is away or new: it rings again what is ready there.
             logger.warning("doorbell %s: %s", task_id, error)
@@ -137,9 +138,9 @@ class FlowTask(Task[Any, Any]):
         if claim is None:
             self.send_event("task-duplicate")
             raise Ignore
-        vars(self.request)["claim"] = claim
-        claim.on_lost = self.worker.overtime
-        if self.worker.draining:
+        vars(request)["claim"] = claim
+        claim.on_lost = worker.overtime
+        if worker.draining:
             self.give_back()
         self._hold_up(claim)
         self._ask_hooks(claim)
@@ -172,7 +173,10 @@ class FlowTask(Task[Any, Any]):
 
     def _ask_hooks(self, claim: Claim) -> None:
         steps = self.worker.steps
-        context = hooks.context(claim.held, steps.step(claim).kind)
+        kind = steps.step(claim).kind
+        if not self.worker.hooks.concern(kind):
+            return
+        context = hooks.context(claim.held, kind)
         answer = self.worker.hooks.ask(context)
         try:
             match answer:

@@ -11,6 +11,7 @@ and says so when kombu itself has learned one. Producers and clients need none o
 
 from __future__ import annotations
 
+import json
 import ssl
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
@@ -89,7 +90,7 @@ class Channel(_StockChannel):
     _silent: frozenset[str] | set[str] = frozenset()
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        self._names: dict[tuple[str, int], str] = {}
+        self._names: dict[tuple[tuple[str, ...], tuple[int, ...]], list[str]] = {}
         super().__init__(*args, **options)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
@@ -113,25 +114,30 @@ class Channel(_StockChannel):
 
     def doorbell_lists(self) -> list[str]:
         """The lists that a pop would look at now, in its order, without those whose messages are acknowledged."""
-        queues = [queue for queue in self._queue_cycle.consume(len(self.active_queues)) if queue in self._silent]
-        return [self._list_name(queue, step) for step in self._next_steps() for queue in queues]
+        queues = tuple(queue for queue in self._queue_cycle.consume(len(self.active_queues)) if queue in self._silent)
+        return self._lists(queues, self._next_steps())
 
     def rival_lists(self) -> list[str]:
         """Every list of the queues whose messages are acknowledged."""
-        queues = [queue for queue in self.active_queues if queue not in self._silent]
-        return [self._list_name(queue, step) for step in self.priority_steps for queue in queues]
+        queues = tuple(queue for queue in self.active_queues if queue not in self._silent)
+        return self._lists(queues, self.priority_steps)
 
     def hand_on(self, queue_list: str, message: str) -> None:
         """Delivers a message as if it had been popped from the list."""
         queue = queue_list.removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
         self._queue_cycle.rotate(queue)
-        self.connection._deliver(loads(message), queue)
+        # Only what names a type needs kombu's hook, which is called for each object; a doorbell names none.
+        self.connection._deliver((loads if "__type__" in message else json.loads)(message), queue)
 
-    def _list_name(self, queue: str, step: int) -> str:
-        name = self._names.get((queue, step))
-        if name is None:
-            name = self._names[queue, step] = self.global_keyprefix + self._q_for_pri(queue, step)
-        return name
+    def _lists(self, queues: tuple[str, ...], steps: Sequence[int]) -> list[str]:
+        """The names of these queues' lists. Orders come again and again: by far the most are known."""
+        order = (queues, tuple(steps))
+        names = self._names.get(order)
+        if names is None:
+            prefix = self.global_keyprefix
+            names = [prefix + self._q_for_pri(queue, step) for step in order[1] for queue in queues]
+            self._names[order] = names
+        return names
 
     def _next_steps(self) -> list[int]:
         self._pops += 1

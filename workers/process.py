@@ -5,6 +5,7 @@ Under the pool `prefork` this process runs no bodies: its children do, each with
 
 from __future__ import annotations
 
+import gc
 import logging
 import time
 from collections.abc import Callable
@@ -95,6 +96,7 @@ class WorkerProcess:
             optimization="fair",
             max_memory_per_child=self.settings.child_memory_mb * 1024 or None,
         )
+        gc.freeze()  # what there is now stays: no collection need look at it again
         worker.start()
         self.close()
         return int(worker.exitcode or 0)

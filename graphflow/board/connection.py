@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import Any, Final, Protocol, cast
 from urllib.parse import urlsplit
 
+import hiredis
 import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
@@ -59,7 +60,7 @@ class Call:
 def script(name: str, then: str = "") -> tuple[str, str]:
     """The text of a script, and its SHA-1 for EVALSHA. `then`: a second one that follows in the same move."""
     flags = "" if name in NEW_WORK else "#!lua flags=allow-oom\n"
-    text = flags + _source("shared/prelude") + _source("shared/grant")
+    text = flags + _source("shared/prelude") + _source("shared/events") + _source("shared/grant")
     text += _source("shared/limits") if name in LIMITED else ""
     if then:
         parts = {"first": name, "second": then}
@@ -113,7 +114,6 @@ class Wire(Protocol):
     def connect(self) -> None: ...
     def on_connect(self) -> None: ...
     def disconnect(self) -> None: ...
-    def pack_command(self, *words: Any) -> Sequence[bytes]: ...
     def send_packed_command(self, command: Sequence[bytes], check_health: bool = True) -> None: ...
     def send_command(self, *words: Any) -> None: ...
     def read_response(self) -> Any: ...
@@ -151,6 +151,7 @@ class Link:
         self.client = redis.Redis(connection_pool=self.pool)
         self._idle: deque[Wire] = deque()
         self._epoch: Epoch | None = None
+        self._keys = Keys(prefix, 0)
         self._lock = threading.Lock()
 
     def close(self) -> None:
@@ -166,7 +167,10 @@ class Link:
         return self._epoch or self.refresh()
 
     def keys(self, epoch: Epoch) -> Keys:
-        return Keys(self.prefix, epoch.number)
+        known = self._keys
+        if known.number != epoch.number:
+            known = self._keys = Keys(self.prefix, epoch.number)
+        return known
 
     def refresh(self) -> Epoch:
         """Reads the epoch key. Raises BoardRebuilding if there is none, or if another server made it, and
@@ -288,8 +292,12 @@ class Link:
         return connection
 
 
+_pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)
+
+
 def _ask(connection: Wire, command: tuple[Any, ...]) -> list[Any]:
-    connection.send_packed_command(connection.pack_command(*command), check_health=False)
+    # redis-py's own packing looks at each word once more first, and a script has many.
+    connection.send_packed_command([_pack(command)], check_health=False)
     return cast("list[Any]", connection.read_response())
 
 

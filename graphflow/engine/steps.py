@@ -29,7 +29,7 @@ from convergio.graphflow.journal.blobs import Blobs, Opened
 from convergio.graphflow.journal.history import History
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.ids import Nonces, RunRef
-from convergio.graphflow.model.outcome import Outcome, Rows, encode
+from convergio.graphflow.model.outcome import Outcome, Rows, compact, encode
 from convergio.graphflow.model.states import BlockedOn, StepState
 from convergio.graphflow.model.workflow import Durability, OnFailure, Step
 
@@ -169,7 +169,8 @@ class Steps:
 
     def arguments(self, claim: Claim) -> dict[str, Any]:
         """The values of the step's `with`. Raises ExpressionFailed, JournalUnavailable."""
-        return inputs.arguments(self.step(claim), self.names(claim))
+        step = self.step(claim)
+        return inputs.arguments(step, self.names(claim)) if step.arguments else {}
 
     def record(self, claim: Claim, key: str, value: Any) -> None:
         """Keep a fact that must not be bought twice: the step's next claim finds it in `held.records`.
@@ -331,7 +332,7 @@ class Steps:
         """Tells the outcome: by COMPLETE where what follows is simple, else by ARRIVE."""
         step = self.step(claim)
         kept = draft.kept(step, outcome)
-        output = "" if kept is None else json.dumps(kept, ensure_ascii=False, separators=(",", ":"))
+        output = "" if kept is None else compact(kept)
         told = {"output": output, "outcome": outcome.as_json()}
         durable = step.durability is Durability.STEP
         names = [] if durable else decide.wanted(claim.plan, step.name)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from itertools import chain
+from operator import itemgetter
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -25,6 +27,7 @@ class BulkInsert:
 
     def __init__(self, database: Database, table: sa.Table) -> None:
         self._columns = table.c.keys()
+        self._picked = itemgetter(*self._columns)
         self._arrays = None if database.is_sqlite else _from_arrays(table).returning(*table.primary_key.columns)
         self._values = cache(partial(_of_values, table))
 
@@ -40,8 +43,11 @@ class BulkInsert:
         new: list[tuple[Any, ...]] = []
         for start in range(0, len(rows), CHUNK):
             chunk = rows[start : start + CHUNK]
-            values = tuple(row[column] for row in chunk for column in self._columns)
-            new += [tuple(row) for row in connection.exec_driver_sql(self._values(len(chunk)), values)]
+            values = tuple(chain.from_iterable(map(self._picked, chunk)))
+            result = connection.exec_driver_sql(self._values(len(chunk)), values)
+            assert result.cursor is not None, "RETURNING makes rows"
+            new += result.cursor.fetchall()  # the driver's own tuples: SQLAlchemy would wrap each
+            result.close()
         return new
 
 

@@ -25,6 +25,8 @@ def named(step: str, iteration: int) -> str:
 
 def split(instance: str) -> tuple[str, int]:
     """The step and the iteration."""
+    if MARK not in instance:
+        return instance, 0
     step, _, iteration = instance.partition(MARK)
     return step, int(iteration or 0)
 
@@ -59,6 +61,8 @@ def whole(instance: str) -> str:
 
 def label(instance: str) -> str:
     """How people read it: `review`, `review[3]` (an item), `draft#2` (a round), `review#2[3]`."""
+    if MARK not in instance:
+        return instance
     step, index = whole(instance), index_of(instance)
     return step if index is None else f"{step}[{index}]"
 

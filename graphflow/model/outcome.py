@@ -18,6 +18,11 @@ refused."""
 _ESCAPED_NUL: Final = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 """An even number of backslashes before it: an escaped backslash followed by "u0000" is harmless text."""
 
+compact: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""A value as JSON, as it travels. Made once: `json.dumps` makes an encoder for each call."""
+
+_strict: Final = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
+
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]
 """Rows of a domain's own tables, by table name: the journaler writes them in the outcome's transaction."""
 
@@ -26,16 +31,19 @@ def encode(value: Any, *, what: str, limit: int = PAYLOAD_LIMIT) -> str:
     """`value` as JSON text; refuses what no store can keep: non-JSON values, NaN, NUL characters, more than `limit`
     bytes."""
     try:
-        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        text = _strict(value)
     except (TypeError, ValueError, RecursionError) as error:
         hint = "return only dicts, lists, strings, finite numbers, booleans and None"
         raise errors.InvalidPayload(f"{what} is not JSON: {error}", hint=hint) from error
     if has_nul(text):
         raise errors.InvalidPayload(f"{what} holds a NUL character", hint="remove \\x00 from its strings")
-    size = len(text.encode("utf-8", "surrogatepass"))
+    plain = text.isascii()
+    size = len(text) if plain else len(text.encode("utf-8", "surrogatepass"))
     if size > limit:
         hint = "store it elsewhere and pass a reference"
         raise errors.PayloadTooLarge(f"{what} has {size} bytes of JSON, the limit is {limit}", hint=hint)
+    if plain:
+        return text
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -90,4 +98,4 @@ class Outcome:
             body["cache"] = self.cache
         if self.cached_from is not None:
             body["cached_from"] = self.cached_from
-        return json.dumps(body, ensure_ascii=False, separators=(",", ":"))
+        return compact(body)

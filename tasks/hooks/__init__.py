@@ -79,6 +79,10 @@ class Hooks:
     def add(self, hook: Hook, kinds: Iterable[StepKind] = tuple(StepKind)) -> None:
         self._hooks.append((frozenset(kinds), hook))
 
+    def concern(self, kind: StepKind) -> bool:
+        """Whether any hook is for steps of this kind."""
+        return any(kind in kinds for kinds, _ in self._hooks)
+
     def ask(self, context: HookContext) -> Answer:
         """The first answer that is not Allow, or Allow. A hook that raises denies: the guard fails closed."""
         for kinds, hook in self._hooks:

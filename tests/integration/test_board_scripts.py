@@ -40,7 +40,7 @@ def stage(board_url: str) -> Iterator[Stage]:
 def test_every_script_is_called_by_these_tests() -> None:
     called = {script for name in CALLS for script in scripts_of(name)} - {""}
     assert called | {"begin", "publish"} == set(SCRIPTS)
-    assert PIECES == ["both", "grant", "limits", "prelude"]
+    assert PIECES == ["both", "events", "grant", "limits", "prelude"]
 
 
 def test_nothing_that_any_script_writes_has_a_ttl(stage: Stage) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import redis
 
+from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import pool
 from convergio.graphflow.client.event import FINISHED, RESET, SNAPSHOT, Event
 from convergio.graphflow.client.feed import Feed
@@ -112,6 +113,19 @@ def test_what_was_trimmed_is_told_as_a_snapshot(stage: EngineStage) -> None:
     rest = told(reading, FINISHED)
     first = snapshot[0].position[1]
     assert [event.position[1] for event in rest] == list(range(first + 1, first + 1 + len(rest)))
+
+
+def test_a_feed_keeps_its_last_ten_thousand_events_or_a_few_more(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    link = stage.core.link
+    keys = link.keys(link.epoch())
+    with link.client.pipeline() as pipe:
+        for seq in range(100, 12_100):
+            pipe.xadd(keys.feed(ref), {"type": "x", "step": "", "at": "0"}, id=f"1-{seq}")
+        pipe.hset(keys.run(ref), fields.SEQ, 12_199)
+        pipe.execute()
+    play(stage, ref, "first")
+    assert 10_000 <= link.client.xlen(keys.feed(ref)) <= 10_200
 
 
 def test_a_run_that_left_the_board_is_told_by_whoever_knows_its_end(stage: EngineStage) -> None:

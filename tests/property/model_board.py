@@ -69,7 +69,7 @@ class ModelBoard:
         seq = int(run.values.get("@seq", 0)) + 1
         run.values["@seq"] = str(seq)
         at = str(self.now_ms)
-        run.feed.append({"type": kind, "step": step, "at": at, "data": data if submitter is None else ""})
+        run.feed.append({"type": kind, "step": step, "at": at, **({"data": data} if submitter is None else {})})
         if submitter is None:
             return -1
         told = {"t": kind, "r": str(ref), "u": submitter, "s": step, "q": str(seq), "a": at, "d": data}

@@ -1,4 +1,4 @@
-"""Pre-run hooks: one that breaks is logged, and times are the board's, in a zone with its rules."""
+"""Pre-run hooks: one that breaks is logged, whom they concern, and times of the board, in a zone with its rules."""
 
 from __future__ import annotations
 
@@ -64,3 +64,18 @@ def test_now_is_the_boards_time_in_a_zone_with_rules(monkeypatch: pytest.MonkeyP
         hooks.local_zone.cache_clear()
         assert hooks.context(claimed, StepKind.TASK).now.timestamp() == 1.0
     hooks.local_zone.cache_clear()
+
+
+@pytest.mark.parametrize("kind", list(StepKind))
+def test_nobody_is_asked_about_a_kind_that_no_hook_is_for(kind: StepKind) -> None:
+    asked = hooks.Hooks()
+    assert not asked.concern(kind)
+    asked.add(lambda context: hooks.Allow(), [StepKind.AGENT])
+    asked.add(lambda context: hooks.Allow(), [StepKind.AGENT, StepKind.TASK])
+    assert asked.concern(kind) is (kind in (StepKind.AGENT, StepKind.TASK))
+
+
+def test_a_hook_that_names_no_kind_is_for_all() -> None:
+    asked = hooks.Hooks()
+    asked.add(lambda context: hooks.Allow())
+    assert all(asked.concern(kind) for kind in StepKind)

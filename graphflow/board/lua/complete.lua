@@ -6,7 +6,7 @@
 -- Returns: OK | LOCKED entries values | BUSY | EMPTY | FENCED state | GONE | REBUILD
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return REBUILD end
 local run, step, at, first = KEYS[2], ARGV[3], clock(), 12 + 6 * ARGV[11]
-local done, names = 'SUCCEEDED|' .. ARGV[4], {'s:' .. step, '@state', '@stop', '@lock', '@open'}
+local done, names = 'SUCCEEDED|' .. ARGV[4], {'s:' .. step, '@state', '@stop', '@lock', '@open', '@seq'}
 for i = 12, first - 1, 6 do
   for _, kind in ipairs({'s:', 'n:', 'j:', 'k:'}) do names[#names + 1] = kind .. ARGV[i] end
 end
@@ -15,12 +15,13 @@ if not v[1] then return {'GONE'} end
 if v[1] == done then return lock(run, KEYS[4], ARGV[9], tonumber(ARGV[10]), at, ARGV, first) end
 if v[1] ~= 'RUNNING|' .. ARGV[4] then return {'FENCED', v[1]} end
 redis.call('ZREM', KEYS[3], ARGV[5] .. '/' .. step .. '/' .. ARGV[4])
-tell(run, KEYS[7], KEYS[6], ARGV[2], ARGV[5], ARGV[6], 'step.succeeded', step, at, ARGV[8])
+local seq = (v[6] or 0) + 1
+say(seq, KEYS[7], KEYS[6], ARGV[2], ARGV[5], ARGV[6], 'step.succeeded', step, at, ARGV[8])
 local own = ARGV[7] == '' and {'s:' .. step, done} or {'s:' .. step, done, 'o:' .. step, ARGV[7]}
 local writes, rung = {'c:' .. step, 'x', '@open', number(v[5] - 1), unpack(own)}, {}
 local free = v[2] == 'RUNNING' and not v[3] and not v[4] and tonumber(v[5]) > 1 and redis.call('LLEN', KEYS[4]) == 0
 for i = 12, first - 1, 6 do
-  local name, k = ARGV[i], 6 + (i - 12) / 6 * 4
+  local name, k = ARGV[i], 7 + (i - 12) / 6 * 4
   local resolved = (v[k + 2] or 0) + 1
   local ready = ARGV[i + 5] ~= ''
   free = free and not v[k] and not v[k + 1] and (ready or resolved < tonumber(ARGV[i + 1])) -- who fires a join, decides
@@ -29,15 +30,15 @@ for i = 12, first - 1, 6 do
   for w = 1, ready and ARGV[i + 2] == '' and 4 or #more do writes[#writes + 1] = more[w] end
   if ready then rung[#rung + 1] = i end
 end
-redis.call('HSET', run, unpack(free and writes or own))
+redis.call('HSET', run, '@seq', free and seq + #rung or seq, unpack(free and writes or own))
 if not free then
   redis.call('RPUSH', KEYS[4], cjson.encode({t = 'arrived', step = step}))
   redis.call('ZADD', KEYS[5], at, ARGV[5])
   return lock(run, KEYS[4], ARGV[9], tonumber(ARGV[10]), at, ARGV, first)
 end
-for _, i in ipairs(rung) do
+for nth, i in ipairs(rung) do
   redis.call('LPUSH', KEYS[6 + 2 * ARGV[i + 3]], ARGV[i + 5])
   redis.call('ZADD', KEYS[7 + 2 * ARGV[i + 3]], at, ARGV[5] .. '/' .. ARGV[i] .. '/' .. ARGV[i + 4])
-  tell(run, KEYS[7], nil, ARGV[2], '', '', 'step.ready', ARGV[i], at, '{}')
+  say(seq + nth, KEYS[7], nil, ARGV[2], '', '', 'step.ready', ARGV[i], at, '{}')
 end
 return {'OK'}

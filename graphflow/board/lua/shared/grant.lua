@@ -4,7 +4,7 @@
 local function grant(run, leases, rung, feed, epoch, ref, step, ring, nonce, ms, worker)
   local at, member = clock(), ref .. '/' .. step .. '/'
   local v = redis.call('HMGET', run, 's:' .. step, '@state', '@stop', 'a:' .. step, 'd:' .. step, '@meta', '@input',
-    'x:' .. step, 'r:' .. step, 'u:' .. step)
+    'x:' .. step, 'r:' .. step, 'u:' .. step, '@seq')
   redis.call('ZREM', rung, member .. ring)
   if not v[2] then return {'GONE'} end
   local fence = ring .. '.' .. nonce
@@ -13,9 +13,10 @@ local function grant(run, leases, rung, feed, epoch, ref, step, ring, nonce, ms,
   local open = v[2] == 'RUNNING' or (v[2] == 'COMPENSATING' and string.sub(step, 1, 5) == 'undo:')
   if not open or v[3] then return {'STOPPED'} end
   if not again then
-    redis.call('HSET', run, 's:' .. step, 'RUNNING|' .. fence)
+    local seq = (v[11] or 0) + 1
+    redis.call('HSET', run, 's:' .. step, 'RUNNING|' .. fence, '@seq', seq)
     if v[10] then redis.call('HDEL', run, 'u:' .. step) end
-    tell(run, feed, nil, epoch, '', '', 'step.running', step, at, worker)
+    say(seq, feed, nil, epoch, '', '', 'step.running', step, at, worker)
   end
   redis.call('ZADD', leases, at + ms, member .. fence)
   local answer = {'OK', fence, number(at), v[4] or '1', v[5] or '0', v[6], v[7], v[8] or '', v[9] or ''}

@@ -1,18 +1,13 @@
 -- Put before every script. Small words that all scripts share; creates nothing.
 local REBUILD = {'REBUILD'}
 local function number(n) return string.format('%.0f', n) end
-local function clock()
-  local t = redis.call('TIME')
-  return t[1] * 1000 + math.floor(t[2] / 1000)
-end
--- The next event of a run: to its readers, and, if `journal` is given, to SQL. Returns the stream id, or ''.
-local function tell(run, feed, journal, epoch, ref, submitter, kind, step, at, data)
-  local seq = redis.call('HINCRBY', run, '@seq', 1)
-  redis.call('XADD', feed, 'MAXLEN', '~', 10000, epoch .. '-' .. seq, 'type', kind, 'step', step, 'at', number(at),
-    'data', journal and '' or data)
-  if not journal then return '' end
-  return redis.call('XADD', journal, epoch .. '-*', 't', kind, 'r', ref, 'u', submitter, 's', step, 'q', seq,
-    'a', number(at), 'd', data)
+local now
+local function clock() -- it stands still while a script runs
+  if not now then
+    local t = redis.call('TIME')
+    now = t[1] * 1000 + math.floor(t[2] / 1000)
+  end
+  return now
 end
 local function sequence(id) return string.match(id, '%-(%d+)$') end
 -- Somebody waits for SQL: the journaler, who gathers meanwhile, need not gather more.
