@@ -55,7 +55,8 @@ def test_a_definition_goes_when_the_last_run_that_needs_it_has_left_the_board(st
 
 def test_a_run_that_starts_meanwhile_keeps_its_definition(stage: Stage) -> None:
     gone(stage)
-    needed, looked = definitions._needed, []
+    needed = definitions._needed
+    looked: list[set[str]] = []
 
     def slow(*given: Any) -> set[str]:
         found = needed(*given)
@@ -71,7 +72,8 @@ def test_a_run_that_starts_meanwhile_keeps_its_definition(stage: Stage) -> None:
 
 def test_a_run_that_starts_at_the_last_moment_keeps_all(stage: Stage) -> None:
     gone(stage)
-    needed, looked = definitions._needed, []
+    needed = definitions._needed
+    looked: list[set[str]] = []
 
     def slow(*given: Any) -> set[str]:
         found = needed(*given)
