@@ -7,6 +7,7 @@ loop.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
@@ -14,6 +15,8 @@ from typing import Any
 
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.model import errors
+
+logger = logging.getLogger(__name__)
 
 
 class Loop:
@@ -28,7 +31,14 @@ class Loop:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
+        while True:
+            try:
+                self.loop.run_forever()
+            except (SystemExit, KeyboardInterrupt) as error:
+                # Of a task that a body made: asyncio lets it end the loop, and with it every other step here.
+                logger.warning("a task on the loop wants its process to end, which goes on: %r", error)
+            else:
+                return
 
     def run(self, coroutine: Coroutine[Any, Any, Any], claim: Claim) -> Any:
         """Runs the coroutine while this thread waits. When the claim is lost, it is cancelled and StaleFence raised.

@@ -137,6 +137,12 @@ async def exits_on_the_loop() -> NoReturn:
     sys.exit(3)
 
 
+@step(name="probe.exits_in_a_task")
+async def exits_in_a_task() -> None:
+    """As AutoGen runs tools: in a task of its own, for which the body waits."""
+    await asyncio.create_task(exits_on_the_loop())
+
+
 @step(name="probe.raises")
 def raises(kind: str) -> NoReturn:
     raise {

@@ -153,7 +153,7 @@ def test_an_exception_without_words_fails_the_step(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["exits", "exits_on_the_loop", "interrupts", "ignores", "rejects", "cancels_itself"]
+    "function", ["exits", "exits_on_the_loop", "exits_in_a_task", "interrupts", "ignores", "rejects", "cancels_itself"]
 )
 def test_a_body_that_leaves_by_another_door_fails_its_step(stage: Stage, function: str) -> None:
     """`sys.exit`, Celery's Ignore, a coroutine's own cancellation: nobody else would ever settle the claim."""
@@ -173,8 +173,9 @@ def test_a_process_that_celery_stops_leaves_its_step_to_others(stage: Stage) -> 
     assert stage.row(ref).state is RunState.SUCCEEDED
 
 
-def test_a_coroutine_that_exits_takes_nobody_elses_loop_with_it(stage: Stage) -> None:
-    error_of(stage, single("probe.exits_on_the_loop"))
+@pytest.mark.parametrize("function", ["exits_on_the_loop", "exits_in_a_task"])
+def test_a_coroutine_that_exits_takes_nobody_elses_loop_with_it(stage: Stage, function: str) -> None:
+    error_of(stage, single(f"probe.{function}"))
     ref = stage.submit(single("probe.soon"))
     stage.answer_all()
     stage.journal()
