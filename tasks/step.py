@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import traceback
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol, cast
 
@@ -115,8 +116,11 @@ class Settled(Ignore):
 
 def say(claim: Claim, error: BaseException, failure: errors.ConvergioError) -> None:
     """Logs a failed attempt. An error of ours says what happened; anybody else's needs its traceback."""
-    traced = None if isinstance(error, errors.ConvergioError | Again) else error
-    logger.warning("step %s, attempt %d: %s", claim.member, claim.held.attempt, failure, exc_info=traced)
+    said = str(failure)
+    if not isinstance(error, errors.ConvergioError | Again):
+        said += "\n" + "".join(traceback.format_exception(error))
+    safe = said.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair would break a log's file
+    logger.warning("step %s, attempt %d: %s", claim.member, claim.held.attempt, safe)
 
 
 def failure_of(error: BaseException) -> errors.ConvergioError:
