@@ -116,11 +116,11 @@ class Settled(Ignore):
 
 def say(claim: Claim, error: BaseException, failure: errors.ConvergioError) -> None:
     """Logs a failed attempt. An error of ours says what happened; anybody else's needs its traceback."""
-    said = str(failure)
-    if not isinstance(error, errors.ConvergioError | Again):
-        said += "\n" + "".join(traceback.format_exception(error))
-    safe = said.encode("utf-8", "backslashreplace").decode()  # half a surrogate pair would break a log's file
-    logger.warning("step %s, attempt %d: %s", claim.member, claim.held.attempt, safe)
+    ours = isinstance(error, errors.ConvergioError | Again)
+    told = traceback.format_exception_only(failure) if ours else ["\n", *traceback.format_exception(error)]
+    # Neither a __str__ that fails nor half a surrogate pair may keep the step from its end, or break a log's file.
+    safe = "".join(told).rstrip().encode("utf-8", "backslashreplace").decode()
+    logger.warning("step %s, attempt %d: %s %s", claim.member, claim.held.attempt, failure.code, safe)
 
 
 def failure_of(error: BaseException) -> errors.ConvergioError:
