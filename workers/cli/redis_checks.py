@@ -11,8 +11,11 @@ from convergio.workers.cli.check import Check, fail, ok, warn
 if TYPE_CHECKING:
     from convergio.workers.cli.session import Session
 
-OLDEST_REDIS: Final = (7, 2)
-"""What tests run against, and Valkey's own name for its compatibility; what scripts need at least came with 7.0."""
+OLDEST_REDIS: Final = (7, 0)
+"""What scripts need came with it, and the tests run on it too. Valkey says 7.2 for its own compatibility."""
+
+SUPPORTED_REDIS: Final = (7, 2)
+"""The oldest that is promised (deploy/README.md)."""
 
 SKEW: Final = 2.0
 """Seconds by which clocks may differ before times on the screen mislead. Nothing is decided by this machine's clock."""
@@ -57,12 +60,15 @@ def _server(url: str, info: Mapping[str, Any]) -> Check:
     name = "Valkey" if "valkey_version" in info else "Redis"
     version = str(info.get("valkey_version") or info["redis_version"])
     saw = f"{name} {version} at {url}"
-    if tuple(int(part) for part in str(info["redis_version"]).split(".")[:2]) < OLDEST_REDIS:
-        return fail("redis", saw, "use Redis 7.2 or newer, or Valkey")
+    served = tuple(int(part) for part in str(info["redis_version"]).split(".")[:2])
+    if served < OLDEST_REDIS:
+        return fail("redis", saw, "use Redis 7.2 or newer, or Valkey; below 7.0 nothing runs")
     if info.get("cluster_enabled"):
         return fail("redis", f"{saw} is a cluster", "use one server or Sentinel: the board's scripts touch many slots")
     if info.get("role") == "slave":
         return fail("redis", f"{saw} is a replica, which refuses writes", "name the primary, or use a sentinel:// URL")
+    if served < SUPPORTED_REDIS:
+        return warn("redis", saw, "what is promised begins with 7.2: use Redis 7.2 or newer, or Valkey")
     return ok("redis", saw)
 
 
