@@ -54,7 +54,7 @@ SOUND: Final = frozenset({State.SHIPPED, State.SIGNED, State.EXPIRING})
 HINTS: Final[Mapping[State, str]] = {
     State.UNSIGNED: "sign it: convergio agents sign --key FILE.key {path}",
     State.UNREADABLE: "sign it anew: convergio agents sign --key FILE.key {path}",
-    State.TAMPERED: "restore the file that was signed, or look at it and sign it anew: convergio agents sign {path}",
+    State.TAMPERED: "restore what was signed, or look at it and sign it anew: convergio agents sign --key FILE.key {path}",
     State.UNKNOWN_KEY: "put the signer's public key into CONVERGIO_TRUSTED_KEYS, or let a key that is there sign it",
     State.REVOKED: "have it looked at, and signed by a key that counts; revoked.yaml says what does not",
     State.EXPIRED: "look at it and sign it anew: convergio agents sign --key FILE.key {path}",
