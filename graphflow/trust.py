@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final
 
-import yaml
+import pydantic
 
 from convergio.graphflow import signature
 from convergio.graphflow.flow import reader
@@ -54,7 +54,7 @@ SOUND: Final = frozenset({State.SHIPPED, State.SIGNED, State.EXPIRING})
 HINTS: Final[Mapping[State, str]] = {
     State.UNSIGNED: "sign it: convergio agents sign --key FILE.key {path}",
     State.UNREADABLE: "sign it anew: convergio agents sign --key FILE.key {path}",
-    State.TAMPERED: "restore what was signed, or look at it and sign it anew: convergio agents sign --key FILE.key {path}",
+    State.TAMPERED: "restore what was signed, or read it and sign it anew: convergio agents sign --key FILE.key {path}",
     State.UNKNOWN_KEY: "put the signer's public key into CONVERGIO_TRUSTED_KEYS, or let a key that is there sign it",
     State.REVOKED: "have it looked at, and signed by a key that counts; revoked.yaml says what does not",
     State.EXPIRED: "look at it and sign it anew: convergio agents sign --key FILE.key {path}",
@@ -188,7 +188,7 @@ class Trust:
             if stamp != self._stamp:
                 self._ring = _ring(folder, facts)
                 self._stamp = stamp
-        except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError, errors.InvalidWorkflow) as error:
+        except (OSError, ValueError, errors.InvalidWorkflow) as error:
             raise self._unreadable(str(error)) from error
         return self._ring
 
@@ -208,14 +208,22 @@ def _dated(found: Signature, now: datetime) -> tuple[State, str]:
     return State.SIGNED, f"is signed by '{found.key}' until {found.expires_at:%Y-%m-%d}"
 
 
-def _ring(folder: Path, names: Mapping[str, Any]) -> Ring:
+class _Revoked(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    keys: list[str] = []
+    sha256: list[str] = []
+
+
+def _ring(folder: Path, names: Collection[str]) -> Ring:
     keys = {name.removesuffix(KEYS): (folder / name).read_bytes() for name in names if name.endswith(KEYS)}
     if REVOKED not in names:
         return Ring(keys=keys)
     found, problems = reader.read_file(folder / REVOKED)
-    revoked = cast("dict[str, Any]", {} if found is None else found)
-    lists = [revoked.get(name) or [] for name in ("keys", "sha256")] if isinstance(found, dict | None) else [None]
-    wrong = [one for one in lists if not isinstance(one, list) or not all(isinstance(each, str) for each in one)]
-    if problems or wrong or set(revoked) - {"keys", "sha256"}:
-        raise ValueError(f"{REVOKED} has the lists `keys` (ids) and `sha256` (digests), and nothing else")
-    return Ring(keys=keys, revoked_keys=frozenset(lists[0]), revoked_files=frozenset(lists[1]))
+    try:
+        revoked = _Revoked.model_validate({} if found is None else found)
+    except pydantic.ValidationError as error:
+        raise ValueError(f"{REVOKED} has the lists `keys` (ids) and `sha256` (digests), and nothing else") from error
+    if problems:
+        raise ValueError(f"{REVOKED}: {problems[0].message}")
+    return Ring(keys=keys, revoked_keys=frozenset(revoked.keys), revoked_files=frozenset(revoked.sha256))

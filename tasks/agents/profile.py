@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -28,6 +29,9 @@ DOMAINS: Final = (
 """What an agent may be asked about, unless its file says otherwise."""
 
 ModelTier = Literal["small", "standard", "large"]
+SECRET: Final = re.compile(r"\bsk-[\w-]{16,}|\bAKIA[0-9A-Z]{16}\b|\bgh[pousr]_\w{30,}|-----BEGIN [A-Z ]*PRIVATE KEY")
+"""What is certainly a secret: it would be read by every model that the agent speaks with."""
+
 FORM: Final = pydantic.ConfigDict(extra="forbid", frozen=True)
 
 
@@ -74,6 +78,13 @@ class Entry(pydantic.BaseModel):
     partners: tuple[str, ...] = ()
     depth: float | None = pydantic.Field(default=None, ge=0, le=1)
     seconds: float | None = pydantic.Field(default=None, gt=0)
+
+    @pydantic.field_validator("system_message", "description")
+    @classmethod
+    def _no_secrets(cls, value: str) -> str:
+        if SECRET.search(value):
+            raise ValueError("it holds a secret; let a tool read that from where the worker keeps it")
+        return value
 
     def profile(self, name: str, definition: Definition, models: Mapping[str, str]) -> Profile:
         """The agent of this name. `models`: names of models by tier, where the settings give any."""

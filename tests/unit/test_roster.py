@@ -187,12 +187,17 @@ def test_a_roster_of_ones_own_replaces_the_shipped_one(tmp_path: Path) -> None:
         (("max_tokens: 40", "max_tokens: 0"), "max_tokens"),
         (("max_tokens", "max_tokns"), "max_tokns"),
         (("agents:", "agents"), "cannot be read"),
+        (("title: CFO", "api_key: sk-0123456789abcdefgh, title: CFO"), "agents.amy-cfo.api_key"),
+        (("You count.", "Your key is sk-0123456789abcdefgh."), "agents.amy-cfo.system_message: Value error, it holds"),
+        (("max_tokens", "model_tier: huge, max_tokens"), "model_tier"),
+        (("max_tokens", "depth: 2, max_tokens"), "depth"),
     ],
 )
 def test_a_wrong_roster_says_where_and_what(tmp_path: Path, change: tuple[str, str], said: str) -> None:
     with pytest.raises(errors.InvalidSetting) as caught:
         roster_of(tmp_path, GOOD.replace(*change))
     assert said in caught.value.message
+    assert "0123456789abcdefgh" not in str(caught.value)
     assert str(tmp_path) in str(caught.value)
 
 
