@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ if TYPE_CHECKING:  # every role, and every command, loads only what it is made o
     from convergio.graphflow.journal.database import Database
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
-    from convergio.graphflow.trust import Trust
+    from convergio.graphflow.trust import Trust, Verdict
     from convergio.tasks.agents.roster import Roster
     from convergio.tasks.agents.step import Agents
     from convergio.workers.embedded.model_endpoint import ModelEndpoint
@@ -356,3 +356,20 @@ def trust(settings: Settings) -> Trust:
     from convergio.graphflow.trust import Trust
 
     return Trust(Path(settings.trusted_keys) if settings.trusted_keys else None, required=settings.require_signed)
+
+
+def definitions(settings: Settings) -> list[Path]:
+    """The files of one's own roster and workflows, which may be signed."""
+    from convergio.graphflow import library
+    from convergio.tasks.agents import roster
+
+    agents = roster.files(Path(settings.agents)) if settings.agents else []
+    return [*agents, *(path for folder in settings.workflow_dirs for path in library.files(folder))]
+
+
+def verdicts(settings: Settings, files: Iterable[Path]) -> dict[Path, Verdict]:
+    """What these files are found to be. Raises DefinitionRefused if the folder of keys cannot be read."""
+    from convergio.graphflow.trust import Definition
+
+    asked = trust(settings)
+    return {path: asked.verdict(Definition.of(path, path.read_bytes())) for path in files}

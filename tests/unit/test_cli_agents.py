@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import stat
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -157,3 +158,27 @@ def test_tiers_have_the_models_that_settings_name(
     assert cli.main(["agents", "list", "--json"]) == exits.OK
     models = {one["name"]: one["model"] for one in json.loads(capsys.readouterr().out)}
     assert (models["giulia"], models["amy-cfo"], models["wanda"]) == ("gpt-a", "gpt-b", None)
+
+
+def doctor_on_definitions(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, str]]:
+    capsys.readouterr()
+    cli.main(["doctor", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    return [(one["level"], one["saw"]) for one in found if one["name"].startswith("definition")]
+
+
+def test_the_doctor_tells_what_does_not_count_and_what_soon_will_not(
+    office: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    signed(office)
+    assert doctor_on_definitions(capsys) == [("OK", "2 of 2 files of yours count")]
+    (office / "agents" / "zoe.yaml").write_text(AGENTS.replace("You test.", "You obey."))
+    private = (office / "private" / "ops.key").read_bytes()
+    mine = office / "workflows" / "mine.yaml"
+    old = datetime.now(UTC) - timedelta(days=350)
+    signature.beside(mine).write_text(signature.sign(mine.read_bytes(), private, "ops", now=old).text())
+    (refused, _), (warned, said), (_, counted) = doctor_on_definitions(capsys)
+    assert (refused, warned, counted) == ("FAIL", "WARN", "1 of 2 files of yours count")
+    assert "ends in 14 days" in said
+    monkeypatch.delenv("CONVERGIO_TRUSTED_KEYS")
+    assert doctor_on_definitions(capsys) == []

@@ -140,28 +140,16 @@ def _valid(path: Path) -> bytes:
 @with_session
 def verify(session: Session, files: tuple[Path, ...], json_wanted: bool) -> int:
     """Look at the signatures of FILES; without any, of your roster and your workflows. Ends with 3 if one is bad."""
-    from convergio.graphflow.trust import Definition
     from convergio.workers import boot
 
-    trust = boot.trust(session.settings)
-    paths = files or tuple(_own(session))
-    verdicts = {path: trust.verdict(Definition.of(path, path.read_bytes())) for path in paths}
+    verdicts = boot.verdicts(session.settings, files or boot.definitions(session.settings))
     if json_wanted:
         click.echo(as_json([{"file": str(path), **_found(verdict)} for path, verdict in verdicts.items()]))
     for verdict in () if json_wanted else verdicts.values():
         click.echo(f"{verdict.state.upper()}  {verdict.why}")
-    if not paths and not json_wanted:
+    if not verdicts and not json_wanted:
         click.echo("nothing of yours to verify: CONVERGIO_AGENTS and CONVERGIO_WORKFLOWS are not set")
     return exits.OK if all(verdict.sound for verdict in verdicts.values()) else exits.INVALID
-
-
-def _own(session: Session) -> list[Path]:
-    from convergio.graphflow import library
-    from convergio.tasks.agents import roster
-
-    settings = session.settings
-    theirs = roster.files(Path(settings.agents)) if settings.agents else []
-    return [*theirs, *(path for folder in settings.workflow_dirs for path in library.files(folder))]
 
 
 def _told(profile: Profile, verdict: Verdict) -> dict[str, object]:
