@@ -9,12 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from convergio.config import settings
 from convergio.graphflow import signature
 from convergio.graphflow.flow import document
 from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors
 from convergio.graphflow.trust import Trust
-from convergio.workers import cli
+from convergio.workers import boot, cli
 from convergio.workers.cli import exits
 
 AGENTS = """
@@ -182,3 +183,14 @@ def test_the_doctor_tells_what_does_not_count_and_what_soon_will_not(
     assert "ends in 14 days" in said
     monkeypatch.delenv("CONVERGIO_TRUSTED_KEYS")
     assert doctor_on_definitions(capsys) == []
+
+
+def test_workers_verify_what_the_settings_say(office: Path) -> None:
+    signed(office)
+    process = boot.agents(settings.load(model_name="scripted")), boot.catalog(settings.load())
+    assert process[0].roster.get("zoe").system_message == "You test."
+    assert process[1].get("mine").name == "mine"
+    (office / "trusted" / "ops.pub").unlink()
+    for ask in (lambda: process[0].roster.get("zoe"), lambda: process[1].get("mine")):
+        with pytest.raises(errors.DefinitionRefused, match="not trusted here"):
+            ask()
