@@ -14,6 +14,8 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "CONVERGIO_"
+TIERS = ("small", "standard", "large")
+"""Tiers of models that agents may ask for."""
 
 
 class SettingError(ValueError):
@@ -76,9 +78,27 @@ class Settings(BaseSettings):
     model_local: bool = Field(False, description="the endpoint is the embedded model: sample as was chosen for it")
     model_timeout: float = Field(120.0, gt=0, description="seconds one model call may take")
     model_threads: int = Field(1, ge=1, description="threads of the embedded model; more is slower on busy machines")
-    agents: str = Field("", description="YAML file with a roster of agents; empty = the roster that ships")
+    model_tiers: str = Field(
+        "", description="models of tiers, e.g. small=gpt-a,large=gpt-b; a tier that is not named has MODEL_NAME"
+    )
+    agents: str = Field(
+        "", description="YAML file with a roster of agents, or a folder of them; empty = the roster that ships"
+    )
+    trusted_keys: str = Field(
+        "", description="folder of public keys (ID.pub) by which definitions must be signed; empty = none need be"
+    )
+    require_signed: bool = Field(False, description="no definition of yours counts without a signature, keys or not")
+    signing_passphrase: SecretStr = Field(SecretStr(""), description="opens private keys, and closes new ones")
     flower_port: int = Field(5555, ge=0, le=65535, description="port of `convergio flower`; 0 = any free one")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("WARNING", description="how much is logged")
+
+    @field_validator("model_tiers")
+    @classmethod
+    def _tiers(cls, value: str) -> str:
+        named = [one.partition("=") for one in _listed(value)]
+        if wrong := [tier.strip() for tier, _, model in named if tier.strip() not in TIERS or not model.strip()]:
+            raise ValueError(f"write TIER=MODEL with a tier of {', '.join(TIERS)}, not {', '.join(wrong)}")
+        return value
 
     @field_validator("redis_url")
     @classmethod
@@ -96,6 +116,12 @@ class Settings(BaseSettings):
     def workflow_dirs(self) -> tuple[Path, ...]:
         """Directories with workflow files."""
         return tuple(Path(name) for name in _listed(self.workflows))
+
+    @property
+    def tier_models(self) -> dict[str, str]:
+        """Names of models by tier."""
+        named = (one.partition("=") for one in _listed(self.model_tiers))
+        return {tier.strip(): model.strip() for tier, _, model in named}
 
     @property
     def queue_names(self) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import functools
 import importlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,8 @@ if TYPE_CHECKING:  # every role, and every command, loads only what it is made o
     from convergio.graphflow.journal.database import Database
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
+    from convergio.graphflow.trust import Trust, Verdict
+    from convergio.tasks.agents.roster import Roster
     from convergio.tasks.agents.step import Agents
     from convergio.workers.embedded.model_endpoint import ModelEndpoint
     from convergio.workers.process import WorkerProcess
@@ -187,7 +189,7 @@ def catalog(settings: Settings) -> Catalog:
     """The workflows this process knows: shipped, from directories, and built by the included modules."""
     from convergio.graphflow.library import Catalog
 
-    return Catalog(settings.workflow_dirs, built=include(settings))
+    return Catalog(settings.workflow_dirs, built=include(settings), trust=trust(settings))
 
 
 def include(settings: Settings) -> list[Workflow]:
@@ -324,7 +326,6 @@ def embedded_model(settings: Settings) -> ModelEndpoint | None:
 def agents(settings: Settings) -> Agents:
     """Roster and model of the agent steps."""
     from convergio.tasks.agents.model import local_model, model_settings
-    from convergio.tasks.agents.roster import Roster
     from convergio.tasks.agents.step import Agents
 
     key = settings.model_api_key.get_secret_value() or os.environ.get("OPENAI_API_KEY") or ""
@@ -339,5 +340,36 @@ def agents(settings: Settings) -> Agents:
             timeout_s=seconds,
             local=local_model(endpoint.url, endpoint.key, name=endpoint.name, timeout_s=seconds) if endpoint else None,
         )
+    return Agents(roster=roster(settings), model=model)
+
+
+def roster(settings: Settings) -> Roster:
+    """The agents this process knows."""
+    from convergio.tasks.agents.roster import Roster
+
     path = Path(settings.agents) if settings.agents else None
-    return Agents(roster=Roster.load(path), model=model)
+    return Roster.load(path, trust=trust(settings), models=settings.tier_models)
+
+
+def trust(settings: Settings) -> Trust:
+    """Whose definitions count here."""
+    from convergio.graphflow.trust import Trust
+
+    return Trust(Path(settings.trusted_keys) if settings.trusted_keys else None, required=settings.require_signed)
+
+
+def definitions(settings: Settings) -> list[Path]:
+    """The files of one's own roster and workflows, which may be signed."""
+    from convergio.graphflow import library
+    from convergio.tasks.agents import roster
+
+    agents = roster.files(Path(settings.agents)) if settings.agents else []
+    return [*agents, *(path for folder in settings.workflow_dirs for path in library.files(folder))]
+
+
+def verdicts(settings: Settings, files: Iterable[Path]) -> dict[Path, Verdict]:
+    """What these files are found to be. Raises DefinitionRefused if the folder of keys cannot be read."""
+    from convergio.graphflow.trust import Definition
+
+    asked = trust(settings)
+    return {path: asked.verdict(Definition.of(path, path.read_bytes())) for path in files}

@@ -85,6 +85,11 @@ def load(path: str | Path, *, known: Known | None = None) -> Workflow:
     return _parse(*reader.read_file(file), source=file.name, known=known)
 
 
+def parse_content(content: bytes, path: Path, *, known: Known | None = None) -> Workflow:
+    """The workflow that this content of a file is. InvalidWorkflow as `parse_yaml`."""
+    return _parse(*reader.read_content(content, path), source=path.name, known=known)
+
+
 def parse_yaml(text: str, source: str = "workflow.yaml", *, known: Known | None = None) -> Workflow:
     """The workflow that YAML (or JSON) text describes.
 

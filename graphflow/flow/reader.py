@@ -36,7 +36,11 @@ _LOADER: Final = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 def read_file(path: Path) -> tuple[Any, list[Problem]]:
     """The value in a file (`.json`: JSON; else YAML), as `read_yaml`. OSError if the file cannot be read."""
     with path.open("rb") as stream:
-        content = stream.read(LARGEST + 1)
+        return read_content(stream.read(LARGEST + 1), path)
+
+
+def read_content(content: bytes, path: Path) -> tuple[Any, list[Problem]]:
+    """The value that the content of a file has."""
     if len(content) > LARGEST:
         raise _too_large(path.name)
     try:

@@ -66,8 +66,7 @@ class ProblemsError(ConvergioError):
         hint: str | None = None,
         **where: Any,
     ) -> None:
-        """`problems`: everything that is wrong, in document order; `source`: the file or name that people know it
-        by."""
+        """`problems`: everything that is wrong, in document order; `source`: the file, or its name to people."""
         self.problems = tuple(problems)
         self.source = source
         lines = [problem.line(source) for problem in self.problems[:LISTED_PROBLEMS]]
@@ -329,7 +328,7 @@ class EpochLost(ConvergioError):
     code = "EPOCH_LOST"
 
 
-# --- functions ----------------------------------------------------------------------------------------------------
+# --- functions; run again -----------------------------------------------------------------------------------------
 
 
 class UnknownFunction(ConvergioError):
@@ -349,9 +348,6 @@ class WorkerStopping(ConvergioError):
 
     code = "WORKER_STOPPING"
     retryable = True
-
-
-# --- run again ------------------------------------------------------------------------------------------------------
 
 
 class RunNotEnded(ConvergioError):
@@ -407,7 +403,7 @@ class TooManySignals(Overloaded):
     code = "TOO_MANY_SIGNALS"
 
 
-# --- children -------------------------------------------------------------------------------------------------------
+# --- children, maps and loops ---------------------------------------------------------------------------------------
 
 
 class ChildFailed(ConvergioError):
@@ -429,9 +425,6 @@ class ChildTooDeep(ConvergioError):
     code = "CHILD_TOO_DEEP"
 
 
-# --- maps and loops -------------------------------------------------------------------------------------------------
-
-
 class BadList(ConvergioError):
     """What a map is over is no list."""
 
@@ -448,3 +441,9 @@ class LoopExhausted(ConvergioError):
     """A loop has made all its rounds, and its condition still does not hold."""
 
     code = "LOOP_EXHAUSTED"
+
+
+class DefinitionRefused(ConvergioError):
+    """A definition's signature does not hold."""
+
+    code = "DEFINITION_REFUSED"

@@ -1,66 +1,74 @@
-"""Who is there: the agents by name, read once from a file and never changed."""
+"""Who is there: the agents by name, read once from files and never changed."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import pydantic
 import yaml
 
 from convergio.graphflow.flow import spelling
 from convergio.graphflow.model import errors
-from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
+from convergio.graphflow.trust import SHIPPED, Definition, Trust, Verdict
+from convergio.tasks.agents.profile import Document, Profile
+from convergio.tasks.agents.spec import AgentSpec
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Profile:
-    """An agent and what it is good for: its tier in the organisation and the domains it may be asked about."""
-
-    spec: AgentSpec
-    title: str
-    tier: str
-    domains: tuple[str, ...]
-    aliases: tuple[str, ...] = ()
+SUFFIXES: Final = (".yaml", ".yml")
+NO_MODELS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class Roster:
-    """The agents a process knows. Aliases find the same agent; listings show real names only."""
+    """The agents a process knows. Aliases find the same agent; listings show real names only.
 
-    def __init__(self, profiles: Mapping[str, Profile]) -> None:
-        self._profiles = dict(profiles)
-        self._found = {alias: profile for profile in profiles.values() for alias in profile.aliases} | self._profiles
+    Whether an agent's definition still counts is looked at whenever the agent is asked for.
+    """
+
+    def __init__(self, profiles: Iterable[Profile], trust: Trust | None = None) -> None:
+        self._profiles = {profile.spec.name: profile for profile in profiles}
+        self._found = {alias: one for one in self._profiles.values() for alias in one.aliases} | self._profiles
+        self._trust = trust or Trust()
 
     @classmethod
-    def load(cls, path: Path | None = None) -> Roster:
-        """The roster in a YAML file; without `path` the one that ships.
+    def load(
+        cls, path: Path | None = None, *, trust: Trust | None = None, models: Mapping[str, str] = NO_MODELS
+    ) -> Roster:
+        """The roster in a YAML file, or in all those of a folder; without `path` the one that ships.
 
-        Raises: errors.InvalidSetting with every problem of the file.
+        `models`: names of models by tier. Raises: errors.InvalidSetting with every problem of a file. A definition
+        that is refused is none: its agents are there, and whoever asks for one is told.
         """
-        place = str(path or "config/agents.yaml")
-        try:
-            text = (path or resources.files("convergio.config") / "agents.yaml").read_text(encoding="utf-8")
-            document = _Document.model_validate(yaml.safe_load(text))
-        except pydantic.ValidationError as error:
-            problems = "; ".join(f"{_path(fault['loc'])}: {fault['msg']}" for fault in error.errors())
-            raise errors.InvalidSetting(f"the roster is not valid: {problems}", path=place) from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise errors.InvalidSetting(f"the roster cannot be read: {error}", path=place) from error
-        return cls({name: entry.profile(name) for name, entry in document.agents.items()})
+        if path is not None:
+            return cls(_profiles(files(path), models, shipped=False), trust)
+        with resources.as_file(resources.files("convergio.config") / "agents") as folder:
+            return cls(_profiles(files(folder), models, shipped=True), trust)
 
     def get(self, name: str) -> AgentSpec:
-        """The agent called `name`. Raises: errors.UnknownAgent with the nearest name."""
+        """The agent called `name`. Raises: errors.UnknownAgent with the nearest name; errors.DefinitionRefused."""
         return self.profile(name).spec
 
     def profile(self, name: str) -> Profile:
-        """The agent called `name` with its title, tier and domains. Raises: errors.UnknownAgent."""
+        """The agent called `name` with its title, tier and domains. Raises as `get` does."""
+        found = self.look(name)
+        try:
+            self._trust.check(found.definition)
+        except errors.DefinitionRefused as error:
+            raise errors.DefinitionRefused(f"agent '{name}': {error.message}", hint=error.hint) from error
+        return found
+
+    def look(self, name: str) -> Profile:
+        """The agent called `name`, whether its definition counts or not. Raises: errors.UnknownAgent."""
         if name not in self._found:
             hint = spelling.did_you_mean(name, self._found) or f"there are: {', '.join(self._profiles)}"
             raise errors.UnknownAgent(f"there is no agent '{name}'", hint=hint)
         return self._found[name]
+
+    def verdict(self, profile: Profile) -> Verdict:
+        """What the definition of this agent is found to be. Raises: errors.DefinitionRefused."""
+        return self._trust.verdict(profile.definition)
 
     def __contains__(self, name: object) -> bool:
         return name in self._found
@@ -77,49 +85,50 @@ class Roster:
         return frozenset(self._found)
 
 
-class _Entry(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    title: str = pydantic.Field(min_length=1)
-    tier: str = pydantic.Field(min_length=1)
-    domains: tuple[str, ...] = pydantic.Field(min_length=1)
-    system_message: str = pydantic.Field(min_length=1)
-    aliases: tuple[str, ...] = ()
-    model: str | None = None
-    max_tokens: int = pydantic.Field(default=DEFAULT_MAX_TOKENS, gt=0)
-    temperature: float | None = pydantic.Field(default=None, ge=0, le=2)
-
-    def profile(self, name: str) -> Profile:
-        spec = AgentSpec(
-            name=name,
-            description=self.title,
-            system_message=self.system_message,
-            model=self.model,
-            max_tokens=self.max_tokens,
-            temperature=self.temperature,
-        )
-        return Profile(spec=spec, title=self.title, tier=self.tier, domains=self.domains, aliases=self.aliases)
+def files(path: Path) -> list[Path]:
+    """The files of a roster: the file itself, or those of the folder. Raises: errors.InvalidSetting without any."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(one for one in path.iterdir() if one.suffix in SUFFIXES)
+    if not found:
+        raise errors.InvalidSetting(f"there is no file with agents in {path}", hint="agents are in *.yaml")
+    return found
 
 
-class _Document(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
-
-    domains: frozenset[str]
-    agents: dict[str, _Entry] = pydantic.Field(min_length=1)
-
-    @pydantic.model_validator(mode="after")
-    def _names_and_domains(self) -> _Document:
-        taken = set(self.agents)
-        for name, entry in self.agents.items():
+def _profiles(paths: Iterable[Path], models: Mapping[str, str], *, shipped: bool) -> list[Profile]:
+    """The agents of these files. What is verified is what was read, not what is there later."""
+    made: list[Profile] = []
+    names = set[str]()
+    for path in paths:
+        try:
+            content = path.read_bytes()
+            document = read(content, path)
+            definition = SHIPPED if shipped else Definition.of(path, content)
+        except OSError as error:
+            raise errors.InvalidSetting(f"the roster cannot be read: {error}", path=str(path)) from error
+        for name, entry in document.agents.items():
             for each in (name, *entry.aliases):
-                if not each.replace("-", "_").isidentifier():
-                    raise ValueError(f"'{each}' is no name: letters, digits, '-' and '_' only, no digit first")
-            if unknown := set(entry.domains) - self.domains:
-                raise ValueError(f"{name}: unknown domains {sorted(unknown)}")
-            if twice := taken & set(entry.aliases):
-                raise ValueError(f"{name}: {sorted(twice)} is already taken")
-            taken |= set(entry.aliases)
-        return self
+                if each in names:
+                    raise errors.InvalidSetting(f"the roster is not valid: '{each}' is already taken", path=str(path))
+                names.add(each)
+            made.append(entry.profile(name, definition, models))
+    known = {one.spec.name for one in made}
+    if strangers := {name for one in made for name in one.partners} - known:
+        raise errors.InvalidSetting(
+            f"the roster is not valid: no agent is called {', '.join(sorted(strangers))} (partners)"
+        )
+    return made
+
+
+def read(content: bytes, path: Path) -> Document:
+    """What a file with agents says. Raises: errors.InvalidSetting with every problem."""
+    try:
+        return Document.model_validate(yaml.safe_load(content.decode("utf-8")))
+    except pydantic.ValidationError as error:
+        problems = "; ".join(f"{_path(fault['loc'])}: {fault['msg']}" for fault in error.errors())
+        raise errors.InvalidSetting(f"the roster is not valid: {problems}", path=str(path)) from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise errors.InvalidSetting(f"the roster cannot be read: {error}", path=str(path)) from error
 
 
 def _path(parts: tuple[Any, ...]) -> str:

@@ -117,7 +117,7 @@ def _phase(scene: Scene) -> dict[str, float]:
         return {}
     shares = {name: share / whole for name, share in moment.items() if share}
     good = {one.name: scene.reader.phases_of(one) for one in scene.context.candidates}
-    return {who: sum(share for name, share in shares.items() if name in phases) for who, phases in good.items()}
+    return {who: sum((share for name, share in shares.items() if name in phases), 0.0) for who, phases in good.items()}
 
 
 def _collaboration(scene: Scene) -> dict[str, float]:

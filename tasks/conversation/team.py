@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,10 +23,11 @@ class Team:
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], roster: Roster) -> Team:
-        """The team of a conversation step. Raises UnknownAgent."""
+        """The team of a conversation step. Raises UnknownAgent, DefinitionRefused."""
         members = tuple(_member(one, roster) for one in spec["agents"])
-        candidates = tuple(_candidate(member, roster) for member in members)
-        return cls(members=members, candidates=candidates, policy=spec["policy"], stop=spec["stop"])
+        return cls(
+            members=members, candidates=tuple(_candidates(members, roster)), policy=spec["policy"], stop=spec["stop"]
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -38,9 +39,25 @@ class Team:
         return next(member for member in self.members if member.name == name)
 
 
-def _candidate(member: AgentSpec, roster: Roster) -> Candidate:
-    domains = roster.profile(member.name).domains if member.name in roster else ()
-    return Candidate(name=member.name, description=member.description, domains=domains, tools=member.tools)
+def _candidates(members: Sequence[AgentSpec], roster: Roster) -> Iterator[Candidate]:
+    """The members as policies know them. A profile's partners have real names, and a team may use others."""
+    profiles = {one.name: roster.profile(one.name) if one.name in roster else None for one in members}
+    called = {known.spec.name: name for name, known in profiles.items() if known is not None}
+    for member in members:
+        known = profiles[member.name]
+        if known is None:
+            yield Candidate(name=member.name, description=member.description, tools=member.tools)
+            continue
+        yield Candidate(
+            name=member.name,
+            description=member.description,
+            domains=known.domains,
+            tools=member.tools,
+            phases=known.phases,
+            partners=tuple(called[name] for name in known.partners if name in called),
+            depth=known.depth,
+            seconds=known.seconds,
+        )
 
 
 def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
@@ -48,7 +65,7 @@ def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
     if written["role"] is None:
         known = roster.get(written["name"])
         said = {name: written[name] for name in ("model", "max_tokens") if written[name] is not None}
-        return replace(known, name=written["name"], script=script, tools=tools, **said)
+        return replace(known, name=written["name"], script=script, tools=tools or known.tools, **said)
     return AgentSpec(
         name=written["name"],
         description=written["description"],

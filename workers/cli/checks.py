@@ -28,6 +28,7 @@ def every(session: Session) -> Iterator[Check]:
     """All checks, in the order in which one thing rests on another."""
     yield from _guarded("python", python)
     yield from _guarded("model", lambda: model(session))
+    yield from _guarded("definitions", lambda: definitions(session))
     journal_there = yield from _remembered("journal", lambda: journal(session))
     redis_there = yield from _remembered("redis", lambda: redis_server(session))
     if not redis_there:
@@ -86,6 +87,23 @@ def model(session: Session) -> Iterator[Check]:
         yield warn("model", which.words, model_file.HINT)
     else:
         yield ok("model", which.words)
+
+
+def definitions(session: Session) -> Iterator[Check]:
+    """Whether what must be signed is, and for how long yet. Nothing where nobody has to sign."""
+    from convergio.graphflow.trust import HINTS, State
+    from convergio.workers import boot
+
+    settings = session.settings
+    if not (settings.trusted_keys or settings.require_signed):
+        return
+    found = boot.verdicts(settings, boot.definitions(settings))
+    for path, one in found.items():
+        if not one.sound:
+            yield fail("definition", one.why, HINTS[one.state].format(path=path))
+        elif one.state is State.EXPIRING:
+            yield warn("definition", one.why, f"convergio agents sign --key FILE.key {path}")
+    yield ok("definitions", f"{sum(one.sound for one in found.values())} of {len(found)} files of yours count")
 
 
 # --- the journal --------------------------------------------------------------------------------------------------

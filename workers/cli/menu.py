@@ -32,6 +32,7 @@ ITEMS: Final[Mapping[str, Item]] = {
     "runs": Item("runs", "Work", "List, show, watch, explain, cancel, signal, retry and fork runs."),
     "chat": Item("chat", "Work", "Let a team of agents talk, and listen; go on with it days later."),
     "workflows": Item("workflows", "Work", "List, show and validate workflows."),
+    "agents": Item("agents", "Work", "List and show agents; sign and verify definitions."),
     "doctor": Item("doctor", "Operate", "Check this machine, Redis, the journal and the workers."),
     "migrate": Item("journal", "Operate", "Bring the journal's tables to this version."),
     "rebuild": Item("journal", "Operate", "Make a new board from the journal."),

@@ -56,13 +56,16 @@ def run(
 
 
 def definition_of(session: Session, text: str) -> Workflow:
-    """The workflow of this name or in this file. Raises UnknownWorkflow, InvalidWorkflow."""
+    """The workflow of this name or in this file. Raises UnknownWorkflow, InvalidWorkflow, DefinitionRefused."""
     if not text.endswith(FILES):
         return session.catalog.get(text)
-    from convergio.graphflow.flow import document
+    from convergio.graphflow import library
+    from convergio.workers import boot
     from convergio.workers.cli.workflows import known
 
-    return document.load(Path(text), known=known(session))
+    found, definition = library.load(Path(text), known=known(session))
+    boot.trust(session.settings).check(definition)
+    return found
 
 
 def shipped_brief(definition: Workflow) -> str:

@@ -26,7 +26,7 @@ def workflows() -> None:
 @with_session
 def list_workflows(session: Session, json_wanted: bool) -> int:
     """Every workflow that ships, that CONVERGIO_WORKFLOWS names, or that included modules build."""
-    found = [session.catalog.get(name) for name in session.catalog.names()]
+    found = [session.catalog.look(name) for name in session.catalog.names()]
     if json_wanted:
         click.echo(as_json([_summary(workflow) for workflow in found]))
         return exits.OK
@@ -117,9 +117,7 @@ def known(session: Session) -> Known:
     """Functions and agents that exist here."""
     from convergio.graphflow.flow.known import Known
     from convergio.graphflow.flow.registry import REGISTRY
-    from convergio.tasks.agents.roster import Roster
     from convergio.workers import boot
 
-    path = Path(session.settings.agents) if session.settings.agents else None
     workflows = boot.catalog(session.settings).names()
-    return Known(functions=REGISTRY.functions(), agents=Roster.load(path).names, workflows=workflows)
+    return Known(functions=REGISTRY.functions(), agents=boot.roster(session.settings).names, workflows=workflows)
