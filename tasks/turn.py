@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from celery import Celery
@@ -20,15 +21,15 @@ from convergio.graphflow.model.outcome import Rows
 from convergio.tasks.agents import tables as agent_tables
 from convergio.tasks.agents.spec import ModelUsage
 from convergio.tasks.agents.step import Ledger
-from convergio.tasks.agents.turn import Part, TurnRequest
+from convergio.tasks.agents.turn import Part, Question, TurnRequest
 from convergio.tasks.app import FlowTask
-from convergio.tasks.conversation import course, tables
+from convergio.tasks.conversation import course, selector, speaker, tables
 from convergio.tasks.conversation.archive import Archive, Place
 from convergio.tasks.conversation.floor import STOP, Selection
-from convergio.tasks.conversation.team import Team
+from convergio.tasks.conversation.team import SELECTOR, Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.conversation.voice import Voice
-from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer
+from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer, decline
 from convergio.tasks.tools import tool
 
 LONGEST: Final = 16_000
@@ -46,7 +47,8 @@ class TurnWorker(StepWorker, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What a turn stands on. `opening`: what begins the conversation, if this is its first turn."""
+    """What a turn stands on. `opening`: what begins the conversation, if this is its first turn, whose `speaker` is
+    then to be chosen. `asked`: answers that a model gave to who speaks next."""
 
     team: Team
     iteration: int
@@ -56,6 +58,17 @@ class Ground:
     chosen: Selection | None
     speaker: str
     tokens: int
+    asked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """What came of a turn: its messages, why the conversation ends with it, who is next."""
+
+    parts: Sequence[Part]
+    stop: dict[str, Any] | None
+    following: Selection | None
+    asked: int
 
 
 def register(app: Celery) -> None:
@@ -63,21 +76,27 @@ def register(app: Celery) -> None:
 
     @app.task(base=FlowTask, bind=True, shared=False, name="convergio.turn")
     def turn(self: FlowTask, run: str, step: str, ring: str) -> None:
-        answer(self, lambda: take(cast(TurnWorker, self.worker), self.claim))
+        answer(self, lambda: take(self, cast(TurnWorker, self.worker), self.claim))
 
 
-def take(worker: TurnWorker, claim: Claim) -> None:
+def take(task: FlowTask, worker: TurnWorker, claim: Claim) -> None:
     """One turn, from the thread to the outcome that adds to it."""
     ground = ground_of(worker, claim)
-    facts = Facts(worker.steps, claim, ground.speaker)
-    request = request_of(worker, claim, ground)
     try:
-        parts, stop, following = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
+        speaker.named(ground.team.policy, ask=_nobody)
+    except errors.UnknownFunction as error:
+        decline(task, error)
+    facts = Facts(worker.steps, claim)
+    try:
+        if ground.iteration == 0:
+            ground = worker.loop.run(_opened(worker, claim, ground, facts), claim)
+        request = request_of(worker, claim, ground)
+        spoken = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
     except errors.ConvergioError:
         if facts.unrecorded:
             worker.steps.spend(claim, {agent_tables.MODEL_CALLS: facts.unrecorded})
         raise
-    settle(worker, claim, ground, facts, parts, stop, following)
+    settle(worker, claim, ground, facts, spoken)
 
 
 def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
@@ -92,16 +111,16 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
         heard = [] if continues is None else worker.archive.before(tenant, continues)
         prompt = inputs.prompt(definition, names)
         heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt}))
-        chosen = course.chosen(team, heard)
         return Ground(
             team=team,
             iteration=0,
             heard=heard,
             opening=prompt,
             continues=continues,
-            chosen=chosen,
-            speaker=chosen.speaker,
+            chosen=None,
+            speaker="",
             tokens=0,
+            asked=0,
         )
     assert before is not None, "a turn but the first follows one that has succeeded"
     continues = None if before["continues"] is None else Place(**before["continues"])
@@ -115,6 +134,7 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
         chosen=None,
         speaker=before["next"],
         tokens=before["tokens"],
+        asked=before["asked"],
     )
 
 
@@ -150,10 +170,9 @@ def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
 class Facts:
     """The records of a turn, and what its model calls cost. Rows of recorded answers are in the records."""
 
-    def __init__(self, steps: Steps, claim: Claim, speaker: str) -> None:
+    def __init__(self, steps: Steps, claim: Claim) -> None:
         self._steps = steps
         self._claim = claim
-        self._speaker = speaker
         self._made = 0
         self.unrecorded: Ledger = []
         self.recorded: Ledger = [fact["row"] for key, fact in _sorted(claim) if key.startswith(MODEL)]
@@ -170,8 +189,8 @@ class Facts:
         if key.startswith(MODEL):
             self.recorded.append(self.unrecorded.pop())
 
-    def book(self, usage: ModelUsage) -> None:
-        """A model call has ended, well or not."""
+    def book(self, agent: str, usage: ModelUsage) -> None:
+        """A model call for this agent has ended, well or not."""
         held, self._made = self._claim.held, self._made + 1
         step, iteration = instance.split(held.step)
         row = agent_tables.usage_row(
@@ -183,7 +202,7 @@ class Facts:
             step=step,
             iteration=iteration,
             attempt=held.attempt,
-            agent=self._speaker,
+            agent=agent,
         )
         self.unrecorded.append(row)
 
@@ -198,34 +217,59 @@ def _sorted(claim: Claim) -> list[tuple[str, Any]]:
     return [(key, records[key]) for key in sorted(records) if key.startswith(MODEL)]
 
 
-async def _spoken(
-    worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts
-) -> tuple[list[Part], dict[str, Any] | None, Selection | None]:
+async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts) -> Spoken:
     """The agent speaks, and its readers listen; then the verdict, and who is next."""
     message = f"{instance.step_of(claim.held.step)}.{ground.iteration + 1}"
     async with Voice(worker.steps.link, claim, speaker=ground.speaker, message=message) as voice:
         if ground.chosen is not None:
             voice.custom("speaker.selected", course.as_kept(ground.chosen))
-        parts = await worker.agents.speak(request, memory=facts, emit=voice.emit, on_usage=facts.book)
+        parts = await worker.agents.speak(
+            request, memory=facts, emit=voice.emit, on_usage=partial(facts.book, ground.speaker)
+        )
         stop = course.over(ground.team.stop, turns=ground.iteration + 1, said=str(parts[-1][1]["text"]))
-        following = None if stop is not None else course.chosen(ground.team, _with(ground, parts), may_stop=True)
-        if following is not None:
+        following, asked = None, 0
+        if stop is None:
+            asking = _asking(worker, claim, ground, facts, "next")
+            following, asked = await selector.choose(ground.team, _with(ground, parts), asking, may_stop=True)
             voice.custom("speaker.selected", course.as_kept(following))
             if following.speaker == STOP:
                 stop = {"by": "policy", "said": following.reason}
-    return parts, stop, following
+    return Spoken(parts=parts, stop=stop, following=following, asked=ground.asked + asked)
 
 
-def settle(
-    worker: TurnWorker,
-    claim: Claim,
-    ground: Ground,
-    facts: Facts,
-    parts: Sequence[Part],
-    stop: dict[str, Any] | None,
-    following: Selection | None,
-) -> None:
+async def _opened(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts) -> Ground:
+    """The ground of a conversation's first turn, with who begins."""
+    asking = _asking(worker, claim, ground, facts, "first")
+    chosen, asked = await selector.choose(ground.team, ground.heard, asking, may_stop=False)
+    return replace(ground, chosen=chosen, speaker=chosen.speaker, asked=asked)
+
+
+def _asking(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, choice: str) -> selector.Asking:
+    """Asks the team's selector, on the ledger; what it answered is recorded."""
+
+    async def asking(place: int, text: str) -> str:
+        assert ground.team.selector is not None, "only a policy with a selector asks"
+        question = Question(
+            spec=ground.team.selector,
+            model=worker.agents.model,
+            text=text,
+            key=f"{MODEL}{choice}.{place}",
+            place=ground.asked + place,
+            attempt=claim.held.attempt,
+            deadline_s=worker.steps.step(claim).timeout or DEFAULT_DEADLINE,
+        )
+        return await worker.agents.ask(question, memory=facts, on_usage=partial(facts.book, SELECTOR))
+
+    return asking
+
+
+def _nobody(_context: Any, _names: Sequence[str]) -> str:
+    return ""
+
+
+def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoken: Spoken) -> None:
     """One outcome: what was said, what it cost, the verdict, and who is next."""
+    parts, stop, following = spoken.parts, spoken.stop, spoken.following
     ledger = facts.rows
     spent = {name: sum(int(row[name]) for row in ledger) for name in ("input_tokens", "output_tokens")}
     tokens, text = sum(spent.values()), str(parts[-1][1]["text"])
@@ -251,6 +295,7 @@ def settle(
         "cut": len(text) > LONGEST,
         "turns": ground.iteration + 1,
         "tokens": ground.tokens + tokens,
+        "asked": spoken.asked,
         "next": turn["next_speaker"],
         "stop": stop,
         "continues": continues,

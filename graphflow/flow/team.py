@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema, field_validator
 
 from convergio.graphflow.flow.part import Form
-from convergio.graphflow.flow.scalars import Label, Text, refused
+from convergio.graphflow.flow.scalars import DOTTED, Label, Text, refused
 from convergio.graphflow.model import instance
 
 LONGEST_ROLE: Final = 20_000
 MOST_AGENTS: Final = 50
 HUMAN: Final = "user"
 """Who speaks for the people outside: no agent has this name."""
+
+POLICIES: Final = ("round_robin", "scored", "llm")
+"""Who speaks next, by what ships; any other policy is a function that somebody registered."""
 
 
 def _member(value: Any) -> Any:
@@ -26,6 +29,20 @@ def _mentions(value: Any) -> Any:
 
 def _reply(value: Any) -> Any:
     return {"say": value} if isinstance(value, str) else value
+
+
+def _policy(value: str) -> str:
+    if value not in POLICIES and ("." not in value or not DOTTED.fullmatch(value)):
+        hint = f"must be one of {', '.join(POLICIES)}, or a function of yours as module.function"
+        raise refused("BAD_VALUE", f"is {value[:64]!r}", hint)
+    return value
+
+
+_POLICY_SCHEMA: Final = {
+    "anyOf": [{"enum": list(POLICIES)}, {"type": "string", "pattern": f"^{DOTTED.pattern}$"}],
+    "description": "who speaks next: one of these, or module.function: a registered policy of yours",
+}
+PolicyName = Annotated[str, AfterValidator(_policy), WithJsonSchema(_POLICY_SCHEMA)]
 
 
 class ToolCallForm(Form):
@@ -88,6 +105,18 @@ class StopForm(Form):
     )
 
 
+class SelectorForm(Form):
+    """The model that is asked who speaks next."""
+
+    model_config = ConfigDict(title="Model that chooses the speaker")
+
+    model: Label | None = Field(None, description="none: the model of the settings")
+    script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
+    epsilon: Annotated[float, Field(ge=0, le=10, description="`scored` asks about those who are closer than this")] = (
+        0.1
+    )
+
+
 class TeamForm(Form):
     """A team, and how it talks."""
 
@@ -97,7 +126,10 @@ class TeamForm(Form):
         list[Annotated[MemberForm, BeforeValidator(_member, json_schema_input_type=str | MemberForm)]],
         Field(min_length=1, max_length=MOST_AGENTS),
     ]
-    policy: Literal["round_robin", "scored"] = Field("round_robin", description="who speaks next")
+    policy: PolicyName = "round_robin"
+    selector: SelectorForm | None = Field(
+        None, description="the model of the policy `llm`; `scored` asks it where two are close"
+    )
     stop: StopForm = StopForm(turns=20, mention=[])
 
     @field_validator("agents")

@@ -31,6 +31,7 @@ from autogen_core.models import (
     FunctionExecutionResultMessage,
     LLMMessage,
     RequestUsage,
+    SystemMessage,
     UserMessage,
 )
 from autogen_core.tools import StaticWorkbench, TextResultContent, ToolResult, ToolSchema
@@ -40,7 +41,7 @@ from convergio.graphflow.model import errors
 from convergio.tasks.agents import autogen_adapter, metering, provider, replies, storable
 from convergio.tasks.agents.autogen_adapter import MODEL_INFO, AutogenRunner, Chunks
 from convergio.tasks.agents.model import ModelSettings
-from convergio.tasks.agents.turn import Emit, Memory, Part, TurnRequest
+from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
 from convergio.tasks.conversation.thread import Kind, Message, heard_by
 from convergio.tasks.tools.tool import Tool
 
@@ -60,6 +61,40 @@ async def speak(
         raise provider.translated(error, model) from error
     finally:
         book.close()
+
+
+async def ask(runner: AutogenRunner, question: Question, *, memory: Memory, on_usage: metering.OnUsage) -> str:
+    """What a model answers to one question. It is recorded before anybody acts on it, and not asked for twice.
+
+    Raises as `speak`; an answer that names nobody, or is empty, is an answer.
+    """
+    fact = memory.get(question.key)
+    if fact is None:
+        model = question.model.named(question.spec.model)
+        book = metering.CallBook(model.name, on_usage)
+        try:
+            fact = await runner.watchdog.run(_answered(runner, question, model, book), question.deadline_s)
+        except openai.OpenAIError as error:
+            raise provider.translated(error, model) from error
+        finally:
+            book.close()
+        await memory.keep(question.key, fact, before_acting=False)
+    return str(fact["content"])
+
+
+async def _answered(
+    runner: AutogenRunner, question: Question, model: ModelSettings, book: metering.CallBook
+) -> dict[str, Any]:
+    spec, client = question.spec, None
+    if spec.script:
+        client = _Scripted(spec.script, question.attempt, book, made=question.place)
+    messages = [SystemMessage(content=spec.system_message), UserMessage(content=question.text, source="user")]
+    async with aclosing(_chunks(client or runner.client(spec, model, None, book), messages, {})) as chunks:
+        async for chunk in chunks:
+            if isinstance(chunk, CreateResult):
+                content = chunk.content if isinstance(chunk.content, str) else ""
+                return {"finish": chunk.finish_reason, "content": storable.storable_text(content)}
+    raise errors.Transient("the model's answer broke off")
 
 
 async def _turn(
@@ -197,14 +232,18 @@ def _created(fact: Mapping[str, Any]) -> CreateResult:
 class _Scripted(ReplayChatCompletionClient):
     """Answers from the agent's script, word by word, and counts words as tokens."""
 
-    def __init__(self, script: Sequence[Mapping[str, Any]], attempt: int, book: metering.CallBook) -> None:
+    def __init__(
+        self, script: Sequence[Mapping[str, Any]], attempt: int, book: metering.CallBook, *, made: int | None = None
+    ) -> None:
         super().__init__([], model_info=MODEL_INFO)
         self._script = script
+        self._made = made
         self._attempt = attempt
         self._book = book
 
     async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
-        made = sum(isinstance(message, AssistantMessage) for message in messages)
+        said = sum(isinstance(message, AssistantMessage) for message in messages)
+        made = said if self._made is None else self._made
         reply = replies.due(self._script, made, self._attempt)
         if reply.failure is not None and reply.failure != "broken_off":
             raise replies.FAILURES[reply.failure]

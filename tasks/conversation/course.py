@@ -5,16 +5,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from convergio.tasks.conversation import speaker
+from convergio.tasks.conversation import speaker, tuning
 from convergio.tasks.conversation.floor import Selection, SelectionContext, ToolEvent, Utterance
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import Kind, Message
 
 
-def chosen(team: Team, thread: Sequence[Message], *, may_stop: bool = False) -> Selection:
-    """Who speaks next, by the team's policy. `may_stop`: ending is one of the choices. Raises as `speaker.select`."""
+def chosen(
+    team: Team, thread: Sequence[Message], *, may_stop: bool = False, ask: speaker.Ask | None = None
+) -> Selection:
+    """Who speaks next, by the team's policy. `may_stop`: ending is one of the choices; `ask`: asks the model of the
+    team's selector. Raises as `speaker.select`, and what `ask` raises."""
     context = SelectionContext(candidates=team.candidates, thread=utterances(thread), may_stop=may_stop)
-    return speaker.select(context, by=team.policy)
+    return speaker.select(context, by=_policy(team, None if team.selector is None else ask))
+
+
+def _policy(team: Team, ask: speaker.Ask | None) -> speaker.Policy:
+    if team.policy == "scored" and ask is not None:
+        return speaker.Scored(tuning.load().model_copy(update={"epsilon": team.epsilon}), ask)
+    return speaker.named(team.policy, ask=ask)
 
 
 def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:

@@ -178,7 +178,10 @@ class _Registered:
     entry: Registered
 
     def __call__(self, context: SelectionContext) -> Selection:
-        return Selection(speaker=self.entry.function(context), policy=self.entry.name, reason="its own")
+        found = self.entry.function(context)
+        if not isinstance(found, str):
+            raise errors.UnknownAgent(f"policy '{self.entry.name}' gave no name but {type(found).__name__}")
+        return Selection(speaker=found, policy=self.entry.name, reason="its own")
 
 
 @dataclass(frozen=True, slots=True)

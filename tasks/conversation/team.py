@@ -4,21 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
 from convergio.tasks.conversation.floor import Candidate
 
+SELECTOR: Final = "(selector)"
+"""Who asks for the next speaker, in the ledger: no agent has this name."""
+
+LONGEST_NAME: Final = 64
+"""Tokens of an answer that is a name."""
+
+ROLE: Final = (
+    "You lead a conversation: you choose who speaks next, and say nothing else. Answer with one name of the list, "
+    "exactly as it is written there."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
-    """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next; `stop`: when
-    it is over (see `graphflow.flow.team`)."""
+    """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next;
+    `selector`: the model that is asked for it, by `scored` about those who are closer than `epsilon`; `stop`: when it is
+    over (see `graphflow.flow.team`)."""
 
     members: tuple[AgentSpec, ...]
     candidates: tuple[Candidate, ...]
     policy: str
+    selector: AgentSpec | None
+    epsilon: float
     stop: Mapping[str, Any]
 
     @classmethod
@@ -26,7 +40,14 @@ class Team:
         """The team of a conversation step. Raises UnknownAgent."""
         members = tuple(_member(one, roster) for one in spec["agents"])
         candidates = tuple(_candidate(member, roster) for member in members)
-        return cls(members=members, candidates=candidates, policy=spec["policy"], stop=spec["stop"])
+        return cls(
+            members=members,
+            candidates=candidates,
+            policy=spec["policy"],
+            selector=_selector(spec["policy"], spec["selector"]),
+            epsilon=0.0 if spec["selector"] is None else spec["selector"]["epsilon"],
+            stop=spec["stop"],
+        )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -36,6 +57,15 @@ class Team:
     def member(self, name: str) -> AgentSpec:
         """The member of this name."""
         return next(member for member in self.members if member.name == name)
+
+
+def _selector(policy: str, written: Mapping[str, Any] | None) -> AgentSpec | None:
+    if written is None and policy != "llm":
+        return None
+    model, script = (None, ()) if written is None else (written["model"], tuple(written["script"]))
+    return AgentSpec(
+        name=SELECTOR, description="", system_message=ROLE, model=model, max_tokens=LONGEST_NAME, script=script
+    )
 
 
 def _candidate(member: AgentSpec, roster: Roster) -> Candidate:

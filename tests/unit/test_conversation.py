@@ -78,14 +78,25 @@ def test_the_same_team_in_python_and_in_yaml_is_the_same_workflow() -> None:
     built = WorkflowBuilder("w", version=1)
     team: Any = ("amy", {"name": "bob", "role": "You doubt.", "script": ["no"]})
     built.conversation(
-        "talk", *team, prompt="Plan", stop={"turns": 7, "mention": "OK"}, continues="input.after", retry=2
+        "talk",
+        *team,
+        prompt="Plan",
+        policy="llm",
+        selector={"model": "tiny"},
+        stop={"turns": 7, "mention": "OK"},
+        continues="input.after",
+        retry=2,
     )
     written = document.parse_yaml("""
         workflow: w
         version: 1
         steps:
           talk:
-            conversation: {agents: [amy, {name: bob, role: You doubt., script: [no]}], stop: {turns: 7, mention: OK}}
+            conversation:
+              agents: [amy, {name: bob, role: You doubt., script: [no]}]
+              policy: llm
+              selector: {model: tiny}
+              stop: {turns: 7, mention: OK}
             prompt: Plan
             after: input.after
             retry: 2

@@ -12,9 +12,9 @@ from autogen_agentchat import base, conditions, messages
 from autogen_core import FunctionCall
 from autogen_core.models import FunctionExecutionResult, RequestUsage
 
+from convergio.graphflow.flow import termination
+from convergio.graphflow.flow.termination import Condition, Said, Turn
 from convergio.graphflow.model import errors
-from convergio.tasks.conversation import termination
-from convergio.tasks.conversation.termination import Condition, Said, Turn
 
 NAMES: Final = ("ann", "bob", "user")
 CASES: Final = 300

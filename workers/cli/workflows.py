@@ -118,8 +118,10 @@ def known(session: Session) -> Known:
     from convergio.graphflow.flow.known import Known
     from convergio.graphflow.flow.registry import REGISTRY
     from convergio.tasks.agents.roster import Roster
+    from convergio.tasks.conversation.speaker import POLICIES
     from convergio.workers import boot
 
     path = Path(session.settings.agents) if session.settings.agents else None
     workflows = boot.catalog(session.settings).names()
-    return Known(functions=REGISTRY.functions(), agents=Roster.load(path).names, workflows=workflows)
+    agents = Roster.load(path).names
+    return Known(functions=REGISTRY.functions(), agents=agents, workflows=workflows, policies=POLICIES.names())

@@ -1,0 +1,132 @@
+"""Who speaks next, end to end: what a policy decided is kept with its turn, and is the same after any loss."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from convergio.graphflow.flow import document
+from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.workflow import Workflow
+from convergio.tasks.conversation import speaker
+from convergio.tasks.conversation.floor import STOP, SelectionContext
+from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.test_turns import agent, die, journaling, ledger, run, thread, turns
+
+pytestmark = QUIET
+
+
+@pytest.fixture
+def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
+    with stage_on(valkey, sqlite_url, tmp_path) as made:
+        yield made
+
+
+def talking(*agents: Mapping[str, Any], **team: Any) -> Workflow:
+    """`talk` is a conversation of these agents, of nine turns at most."""
+    talk = {"conversation": {"agents": list(agents), "stop": {"turns": 9}, **team}, "prompt": "Plan", "retry": 2}
+    return document.parse_document({"workflow": "talking", "version": 1, "steps": {"talk": talk}})
+
+
+def speakers(stage: Stage, ref: RunRef) -> list[str]:
+    return [row["speaker"] for row in turns(stage, ref)]
+
+
+def stop(stage: Stage, ref: RunRef) -> Any:
+    return json.loads(turns(stage, ref)[-1]["stop"])
+
+
+# --- a policy of one's own --------------------------------------------------------------------------------------------
+
+
+@speaker.policy
+def backwards(context: SelectionContext) -> str:
+    """The team from its end; it is over when the first has spoken."""
+    said = sum(one.speaker in context.names for one in context.thread)
+    return STOP if said == len(context.names) else context.names[-1 - said]
+
+
+OWN = f"{__name__}.backwards"
+
+
+def test_a_policy_of_ones_own_chooses_and_ends(stage: Stage) -> None:
+    ref = stage.submit(talking(agent("ann", "a"), agent("bob", "b"), agent("cem", "c"), policy=OWN))
+    run(stage, ref)
+    assert speakers(stage, ref) == ["cem", "bob", "ann"]
+    assert stop(stage, ref)["by"] == "policy"
+    assert json.loads(turns(stage, ref)[0]["chosen"])["policy"] == OWN
+
+
+def test_a_worker_that_lacks_a_policy_leaves_the_turn_to_another(stage: Stage) -> None:
+    ref = stage.submit(talking(agent("ann", "a"), policy="elsewhere.choose"))
+    with journaling(stage):
+        stage.answer_all()
+    assert stage.states(ref) == {"talk": "READY"}
+    assert turns(stage, ref) == []
+
+
+# --- a model chooses --------------------------------------------------------------------------------------------------
+
+
+def asking(*answers: Any, **more: Any) -> Workflow:
+    """A model chooses, which answers this; `ann` and `bob` say three things each."""
+    team = (agent("ann", "a1", "a2", "a3"), agent("bob", "b1", "b2", "b3"), agent("cem", "c1", "c2", "c3"))
+    selector = {"selector": {"script": list(answers)}}
+    return talking(*team, **{"policy": "llm", "stop": {"turns": 3}, **selector, **more})
+
+
+CHOICES = ("bob", "ann, or cem", "it is hard to say", "ann", "cem")
+"""The first opens; the next two name nobody."""
+
+COSTS = [
+    *(("(selector)", turn, words) for turn, words in ((0, 1), (0, 3), (0, 5), (0, 1), (1, 1))),
+    ("ann", 1, 1),
+    ("bob", 0, 1),
+    ("cem", 2, 1),
+]
+
+
+def test_a_model_that_chooses_is_on_the_ledger_and_asked_again_when_it_names_nobody(stage: Stage) -> None:
+    ref = stage.submit(asking(*CHOICES))
+    run(stage, ref)
+    assert speakers(stage, ref) == ["bob", "ann", "cem"]
+    assert ledger(stage, ref) == sorted(COSTS)
+    first = turns(stage, ref)[0]
+    assert json.loads(first["next_chosen"]) | {"speaker": "ann", "policy": "llm", "asked": True} == json.loads(
+        first["next_chosen"]
+    )
+    assert first["calls"] == 5
+
+
+@pytest.mark.parametrize(("at", "done"), [(1, True), (2, True), (4, False), (4, True)])
+def test_what_a_model_chose_is_not_asked_for_again_by_the_next_worker(stage: Stage, at: int, done: bool) -> None:
+    doomed = stage.another_worker()
+    ref = stage.submit(asking(*CHOICES))
+    die(stage, doomed, "record", at=at, done=done)
+    stage.pass_time(8)
+    run(stage, ref)
+    assert speakers(stage, ref) == ["bob", "ann", "cem"]
+    assert ledger(stage, ref) == sorted(COSTS)
+
+
+def test_a_choice_that_no_model_can_make_is_the_scored_ones(stage: Stage) -> None:
+    ref = stage.submit(asking(*["nobody"] * 9, stop={"turns": 1}))
+    run(stage, ref)
+    chosen = json.loads(turns(stage, ref)[0]["chosen"])
+    assert set(chosen["scores"]) == {"ann", "bob", "cem"}
+    assert [who for who, _, _ in ledger(stage, ref)].count("(selector)") == speaker.ATTEMPTS
+
+
+def test_scored_asks_its_selector_only_where_two_are_close(stage: Stage) -> None:
+    close, clear = (
+        stage.submit(asking(policy="scored", stop={"turns": 1}, selector={"script": ["cem"], "epsilon": epsilon}))
+        for epsilon in (10.0, 0.0)
+    )
+    run(stage, close, clear)
+    assert [thread(stage, ref)[-1] for ref in (close, clear)] == [("cem", "c1"), ("ann", "a1")]
+    assert [json.loads(turns(stage, ref)[0]["chosen"])["asked"] for ref in (close, clear)] == [True, False]
+    assert ["(selector)" in [who for who, _, _ in ledger(stage, ref)] for ref in (close, clear)] == [True, False]
