@@ -15,7 +15,7 @@ from celery import Celery
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.flow import expressions, inputs, values
-from convergio.graphflow.flow.team import HUMAN
+from convergio.graphflow.flow.team import HUMAN, POLICIES
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Rows
 from convergio.tasks.agents import tables as agent_tables
@@ -82,10 +82,11 @@ def register(app: Celery) -> None:
 def take(task: FlowTask, worker: TurnWorker, claim: Claim) -> None:
     """One turn, from the thread to the outcome that adds to it."""
     ground = ground_of(worker, claim)
-    try:
-        speaker.named(ground.team.policy, ask=_nobody)
-    except errors.UnknownFunction as error:
-        decline(task, error)
+    if ground.team.policy not in POLICIES:
+        try:
+            speaker.POLICIES.get(ground.team.policy)
+        except errors.UnknownFunction as error:
+            decline(task, error)
     facts = Facts(worker.steps, claim)
     try:
         if ground.iteration == 0:
@@ -261,10 +262,6 @@ def _asking(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, choi
         return await worker.agents.ask(question, memory=facts, on_usage=partial(facts.book, SELECTOR))
 
     return asking
-
-
-def _nobody(_context: Any, _names: Sequence[str]) -> str:
-    return ""
 
 
 def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoken: Spoken) -> None:

@@ -15,12 +15,17 @@ MOST_AGENTS: Final = 50
 HUMAN: Final = "user"
 """Who speaks for the people outside: no agent has this name."""
 
-POLICIES: Final = ("round_robin", "scored", "llm")
+GRAPH: Final = "graph"
+POLICIES: Final = ("round_robin", "scored", "llm", GRAPH)
 """Who speaks next, by what ships; any other policy is a function that somebody registered."""
 
 
 def _member(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _after(value: Any) -> Any:
+    return {"to": value} if isinstance(value, str) else value
 
 
 def _mentions(value: Any) -> Any:
@@ -117,6 +122,29 @@ class SelectorForm(Form):
     )
 
 
+class AfterForm(Form):
+    """Who may speak after somebody. Plain text is `to`."""
+
+    model_config = ConfigDict(title="Who may follow")
+
+    to: Label
+    contains: str | None = Field(
+        None, min_length=1, max_length=1_000, description="only if what was said last has this in it"
+    )
+
+
+class GraphForm(Form):
+    """Who may follow whom, in rounds, too. The conversation is over when nobody may follow."""
+
+    model_config = ConfigDict(title="Graph of speakers")
+
+    start: Label | None = Field(None, description="who begins; none: the first of the team")
+    edges: dict[Label, list[Annotated[AfterForm, BeforeValidator(_after, json_schema_input_type=str | AfterForm)]]] = (
+        Field({}, description="for each who speaks: who may be next")
+    )
+    among: Literal["round_robin", "scored", "llm"] = Field("scored", description="who chooses, if several may be next")
+
+
 class TeamForm(Form):
     """A team, and how it talks."""
 
@@ -127,6 +155,7 @@ class TeamForm(Form):
         Field(min_length=1, max_length=MOST_AGENTS),
     ]
     policy: PolicyName = "round_robin"
+    graph: GraphForm | None = Field(None, description="who may follow whom, for the policy `graph`")
     selector: SelectorForm | None = Field(
         None, description="the model of the policy `llm`; `scored` asks it where two are close"
     )

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from convergio.graphflow.flow import expressions, graph, loops, scalars, schema, team, values
+from convergio.graphflow.flow import expressions, graph, loops, scalars, schema, talk, values
 from convergio.graphflow.flow.known import Known, Parameters
 from convergio.graphflow.flow.spelling import Spelling, did_you_mean
 from convergio.graphflow.model import errors
@@ -181,10 +181,7 @@ class _Validation:
         for place, member in enumerate(spec["agents"]):
             if member["role"] is None:
                 yield from self._agent(f"{path}.agents[{place}]", member["name"])
-        policy, policies = spec["policy"], self.known.policies
-        if policies is not None and policy not in (*team.POLICIES, *policies):
-            hint = did_you_mean(policy, policies) or "register it with @speaker.policy, in a module that is included"
-            yield Problem(code="UNKNOWN_FUNCTION", path=f"{path}.policy", message=f"names '{policy}'", hint=hint)
+        yield from talk.problems(path, spec, self.known.policies)
 
     def _agent(self, path: str, name: str) -> Iterator[Problem]:
         if self.known.agents is not None and name not in self.known.agents:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+from convergio.graphflow.flow.team import GRAPH
 from convergio.tasks.conversation import speaker, tuning
-from convergio.tasks.conversation.floor import Selection, SelectionContext, ToolEvent, Utterance
+from convergio.tasks.conversation.floor import STOP, Selection, SelectionContext, ToolEvent, Utterance
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import Kind, Message
 
@@ -17,13 +19,27 @@ def chosen(
     """Who speaks next, by the team's policy. `may_stop`: ending is one of the choices; `ask`: asks the model of the
     team's selector. Raises as `speaker.select`, and what `ask` raises."""
     context = SelectionContext(candidates=team.candidates, thread=utterances(thread), may_stop=may_stop)
-    return speaker.select(context, by=_policy(team, None if team.selector is None else ask))
+    policy = _policy(team, team.policy, None if team.selector is None else ask)
+    found = policy(context)
+    if isinstance(policy, speaker.Graph) and found.speaker == STOP and not may_stop:
+        found = replace(found, speaker=policy.start, reason="is where the graph begins anew")
+    return speaker.checked(context, found)
 
 
-def _policy(team: Team, ask: speaker.Ask | None) -> speaker.Policy:
-    if team.policy == "scored" and ask is not None:
+def _policy(team: Team, name: str, ask: speaker.Ask | None) -> speaker.Policy:
+    if name == GRAPH and team.graph is not None:
+        among = _policy(team, team.graph["among"], ask)
+        return speaker.Graph(start=team.graph["start"] or team.names[0], edges=_edges(team.graph), among=among)
+    if name == "scored" and ask is not None:
         return speaker.Scored(tuning.load().model_copy(update={"epsilon": team.epsilon}), ask)
-    return speaker.named(team.policy, ask=ask)
+    return speaker.named(name, ask=ask)
+
+
+def _edges(graph: Mapping[str, Any]) -> dict[str, tuple[speaker.Edge, ...]]:
+    return {
+        name: tuple(speaker.Edge(target=edge["to"], contains=edge["contains"]) for edge in edges)
+        for name, edges in graph["edges"].items()
+    }
 
 
 def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:

@@ -53,7 +53,11 @@ def select(context: SelectionContext, *, by: str | Policy = "scored", ask: Ask |
     Raises: errors.UnknownFunction for a name that is no policy, errors.UnknownAgent if a policy names nobody of the
     team, errors.InvalidSetting if `llm` has no model to ask.
     """
-    chosen = (named(by, ask=ask) if isinstance(by, str) else by)(context)
+    return checked(context, (named(by, ask=ask) if isinstance(by, str) else by)(context))
+
+
+def checked(context: SelectionContext, chosen: Selection) -> Selection:
+    """A choice that may be made in this context. Raises errors.UnknownAgent for another one."""
     allowed = {*context.names, *((STOP,) if context.may_stop else ()), *((USER,) if chosen.policy == "handoff" else ())}
     if chosen.speaker not in allowed:
         hint = f"the team is: {', '.join(context.names)}"

@@ -25,12 +25,13 @@ ROLE: Final = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
     """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next;
-    `selector`: the model that is asked for it, by `scored` about those who are closer than `epsilon`; `stop`: when it is
-    over (see `graphflow.flow.team`)."""
+    `graph`: who may follow whom, for the policy of this name; `selector`: the model that is asked, by `scored` about
+    those who are closer than `epsilon`; `stop`: when it is over (see `graphflow.flow.team`)."""
 
     members: tuple[AgentSpec, ...]
     candidates: tuple[Candidate, ...]
     policy: str
+    graph: Mapping[str, Any] | None
     selector: AgentSpec | None
     epsilon: float
     stop: Mapping[str, Any]
@@ -44,7 +45,8 @@ class Team:
             members=members,
             candidates=candidates,
             policy=spec["policy"],
-            selector=_selector(spec["policy"], spec["selector"]),
+            graph=spec["graph"],
+            selector=_selector(spec),
             epsilon=0.0 if spec["selector"] is None else spec["selector"]["epsilon"],
             stop=spec["stop"],
         )
@@ -59,8 +61,9 @@ class Team:
         return next(member for member in self.members if member.name == name)
 
 
-def _selector(policy: str, written: Mapping[str, Any] | None) -> AgentSpec | None:
-    if written is None and policy != "llm":
+def _selector(spec: Mapping[str, Any]) -> AgentSpec | None:
+    written, among = spec["selector"], (spec["graph"] or {}).get("among")
+    if written is None and "llm" not in (spec["policy"], among):
         return None
     model, script = (None, ()) if written is None else (written["model"], tuple(written["script"]))
     return AgentSpec(

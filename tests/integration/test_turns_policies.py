@@ -11,6 +11,7 @@ import pytest
 
 from convergio.graphflow.flow import document
 from convergio.graphflow.model.ids import RunRef
+from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.conversation import speaker
 from convergio.tasks.conversation.floor import STOP, SelectionContext
@@ -67,6 +68,61 @@ def test_a_worker_that_lacks_a_policy_leaves_the_turn_to_another(stage: Stage) -
         stage.answer_all()
     assert stage.states(ref) == {"talk": "READY"}
     assert turns(stage, ref) == []
+
+
+# --- a graph ----------------------------------------------------------------------------------------------------------
+
+WRITING = {
+    "writer": ["critic"],
+    "critic": [{"to": "writer", "contains": "AGAIN"}, {"to": "editor", "contains": "FINE"}],
+}
+
+
+def writing(*verdicts: str, **more: Any) -> Workflow:
+    """A writer writes, until the critic finds nothing more; then the editor has the last word."""
+    team = (agent("editor", "printed", "and again"), agent("writer", "one", "two", "three"), agent("critic", *verdicts))
+    return talking(*team, **{"policy": "graph", "graph": {"start": "writer", "edges": WRITING}, **more})
+
+
+def test_a_graph_goes_round_until_its_condition_and_ends_where_no_edge_leads_on(stage: Stage) -> None:
+    ref = stage.submit(writing("AGAIN", "FINE"))
+    run(stage, ref)
+    assert speakers(stage, ref) == ["writer", "critic", "writer", "critic", "editor"]
+    assert stop(stage, ref) == {"by": "policy", "said": "no edge leads on from editor"}
+    assert stage.row(ref).state is RunState.SUCCEEDED
+
+
+def test_a_graph_that_goes_round_survives_the_loss_of_its_board_after_each_turn(stage: Stage) -> None:
+    ref = stage.submit(writing("AGAIN", "AGAIN", "FINE"))
+    for _ in range(20):
+        stage.journal()
+        if stage.row(ref).terminal:
+            break
+        stage.wipe()
+        stage.rebuild()
+        stage.pass_time(8)
+        with journaling(stage):
+            stage.answer_all()
+    assert speakers(stage, ref) == [*["writer", "critic"] * 3, "editor"]
+
+
+def test_a_graph_begins_anew_when_its_conversation_goes_on_later(stage: Stage) -> None:
+    first = stage.submit(writing("FINE"))
+    run(stage, first)
+    flow = writing("FINE", "FINE", stop={"turns": 1})
+    again = {**flow.document, "steps": {"talk": {**flow.document["steps"]["talk"], "after": f"'{first.run}'"}}}
+    second = stage.submit(document.parse_document(again))
+    run(stage, second)
+    assert thread(stage, second)[-1] == ("writer", "two")
+
+
+def test_of_several_that_may_follow_another_policy_chooses(stage: Stage) -> None:
+    edges = {"ann": ["bob", "cem"], "cem": ["ann"]}
+    graph = {"edges": edges, "among": "llm"}
+    ref = stage.submit(asking("cem", policy="graph", graph=graph, stop={"turns": 3}))
+    run(stage, ref)
+    assert speakers(stage, ref) == ["ann", "cem", "ann"]
+    assert [who for who, turn, _ in ledger(stage, ref) if turn == 0] == ["(selector)", "ann"]
 
 
 # --- a model chooses --------------------------------------------------------------------------------------------------

@@ -81,7 +81,8 @@ def test_the_same_team_in_python_and_in_yaml_is_the_same_workflow() -> None:
         "talk",
         *team,
         prompt="Plan",
-        policy="llm",
+        policy="graph",
+        graph={"edges": {"amy": ["bob"], "bob": [{"to": "amy", "contains": "?"}]}, "among": "llm"},
         selector={"model": "tiny"},
         stop={"turns": 7, "mention": "OK"},
         continues="input.after",
@@ -94,7 +95,8 @@ def test_the_same_team_in_python_and_in_yaml_is_the_same_workflow() -> None:
           talk:
             conversation:
               agents: [amy, {name: bob, role: You doubt., script: [no]}]
-              policy: llm
+              policy: graph
+              graph: {edges: {amy: [bob], bob: [{to: amy, contains: "?"}]}, among: llm}
               selector: {model: tiny}
               stop: {turns: 7, mention: OK}
             prompt: Plan

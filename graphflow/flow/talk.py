@@ -1,0 +1,41 @@
+"""Whether a team can talk as its document says: what it names is there, and its policy has what it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+from convergio.graphflow.flow.spelling import did_you_mean
+from convergio.graphflow.flow.team import GRAPH, POLICIES
+from convergio.graphflow.model.errors import Problem
+
+
+def problems(path: str, spec: Mapping[str, Any], policies: Collection[str] | None) -> Iterator[Problem]:
+    """Every problem of a conversation, but for its agents and expressions. `policies`: the registered ones, if they
+    are known here."""
+    policy, names = spec["policy"], [member["name"] for member in spec["agents"]]
+    if policies is not None and policy not in (*POLICIES, *policies):
+        hint = did_you_mean(policy, policies) or "register it with @speaker.policy, in a module that is included"
+        yield Problem(code="UNKNOWN_FUNCTION", path=f"{path}.policy", message=f"names '{policy}'", hint=hint)
+    if (spec["graph"] is None) == (policy == GRAPH):
+        said = "is missing" if policy == GRAPH else f"is there, but the policy is '{policy}'"
+        yield Problem(
+            code="BAD_VALUE", path=f"{path}.graph", message=said, hint="policy: graph and `graph` go together"
+        )
+    for at, named in _named(path, spec):
+        if named not in names:
+            hint = did_you_mean(named, names) or f"the team is: {', '.join(names)}"
+            yield Problem(code="UNKNOWN_AGENT", path=at, message=f"names '{named}'", hint=hint)
+
+
+def _named(path: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Where the team names a member of its own."""
+    graph = spec["graph"]
+    if graph is None:
+        return
+    if graph["start"] is not None:
+        yield f"{path}.graph.start", graph["start"]
+    for name, edges in graph["edges"].items():
+        yield f"{path}.graph.edges.{name}", name
+        for place, edge in enumerate(edges):
+            yield f"{path}.graph.edges.{name}[{place}].to", edge["to"]
