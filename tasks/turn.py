@@ -161,6 +161,7 @@ def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
         model=worker.agents.model,
         thread=ground.heard,
         tools=[tool.REGISTERED.get(name) for name in spec.tools],
+        handoffs=ground.team.handoffs(ground.speaker),
         key=f"{held.ref.run}:{step}:{iteration}",
         calls=f"call_{held.ref.run[-8:]}_{iteration}",
         attempt=held.attempt,
@@ -235,6 +236,8 @@ async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: Tur
             voice.custom("speaker.selected", course.as_kept(following))
             if following.speaker == STOP:
                 stop = {"by": "policy", "said": following.reason}
+            elif following.speaker == HUMAN:
+                stop = {"by": "handoff", "to": HUMAN}
     return Spoken(parts=parts, stop=stop, following=following, asked=ground.asked + asked)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from convergio.graphflow.flow.spelling import did_you_mean
-from convergio.graphflow.flow.team import GRAPH, POLICIES
+from convergio.graphflow.flow.team import GRAPH, HUMAN, POLICIES
 from convergio.graphflow.model.errors import Problem
 
 
@@ -22,10 +22,32 @@ def problems(path: str, spec: Mapping[str, Any], policies: Collection[str] | Non
         yield Problem(
             code="BAD_VALUE", path=f"{path}.graph", message=said, hint="policy: graph and `graph` go together"
         )
+    if policy == "handoff" and not any(member["handoffs"] for member in spec["agents"]):
+        hint = "say of one at least, to whom it may hand over: handoffs: [amy]"
+        yield Problem(code="BAD_VALUE", path=f"{path}.policy", message="is 'handoff', and nobody hands over", hint=hint)
+    for place, member in enumerate(spec["agents"]):
+        yield from _handoffs(f"{path}.agents[{place}]", member, [name for name in names if name != member["name"]])
     for at, named in _named(path, spec):
         if named not in names:
             hint = did_you_mean(named, names) or f"the team is: {', '.join(names)}"
             yield Problem(code="UNKNOWN_AGENT", path=at, message=f"names '{named}'", hint=hint)
+
+
+def _handoffs(path: str, member: Mapping[str, Any], others: Collection[str]) -> Iterator[Problem]:
+    tools = {f"transfer_to_{name.replace('-', '_')}" for name in member["handoffs"]}
+    for place, name in enumerate(member["handoffs"]):
+        if name not in (*others, HUMAN):
+            hint = did_you_mean(name, others) or f"it can hand over to: {', '.join((*others, HUMAN))}"
+            yield Problem(code="UNKNOWN_AGENT", path=f"{path}.handoffs[{place}]", message=f"names '{name}'", hint=hint)
+        elif name in member["handoffs"][:place]:
+            said = f"names '{name}' again"
+            yield Problem(code="BAD_VALUE", path=f"{path}.handoffs[{place}]", message=said, hint="remove it")
+    for place, name in enumerate(member["tools"]):
+        if name in tools:
+            said = f"names '{name}', by which it hands over"
+            yield Problem(
+                code="BAD_VALUE", path=f"{path}.tools[{place}]", message=said, hint="give the tool another name"
+            )
 
 
 def _named(path: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -16,7 +16,7 @@ HUMAN: Final = "user"
 """Who speaks for the people outside: no agent has this name."""
 
 GRAPH: Final = "graph"
-POLICIES: Final = ("round_robin", "scored", "llm", GRAPH)
+POLICIES: Final = ("round_robin", "scored", "llm", "handoff", GRAPH)
 """Who speaks next, by what ships; any other policy is a function that somebody registered."""
 
 
@@ -87,6 +87,9 @@ class MemberForm(Form):
     model: Label | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     tools: list[Label] = Field([], description="names of tools it may use")
+    handoffs: list[Label] = Field(
+        [], max_length=MOST_AGENTS, description="to whom it may hand over, by tools transfer_to_NAME; `user`: to people"
+    )
     script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
 
     @field_validator("name")

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import openai
 from autogen_agentchat.agents import AssistantAgent
-from autogen_agentchat.base import Response
+from autogen_agentchat.base import Handoff, Response
 from autogen_agentchat.messages import (
+    HandoffMessage,
     ModelClientStreamingChunkEvent,
     ToolCallExecutionEvent,
     ToolCallRequestEvent,
@@ -42,7 +43,7 @@ from convergio.tasks.agents import autogen_adapter, metering, provider, replies,
 from convergio.tasks.agents.autogen_adapter import MODEL_INFO, AutogenRunner, Chunks
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
-from convergio.tasks.conversation.thread import Kind, Message, heard_by
+from convergio.tasks.conversation.thread import SPOKEN, Kind, Message, heard_by
 from convergio.tasks.tools.tool import Tool
 
 MOST_CALLS: Final = 10
@@ -107,8 +108,9 @@ async def _turn(
 ) -> list[Part]:
     spec, parts = request.spec, list[Part]()
     agent = AssistantAgent(
-        name=spec.name.replace("-", "_"),
+        name=_identifier(spec.name),
         description=spec.description or spec.name,
+        handoffs=[_handoff(name, description) for name, description in request.handoffs.items()],
         system_message=spec.system_message,
         model_client=_Recalling(_client(runner, request, model, book), book, memory, request.calls),
         model_client_stream=True,
@@ -127,15 +129,29 @@ async def _turn(
                 case ToolCallExecutionEvent():
                     parts.append((Kind.RESULTS, {"results": [_result_facts(one) for one in event.content]}))
                     emit("results", parts[-1][1])
+                case Response(chat_message=HandoffMessage() as handed):
+                    target = next(name for name in request.handoffs if _identifier(name) == handed.target)
+                    parts.append((Kind.HANDOFF, {"text": handed.content, "target": target}))
                 case Response():
                     parts.append((Kind.TEXT, {"text": storable.storable_text(event.chat_message.to_text())}))
                 case _:
                     pass
     if book.finish == "unknown" and book.booked and book.booked[-1].estimated:
         raise errors.Transient("the model's answer broke off")
-    if not parts or parts[-1][0] is not Kind.TEXT or not str(parts[-1][1]["text"]).strip():
+    if not parts or parts[-1][0] not in SPOKEN or not str(parts[-1][1]["text"]).strip():
         raise errors.ModelOutputInvalid("the model answered nothing")
     return parts
+
+
+def _identifier(name: str) -> str:
+    """A name as AutoGen takes it."""
+    return name.replace("-", "_")
+
+
+def _handoff(name: str, description: str) -> Handoff:
+    target = _identifier(name)
+    told = f"Hand over to {name}: {description}" if description else f"Hand over to {name}"
+    return Handoff(target=target, name=f"transfer_to_{target}", description=told)
 
 
 def context(speaker: str, thread: Sequence[Message]) -> list[LLMMessage]:
@@ -144,7 +160,7 @@ def context(speaker: str, thread: Sequence[Message]) -> list[LLMMessage]:
 
 
 def _model_message(speaker: str, message: Message) -> LLMMessage:
-    source = message.source.replace("-", "_")
+    source = _identifier(message.source)
     if message.kind is Kind.CALLS:
         calls = [
             FunctionCall(id=one["id"], name=one["name"], arguments=one["arguments"]) for one in message.body["calls"]

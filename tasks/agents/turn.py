@@ -46,13 +46,14 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRequest:
-    """One turn: who speaks, what is known, what may be used. `key`: begins the idempotency keys of its tools; `calls`:
-    the ids of its calls, which are ours: some servers call every one of them `call_0`."""
+    """One turn: who speaks, what is known, what may be used, and who may be next and why. `key`: begins the idempotency
+    keys of its tools; `calls`: the ids of its calls, which are ours: some servers call every one of them `call_0`."""
 
     spec: AgentSpec
     model: ModelSettings
     thread: Sequence[Message]
     tools: Sequence[Tool]
+    handoffs: Mapping[str, str]
     key: str
     calls: str
     attempt: int

@@ -10,7 +10,7 @@ from convergio.graphflow.flow.team import GRAPH
 from convergio.tasks.conversation import speaker, tuning
 from convergio.tasks.conversation.floor import STOP, Selection, SelectionContext, ToolEvent, Utterance
 from convergio.tasks.conversation.team import Team
-from convergio.tasks.conversation.thread import Kind, Message
+from convergio.tasks.conversation.thread import SPOKEN, Kind, Message
 
 
 def chosen(
@@ -49,8 +49,10 @@ def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
     for message in thread:
         if message.kind is Kind.RESULTS:
             used += [ToolEvent(name=one["name"], ok=one["ok"]) for one in message.body["results"]]
-        elif message.kind is Kind.TEXT:
-            said.append(Utterance(index=len(said), speaker=message.source, text=message.text, tools=tuple(used)))
+        elif message.kind in SPOKEN:
+            target = message.body.get("target")
+            heard = {"speaker": message.source, "text": message.text, "tools": tuple(used), "handoff": target}
+            said.append(Utterance(index=len(said), **heard))
             used = []
     return tuple(said)
 

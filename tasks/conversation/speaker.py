@@ -221,8 +221,13 @@ def round_robin(context: SelectionContext) -> Selection:
 
 
 def handoff(context: SelectionContext) -> Selection:
-    """Whom the last handoff names; before any, the team's first. A handoff to USER leaves the team."""
+    """Whom the last handoff names; before any, the team's first. A handoff to USER leaves the team, and the answer is
+    for who handed over."""
+    answered = False
     for said in reversed(context.thread):
+        answered = answered or said.speaker == USER
+        if said.handoff == USER and answered and said.speaker in context.names:
+            return Selection(speaker=said.speaker, policy="handoff", reason=f"is answered by {USER}")
         if said.handoff in context.names or said.handoff == USER:
             return Selection(speaker=str(said.handoff), policy="handoff", reason=f"handed over by {said.speaker}")
     return Selection(speaker=context.names[0], policy="handoff", reason="is the first")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from convergio.graphflow.flow.team import HUMAN
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
 from convergio.tasks.conversation.floor import Candidate
@@ -56,6 +57,11 @@ class Team:
         """The members' names, in the team's order."""
         return tuple(member.name for member in self.members)
 
+    def handoffs(self, name: str) -> dict[str, str]:
+        """To whom a member may hand over, and what it is told of them."""
+        others = {member.name: member.description for member in self.members} | {HUMAN: "the people outside"}
+        return {other: others[other] for other in self.member(name).handoffs}
+
     def member(self, name: str) -> AgentSpec:
         """The member of this name."""
         return next(member for member in self.members if member.name == name)
@@ -77,11 +83,11 @@ def _candidate(member: AgentSpec, roster: Roster) -> Candidate:
 
 
 def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
-    script, tools = tuple(written["script"]), tuple(written["tools"])
+    script, tools, handoffs = (tuple(written[name]) for name in ("script", "tools", "handoffs"))
     if written["role"] is None:
         known = roster.get(written["name"])
         said = {name: written[name] for name in ("model", "max_tokens") if written[name] is not None}
-        return replace(known, name=written["name"], script=script, tools=tools, **said)
+        return replace(known, name=written["name"], script=script, tools=tools, handoffs=handoffs, **said)
     return AgentSpec(
         name=written["name"],
         description=written["description"],
@@ -90,4 +96,5 @@ def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
         max_tokens=written["max_tokens"] or DEFAULT_MAX_TOKENS,
         script=script,
         tools=tools,
+        handoffs=handoffs,
     )

@@ -15,6 +15,7 @@ from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.conversation import speaker
 from convergio.tasks.conversation.floor import STOP, SelectionContext
+from convergio.tasks.conversation.thread import Kind, heard_by
 from tests.integration.engine_rig import QUIET, Stage, stage_on
 from tests.integration.test_turns import agent, die, journaling, ledger, run, thread, turns
 
@@ -68,6 +69,56 @@ def test_a_worker_that_lacks_a_policy_leaves_the_turn_to_another(stage: Stage) -
         stage.answer_all()
     assert stage.states(ref) == {"talk": "READY"}
     assert turns(stage, ref) == []
+
+
+# --- handoffs ---------------------------------------------------------------------------------------------------------
+
+
+def over_to(name: str) -> dict[str, Any]:
+    """A scripted agent hands over."""
+    return {"call": [{"tool": f"transfer_to_{name}", "arguments": {}}]}
+
+
+def desk(**more: Any) -> Workflow:
+    """`front` hands over to `refund-desk`, which asks the people outside and then closes."""
+    front = agent("front", over_to("refund_desk"), handoffs=["refund-desk"])
+    refunds = agent("refund-desk", "which order?", over_to("user"), "paid", handoffs=["front", "user"])
+    return talking(front, refunds, **{"policy": "handoff", **more})
+
+
+def test_an_agent_hands_over_by_its_tool_and_whoever_has_the_floor_keeps_it(stage: Stage) -> None:
+    ref = stage.submit(desk())
+    run(stage, ref)
+    assert speakers(stage, ref) == ["front", "refund-desk", "refund-desk"]
+    assert stop(stage, ref) == {"by": "handoff", "to": "user"}
+    messages = stage.worker.process.archive.thread(ref.tenant, ref.run, "talk", 9)
+    handed = [(one.source, one.body["target"]) for one in messages if one.kind is Kind.HANDOFF]
+    assert handed == [("front", "refund-desk"), ("refund-desk", "user")]
+    heard = [(one.source, one.kind) for one in heard_by("refund-desk", messages)][:3]
+    assert heard == [("user", Kind.TEXT), ("front", Kind.HANDOFF), ("refund-desk", Kind.TEXT)]
+
+
+def test_who_handed_over_to_people_is_answered_when_they_say_something(stage: Stage) -> None:
+    first = stage.submit(desk())
+    run(stage, first)
+    flow = desk(stop={"turns": 1}).document
+    again = {**flow, "steps": {"talk": {**flow["steps"]["talk"], "after": f"'{first.run}'"}}}
+    second = stage.submit(document.parse_document(again))
+    run(stage, second)
+    assert thread(stage, second)[-1] == ("refund-desk", "paid")
+
+
+@pytest.mark.parametrize(("verb", "done"), [("guard", True), ("guard", False), ("succeed", False)])
+def test_a_handoff_whose_worker_dies_is_one_handoff(stage: Stage, verb: str, done: bool) -> None:
+    doomed = stage.another_worker()
+    ref = stage.submit(desk())
+    die(stage, doomed, verb, at=1, done=done)
+    stage.wipe()
+    stage.rebuild()
+    stage.pass_time(8)
+    run(stage, ref)
+    assert speakers(stage, ref) == ["front", "refund-desk", "refund-desk"]
+    assert [who for who, _, _ in ledger(stage, ref)] == ["front", "refund-desk", "refund-desk"]
 
 
 # --- a graph ----------------------------------------------------------------------------------------------------------
