@@ -16,6 +16,7 @@ from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.flow import expressions, inputs, values
 from convergio.graphflow.flow.team import HUMAN, POLICIES
+from convergio.graphflow.flow.termination import Turn
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Rows
 from convergio.tasks.agents import tables as agent_tables
@@ -23,7 +24,7 @@ from convergio.tasks.agents.spec import ModelUsage
 from convergio.tasks.agents.step import Ledger
 from convergio.tasks.agents.turn import Part, Question, TurnRequest
 from convergio.tasks.app import FlowTask
-from convergio.tasks.conversation import course, selector, speaker, tables
+from convergio.tasks.conversation import course, review, selector, speaker, tables
 from convergio.tasks.conversation.archive import Archive, Place
 from convergio.tasks.conversation.floor import STOP, Selection
 from convergio.tasks.conversation.team import SELECTOR, Team
@@ -48,11 +49,13 @@ class TurnWorker(StepWorker, Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """What a turn stands on. `opening`: what begins the conversation, if this is its first turn, whose `speaker` is
-    then to be chosen. `asked`: answers that a model gave to who speaks next."""
+    then to be chosen. `before`: messages of `heard` that are of earlier conversations; `asked`: answers that a model
+    gave to who speaks next."""
 
     team: Team
     iteration: int
     heard: Sequence[Message]
+    before: int
     opening: str | None
     continues: Place | None
     chosen: Selection | None
@@ -106,16 +109,18 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
     steps, held = worker.steps, claim.held
     definition, (step, iteration) = steps.step(claim), instance.split(held.step)
     names, tenant = steps.names(claim), held.ref.tenant
-    team, before = Team.of(definition.spec, worker.agents.roster), names.get(step)
+    team, last = Team.of(definition.spec, worker.agents.roster), names.get(step)
     if iteration == 0:
         continues = _continued(definition.spec["after"], names, step)
         heard = [] if continues is None else worker.archive.before(tenant, continues)
         prompt = inputs.prompt(definition, names)
-        heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt}))
+        before = len(heard)
+        heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt}, at_ms=_now()))
         return Ground(
             team=team,
             iteration=0,
             heard=heard,
+            before=before,
             opening=prompt,
             continues=continues,
             chosen=None,
@@ -123,19 +128,20 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
             tokens=0,
             asked=0,
         )
-    assert before is not None, "a turn but the first follows one that has succeeded"
-    continues = None if before["continues"] is None else Place(**before["continues"])
+    assert last is not None, "a turn but the first follows one that has succeeded"
+    continues = None if last["continues"] is None else Place(**last["continues"])
     earlier = [] if continues is None else worker.archive.before(tenant, continues)
     return Ground(
         team=team,
         iteration=iteration,
+        before=len(earlier),
         heard=[*earlier, *worker.archive.thread(tenant, held.ref.run, step, iteration)],
         opening=None,
         continues=continues,
         chosen=None,
-        speaker=before["next"],
-        tokens=before["tokens"],
-        asked=before["asked"],
+        speaker=last["next"],
+        tokens=last["tokens"],
+        asked=last["asked"],
     )
 
 
@@ -208,6 +214,10 @@ class Facts:
         )
         self.unrecorded.append(row)
 
+    def sum(self, column: str) -> int:
+        """Of all calls of this turn that this claim knows of."""
+        return sum(int(row[column]) for row in self.rows)
+
     @property
     def rows(self) -> Ledger:
         """One row for each call of this turn that this claim knows of."""
@@ -228,7 +238,9 @@ async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: Tur
         parts = await worker.agents.speak(
             request, memory=facts, emit=voice.emit, on_usage=partial(facts.book, ground.speaker)
         )
-        stop = course.over(ground.team.stop, turns=ground.iteration + 1, said=str(parts[-1][1]["text"]))
+        judge = partial(_over, worker, claim, ground, facts, parts)
+        # A condition reads SQL, which may take a while: not on the loop that all turns of this process share.
+        stop = judge() if ground.team.stop["condition"] is None else await asyncio.to_thread(judge)
         following, asked = None, 0
         if stop is None:
             asking = _asking(worker, claim, ground, facts, "next")
@@ -239,6 +251,21 @@ async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: Tur
             elif following.speaker == HUMAN:
                 stop = {"by": "handoff", "to": HUMAN}
     return Spoken(parts=parts, stop=stop, following=following, asked=ground.asked + asked)
+
+
+def _over(
+    worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, parts: Sequence[Part]
+) -> dict[str, Any] | None:
+    """Why the conversation ends with this turn. Only this one is looked at, not those that it goes on from."""
+
+    def recall() -> list[Turn]:
+        held = claim.held
+        costs = worker.archive.costs(held.ref.tenant, held.ref.run, instance.step_of(held.step))
+        now = {ground.iteration: (facts.sum("input_tokens"), facts.sum("output_tokens"))}
+        return review.turns(_with(ground, parts)[ground.before :], {**costs, **now})
+
+    text = str(parts[-1][1]["text"])
+    return review.over(ground.team.stop, number=ground.iteration + 1, said=text, recall=recall)
 
 
 async def _opened(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts) -> Ground:
@@ -271,7 +298,7 @@ def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoke
     """One outcome: what was said, what it cost, the verdict, and who is next."""
     parts, stop, following = spoken.parts, spoken.stop, spoken.following
     ledger = facts.rows
-    spent = {name: sum(int(row[name]) for row in ledger) for name in ("input_tokens", "output_tokens")}
+    spent = {name: facts.sum(name) for name in ("input_tokens", "output_tokens")}
     tokens, text = sum(spent.values()), str(parts[-1][1]["text"])
     continues = None if ground.continues is None else ground.continues.as_dict()
     claim.owe({agent_tables.MODEL_CALLS: ledger})
@@ -306,10 +333,14 @@ def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoke
 def _with(ground: Ground, parts: Sequence[Part]) -> list[Message]:
     """The thread with what this turn adds."""
     said = [
-        Message(iteration=ground.iteration, seq=seq, kind=kind, source=ground.speaker, body=body)
+        Message(iteration=ground.iteration, seq=seq, kind=kind, source=ground.speaker, body=body, at_ms=_now())
         for seq, (kind, body) in enumerate(parts)
     ]
     return [*ground.heard, *said]
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _text(choice: Selection | None) -> str | None:
@@ -318,15 +349,15 @@ def _text(choice: Selection | None) -> str | None:
 
 def _rows(worker: TurnWorker, claim: Claim, ground: Ground, parts: Sequence[Part]) -> Rows:
     """The messages that this turn adds to the thread; a large one is a blob."""
-    blobs, now = worker.steps.blobs, time.time_ns() // 1_000_000
-    said = [(kind, ground.speaker, body) for kind, body in parts]
+    blobs, now = worker.steps.blobs, _now()
+    said = [(kind, ground.speaker, body, now) for kind, body in parts]
     if ground.opening is not None:
-        said.insert(0, (Kind.TEXT, HUMAN, {"text": ground.opening}))
+        said.insert(0, (Kind.TEXT, HUMAN, {"text": ground.opening}, ground.heard[-1].at_ms))
     rows: list[dict[str, Any]] = []
-    for seq, (kind, source, body) in enumerate(said):
+    for seq, (kind, source, body, at_ms) in enumerate(said):
         assert blobs is not None, "a worker has a place for what is large"
         text = blobs.text_of(body, what="a message")
         kept = blobs.kept(claim.held.ref.tenant, text)
-        row = {"step": instance.step_of(claim.held.step), "iteration": ground.iteration, "seq": seq, "at_ms": now}
+        row = {"step": instance.step_of(claim.held.step), "iteration": ground.iteration, "seq": seq, "at_ms": at_ms}
         rows.append({**row, "kind": kind.value, "source": source, "body": text if kept is None else json.dumps(kept)})
     return {tables.MESSAGES: rows}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
+from convergio.graphflow.flow import termination
 from convergio.graphflow.flow.spelling import did_you_mean
 from convergio.graphflow.flow.team import GRAPH, HUMAN, POLICIES
 from convergio.graphflow.model.errors import Problem
@@ -27,10 +28,22 @@ def problems(path: str, spec: Mapping[str, Any], policies: Collection[str] | Non
         yield Problem(code="BAD_VALUE", path=f"{path}.policy", message="is 'handoff', and nobody hands over", hint=hint)
     for place, member in enumerate(spec["agents"]):
         yield from _handoffs(f"{path}.agents[{place}]", member, [name for name in names if name != member["name"]])
+    yield from _condition(f"{path}.stop.condition", spec["stop"]["condition"])
     for at, named in _named(path, spec):
         if named not in names:
             hint = did_you_mean(named, names) or f"the team is: {', '.join(names)}"
             yield Problem(code="UNKNOWN_AGENT", path=at, message=f"names '{named}'", hint=hint)
+
+
+def _condition(path: str, given: Mapping[str, Any] | None) -> Iterator[Problem]:
+    if given is None:
+        return
+    condition, found = termination.examine(given, path)
+    yield from found
+    for at, one in () if condition is None else termination.each(condition, path):
+        if isinstance(one, termination.ExternalTermination):
+            hint = "end it with `convergio runs cancel`"
+            yield Problem(code="INVALID_TERMINATION", path=at, message="is never met by a step", hint=hint)
 
 
 def _handoffs(path: str, member: Mapping[str, Any], others: Collection[str]) -> Iterator[Problem]:

@@ -111,6 +111,9 @@ class StopForm(Form):
     mention: Annotated[list[str], BeforeValidator(_mentions, json_schema_input_type=str | list[str])] = Field(
         [], description="words that end it when an agent says one of them"
     )
+    condition: dict[str, JsonValue] | None = Field(
+        None, description="a termination condition: AutoGen's component JSON"
+    )
 
 
 class SelectorForm(Form):
@@ -162,7 +165,7 @@ class TeamForm(Form):
     selector: SelectorForm | None = Field(
         None, description="the model of the policy `llm`; `scored` asks it where two are close"
     )
-    stop: StopForm = StopForm(turns=20, mention=[])
+    stop: StopForm = StopForm(turns=20, mention=[], condition=None)
 
     @field_validator("agents")
     @classmethod

@@ -46,7 +46,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRequest:
-    """One turn: who speaks, what is known, what may be used, and who may be next and why. `key`: begins the idempotency
+    """One turn: who speaks, what is known, what may be used, to whom it may hand over. `key`: begins the idempotency
     keys of its tools; `calls`: the ids of its calls, which are ours: some servers call every one of them `call_0`."""
 
     spec: AgentSpec

@@ -1,4 +1,4 @@
-"""The course of a conversation: who speaks next, and whether it is over. Pure functions over what is persisted."""
+"""The course of a conversation: who speaks next. Pure functions over what is persisted."""
 
 from __future__ import annotations
 
@@ -68,11 +68,3 @@ def as_kept(selection: Selection) -> dict[str, Any]:
         "margin": selection.margin,
         "asked": selection.asked,
     }
-
-
-def over(stop: Mapping[str, Any], *, turns: int, said: str) -> dict[str, Any] | None:
-    """Why the conversation ends with this turn; None if it goes on. `turns`: how many there were, with this one."""
-    for word in stop["mention"]:
-        if word in said:
-            return {"by": "mention", "said": word}
-    return {"by": "turns", "turns": turns} if turns >= stop["turns"] else None

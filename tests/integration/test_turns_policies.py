@@ -176,6 +176,83 @@ def test_of_several_that_may_follow_another_policy_chooses(stage: Stage) -> None
     assert [who for who, turn, _ in ledger(stage, ref) if turn == 0] == ["(selector)", "ann"]
 
 
+# --- conditions -------------------------------------------------------------------------------------------------------
+
+
+def when(name: str, **config: Any) -> dict[str, Any]:
+    return {"provider": f"autogen_agentchat.conditions.{name}", "component_type": "termination", "config": config}
+
+
+def either(*conditions: dict[str, Any], all_of: bool = False) -> dict[str, Any]:
+    name = "And" if all_of else "Or"
+    return {"provider": f"autogen_agentchat.base.{name}TerminationCondition", "config": {"conditions": [*conditions]}}
+
+
+def counting(condition: dict[str, Any], **more: Any) -> Workflow:
+    """Two agents say three words a turn."""
+    team = (agent(name, *["one two three"] * 9) for name in ("ann", "bob"))
+    return talking(*team, **{"stop": {"turns": 9, "condition": condition}, **more})
+
+
+@pytest.mark.parametrize(
+    ("condition", "turns_taken", "by"),
+    [
+        (when("MaxMessageTermination", max_messages=4), 3, "MaxMessageTermination"),
+        (when("TokenUsageTermination", max_completion_token=12), 4, "TokenUsageTermination"),
+        (when("SourceMatchTermination", sources=["bob"]), 2, "SourceMatchTermination"),
+        (when("TimeoutTermination", timeout_seconds=1e-9), 1, "TimeoutTermination"),
+        (
+            either(
+                when("MaxMessageTermination", max_messages=6), when("TextMentionTermination", text="two"), all_of=True
+            ),
+            5,
+            "TextMentionTermination, MaxMessageTermination",
+        ),
+    ],
+)
+def test_a_conversation_ends_by_autogens_condition_though_its_board_is_lost_after_each_turn(
+    stage: Stage, condition: dict[str, Any], turns_taken: int, by: str
+) -> None:
+    ref = stage.submit(counting(condition))
+    for _ in range(20):
+        stage.journal()
+        if stage.row(ref).terminal:
+            break
+        stage.wipe()
+        stage.rebuild()
+        stage.pass_time(8)
+        with journaling(stage):
+            stage.another_worker()
+            stage.answer_all()
+    verdict = stop(stage, ref)
+    assert (len(turns(stage, ref)), verdict["by"], verdict["source"]) == (turns_taken, "condition", by)
+
+
+def test_handoffs_and_tools_meet_their_conditions(stage: Stage) -> None:
+    wanted = either(when("HandoffTermination", target="bob"), when("FunctionCallTermination", function_name="x"))
+    ref = stage.submit(
+        talking(agent("ann", over_to("bob"), handoffs=["bob"]), agent("bob", "b"), stop={"condition": wanted})
+    )
+    run(stage, ref)
+    assert stop(stage, ref)["said"] == "Handoff to bob from ann detected."
+
+
+def test_a_condition_counts_what_a_failed_attempt_cost_and_not_what_an_earlier_conversation_did(stage: Stage) -> None:
+    words = when("TokenUsageTermination", max_completion_token=8)
+    team = (
+        agent("ann", {"say": "one two three", "fail": "broken_off"}, *["one two three"] * 9),
+        agent("bob", *["x"] * 9),
+    )
+    first = stage.submit(talking(*team, stop={"turns": 9, "condition": words}))
+    run(stage, first)
+    assert (len(turns(stage, first)), stop(stage, first)["by"]) == (2, "condition")
+    flow = talking(*team, stop={"turns": 3, "condition": when("MaxMessageTermination", max_messages=3)}).document
+    again = {**flow, "steps": {"talk": {**flow["steps"]["talk"], "after": f"'{first.run}'"}}}
+    second = stage.submit(document.parse_document(again))
+    run(stage, second)
+    assert len(turns(stage, second)) == 2
+
+
 # --- a model chooses --------------------------------------------------------------------------------------------------
 
 
