@@ -86,11 +86,15 @@ async def ask(runner: AutogenRunner, question: Question, *, memory: Memory, on_u
 async def _answered(
     runner: AutogenRunner, question: Question, model: ModelSettings, book: metering.CallBook
 ) -> dict[str, Any]:
-    spec, client = question.spec, None
-    if spec.script:
-        client = _Scripted(spec.script, question.attempt, book, made=question.place)
-    messages = [SystemMessage(content=spec.system_message), UserMessage(content=question.text, source="user")]
-    async with aclosing(_chunks(client or runner.client(spec, model, None, book), messages, {})) as chunks:
+    spec = question.spec
+    client: ChatCompletionClient = (
+        _Scripted(spec.script, question.attempt, book, made=question.place)
+        if spec.script
+        else runner.client(spec, model, None, book)
+    )
+    asked = UserMessage(content=question.text, source="user")
+    messages: list[LLMMessage] = [SystemMessage(content=spec.system_message), asked]
+    async with aclosing(_chunks(client, messages, {})) as chunks:
         async for chunk in chunks:
             if isinstance(chunk, CreateResult):
                 content = chunk.content if isinstance(chunk.content, str) else ""

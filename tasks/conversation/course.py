@@ -50,9 +50,15 @@ def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
         if message.kind is Kind.RESULTS:
             used += [ToolEvent(name=one["name"], ok=one["ok"]) for one in message.body["results"]]
         elif message.kind in SPOKEN:
-            target = message.body.get("target")
-            heard = {"speaker": message.source, "text": message.text, "tools": tuple(used), "handoff": target}
-            said.append(Utterance(index=len(said), **heard))
+            said.append(
+                Utterance(
+                    index=len(said),
+                    speaker=message.source,
+                    text=message.text,
+                    tools=tuple(used),
+                    handoff=message.body.get("target"),
+                )
+            )
             used = []
     return tuple(said)
 

@@ -297,6 +297,14 @@ def test_what_a_model_chose_is_not_asked_for_again_by_the_next_worker(stage: Sta
     assert ledger(stage, ref) == sorted(COSTS)
 
 
+def test_a_turn_whose_choice_fails_is_tried_again_and_what_was_said_is_not_paid_for_again(stage: Stage) -> None:
+    breaks = {"say": "ann", "fail": "unavailable"}
+    ref = stage.submit(asking("bob", breaks, stop={"turns": 2}))
+    run(stage, ref)
+    assert speakers(stage, ref) == ["bob", "ann"]
+    assert ledger(stage, ref) == [("(selector)", 0, 1), ("(selector)", 0, 1), ("ann", 1, 1), ("bob", 0, 1)]
+
+
 def test_a_choice_that_no_model_can_make_is_the_scored_ones(stage: Stage) -> None:
     ref = stage.submit(asking(*["nobody"] * 9, stop={"turns": 1}))
     run(stage, ref)
