@@ -23,6 +23,10 @@ def problems(path: str, spec: Mapping[str, Any], policies: Collection[str] | Non
         yield Problem(
             code="BAD_VALUE", path=f"{path}.graph", message=said, hint="policy: graph and `graph` go together"
         )
+    choosers = {policy, "" if spec["graph"] is None else spec["graph"]["among"]}
+    if spec["selector"] is not None and not choosers & {"llm", "scored"}:
+        hint = "leave it out, or take the policy llm or scored"
+        yield Problem(code="BAD_VALUE", path=f"{path}.selector", message=f"is not asked by '{policy}'", hint=hint)
     if policy == "handoff" and not any(member["handoffs"] for member in spec["agents"]):
         hint = "say of one at least, to whom it may hand over: handoffs: [amy]"
         yield Problem(code="BAD_VALUE", path=f"{path}.policy", message="is 'handoff', and nobody hands over", hint=hint)

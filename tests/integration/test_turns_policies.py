@@ -98,6 +98,21 @@ def test_an_agent_hands_over_by_its_tool_and_whoever_has_the_floor_keeps_it(stag
     assert heard == [("user", Kind.TEXT), ("front", Kind.HANDOFF), ("refund-desk", Kind.TEXT)]
 
 
+@pytest.mark.parametrize(
+    ("asks", "said"),
+    [
+        ([{"call": [*over_to("bob")["call"], *over_to("cem")["call"]]}], ["ann", "bob"]),  # the first one counts
+        ([{"call": [{"tool": "transfer_to_bob", "arguments": "{no"}]}], ["ann", "bob"]),
+        ([over_to("dora"), over_to("cem")], ["ann", "cem"]),  # it is told that there is no such tool
+    ],
+)
+def test_odd_handoffs_have_one_outcome(stage: Stage, asks: list[Any], said: list[str]) -> None:
+    ann = agent("ann", *asks, handoffs=["bob", "cem"])
+    ref = stage.submit(talking(ann, agent("bob", "b"), agent("cem", "c"), policy="handoff", stop={"turns": 2}))
+    run(stage, ref)
+    assert speakers(stage, ref) == said
+
+
 def test_who_handed_over_to_people_is_answered_when_they_say_something(stage: Stage) -> None:
     first = stage.submit(desk())
     run(stage, first)
