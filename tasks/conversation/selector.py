@@ -6,9 +6,12 @@ recorded of them leads to the same choice again, on any worker.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final
 
+from convergio.graphflow.flow.team import POLICIES
 from convergio.tasks.conversation import course
 from convergio.tasks.conversation.floor import STOP, Selection, SelectionContext
 from convergio.tasks.conversation.team import Team
@@ -49,7 +52,10 @@ async def choose(team: Team, thread: Sequence[Message], asking: Asking, *, may_s
     answers: list[str] = []
     while True:
         try:
-            return course.chosen(team, thread, may_stop=may_stop, ask=_Told(answers)), len(answers)
+            decide = partial(course.chosen, team, thread, may_stop=may_stop, ask=_Told(answers))
+            # Somebody else's function may take its time: not on the loop that all turns of this process share.
+            found = decide() if team.policy in POLICIES else await asyncio.to_thread(decide)
+            return found, len(answers)
         except _Wanted as wanted:
             answers.append(await asking(len(answers), wanted.question))
 

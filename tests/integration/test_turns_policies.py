@@ -123,7 +123,7 @@ def test_who_handed_over_to_people_is_answered_when_they_say_something(stage: St
     assert thread(stage, second)[-1] == ("refund-desk", "paid")
 
 
-@pytest.mark.parametrize(("verb", "done"), [("guard", True), ("guard", False), ("succeed", False)])
+@pytest.mark.parametrize(("verb", "done"), [("guard", True), ("succeed", False)])
 def test_a_handoff_whose_worker_dies_is_one_handoff(stage: Stage, verb: str, done: bool) -> None:
     doomed = stage.another_worker()
     ref = stage.submit(desk())
@@ -214,7 +214,6 @@ def counting(condition: dict[str, Any], **more: Any) -> Workflow:
     [
         (when("MaxMessageTermination", max_messages=4), 3, "MaxMessageTermination"),
         (when("TokenUsageTermination", max_completion_token=12), 4, "TokenUsageTermination"),
-        (when("SourceMatchTermination", sources=["bob"]), 2, "SourceMatchTermination"),
         (when("TimeoutTermination", timeout_seconds=1e-9), 1, "TimeoutTermination"),
         (
             either(
@@ -301,7 +300,7 @@ def test_a_model_that_chooses_is_on_the_ledger_and_asked_again_when_it_names_nob
     assert first["calls"] == 5
 
 
-@pytest.mark.parametrize(("at", "done"), [(1, True), (2, True), (4, False), (4, True)])
+@pytest.mark.parametrize(("at", "done"), [(1, True), (4, False)])
 def test_what_a_model_chose_is_not_asked_for_again_by_the_next_worker(stage: Stage, at: int, done: bool) -> None:
     doomed = stage.another_worker()
     ref = stage.submit(asking(*CHOICES))
