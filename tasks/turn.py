@@ -6,7 +6,8 @@ import asyncio
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol, cast
 
 from celery import Celery
@@ -14,21 +15,22 @@ from celery import Celery
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.flow import expressions, inputs, values
-from convergio.graphflow.flow.team import HUMAN
+from convergio.graphflow.flow.team import HUMAN, POLICIES
+from convergio.graphflow.flow.termination import Turn
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.outcome import Rows
 from convergio.tasks.agents import tables as agent_tables
 from convergio.tasks.agents.spec import ModelUsage
 from convergio.tasks.agents.step import Ledger
-from convergio.tasks.agents.turn import Part, TurnRequest
+from convergio.tasks.agents.turn import Part, Question, TurnRequest
 from convergio.tasks.app import FlowTask
-from convergio.tasks.conversation import course, tables
+from convergio.tasks.conversation import course, review, selector, speaker, tables
 from convergio.tasks.conversation.archive import Archive, Place
 from convergio.tasks.conversation.floor import STOP, Selection
-from convergio.tasks.conversation.team import Team
+from convergio.tasks.conversation.team import SELECTOR, Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.conversation.voice import Voice
-from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer
+from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer, decline
 from convergio.tasks.tools import tool
 
 LONGEST: Final = 16_000
@@ -46,16 +48,30 @@ class TurnWorker(StepWorker, Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
-    """What a turn stands on. `opening`: what begins the conversation, if this is its first turn."""
+    """What a turn stands on. `opening`: what begins the conversation, if this is its first turn, whose `speaker` is
+    then to be chosen. `before`: messages of `heard` that are of earlier conversations; `asked`: answers that a model
+    gave to who speaks next."""
 
     team: Team
     iteration: int
     heard: Sequence[Message]
+    before: int
     opening: str | None
     continues: Place | None
     chosen: Selection | None
     speaker: str
     tokens: int
+    asked: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spoken:
+    """What came of a turn: its messages, why the conversation ends with it, who is next."""
+
+    parts: Sequence[Part]
+    stop: dict[str, Any] | None
+    following: Selection | None
+    asked: int
 
 
 def register(app: Celery) -> None:
@@ -63,21 +79,28 @@ def register(app: Celery) -> None:
 
     @app.task(base=FlowTask, bind=True, shared=False, name="convergio.turn")
     def turn(self: FlowTask, run: str, step: str, ring: str) -> None:
-        answer(self, lambda: take(cast(TurnWorker, self.worker), self.claim))
+        answer(self, lambda: take(self, cast(TurnWorker, self.worker), self.claim))
 
 
-def take(worker: TurnWorker, claim: Claim) -> None:
+def take(task: FlowTask, worker: TurnWorker, claim: Claim) -> None:
     """One turn, from the thread to the outcome that adds to it."""
     ground = ground_of(worker, claim)
-    facts = Facts(worker.steps, claim, ground.speaker)
-    request = request_of(worker, claim, ground)
+    if ground.team.policy not in POLICIES:
+        try:
+            speaker.POLICIES.get(ground.team.policy)
+        except errors.UnknownFunction as error:
+            decline(task, error)
+    facts = Facts(worker.steps, claim)
     try:
-        parts, stop, following = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
+        if ground.iteration == 0:
+            ground = worker.loop.run(_opened(worker, claim, ground, facts), claim)
+        request = request_of(worker, claim, ground)
+        spoken = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
     except errors.ConvergioError:
         if facts.unrecorded:
             worker.steps.spend(claim, {agent_tables.MODEL_CALLS: facts.unrecorded})
         raise
-    settle(worker, claim, ground, facts, parts, stop, following)
+    settle(worker, claim, ground, facts, spoken)
 
 
 def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
@@ -86,35 +109,39 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
     steps, held = worker.steps, claim.held
     definition, (step, iteration) = steps.step(claim), instance.split(held.step)
     names, tenant = steps.names(claim), held.ref.tenant
-    team, before = Team.of(definition.spec, worker.agents.roster), names.get(step)
+    team, last = Team.of(definition.spec, worker.agents.roster), names.get(step)
     if iteration == 0:
         continues = _continued(definition.spec["after"], names, step)
         heard = [] if continues is None else worker.archive.before(tenant, continues)
         prompt = inputs.prompt(definition, names)
-        heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt}))
-        chosen = course.chosen(team, heard)
+        before = len(heard)
+        heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt}, at_ms=_now()))
         return Ground(
             team=team,
             iteration=0,
             heard=heard,
+            before=before,
             opening=prompt,
             continues=continues,
-            chosen=chosen,
-            speaker=chosen.speaker,
+            chosen=None,
+            speaker="",
             tokens=0,
+            asked=0,
         )
-    assert before is not None, "a turn but the first follows one that has succeeded"
-    continues = None if before["continues"] is None else Place(**before["continues"])
+    assert last is not None, "a turn but the first follows one that has succeeded"
+    continues = None if last["continues"] is None else Place(**last["continues"])
     earlier = [] if continues is None else worker.archive.before(tenant, continues)
     return Ground(
         team=team,
         iteration=iteration,
+        before=len(earlier),
         heard=[*earlier, *worker.archive.thread(tenant, held.ref.run, step, iteration)],
         opening=None,
         continues=continues,
         chosen=None,
-        speaker=before["next"],
-        tokens=before["tokens"],
+        speaker=last["next"],
+        tokens=last["tokens"],
+        asked=last["asked"],
     )
 
 
@@ -140,6 +167,7 @@ def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
         model=worker.agents.model,
         thread=ground.heard,
         tools=[tool.REGISTERED.get(name) for name in spec.tools],
+        handoffs=ground.team.handoffs(ground.speaker),
         key=f"{held.ref.run}:{step}:{iteration}",
         calls=f"call_{held.ref.run[-8:]}_{iteration}",
         attempt=held.attempt,
@@ -150,10 +178,9 @@ def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
 class Facts:
     """The records of a turn, and what its model calls cost. Rows of recorded answers are in the records."""
 
-    def __init__(self, steps: Steps, claim: Claim, speaker: str) -> None:
+    def __init__(self, steps: Steps, claim: Claim) -> None:
         self._steps = steps
         self._claim = claim
-        self._speaker = speaker
         self._made = 0
         self.unrecorded: Ledger = []
         self.recorded: Ledger = [fact["row"] for key, fact in _sorted(claim) if key.startswith(MODEL)]
@@ -170,8 +197,8 @@ class Facts:
         if key.startswith(MODEL):
             self.recorded.append(self.unrecorded.pop())
 
-    def book(self, usage: ModelUsage) -> None:
-        """A model call has ended, well or not."""
+    def book(self, agent: str, usage: ModelUsage) -> None:
+        """A model call for this agent has ended, well or not."""
         held, self._made = self._claim.held, self._made + 1
         step, iteration = instance.split(held.step)
         row = agent_tables.usage_row(
@@ -183,9 +210,13 @@ class Facts:
             step=step,
             iteration=iteration,
             attempt=held.attempt,
-            agent=self._speaker,
+            agent=agent,
         )
         self.unrecorded.append(row)
+
+    def sum(self, column: str) -> int:
+        """Of all calls of this turn that this claim knows of."""
+        return sum(int(row[column]) for row in self.rows)
 
     @property
     def rows(self) -> Ledger:
@@ -198,36 +229,76 @@ def _sorted(claim: Claim) -> list[tuple[str, Any]]:
     return [(key, records[key]) for key in sorted(records) if key.startswith(MODEL)]
 
 
-async def _spoken(
-    worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts
-) -> tuple[list[Part], dict[str, Any] | None, Selection | None]:
+async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts) -> Spoken:
     """The agent speaks, and its readers listen; then the verdict, and who is next."""
     message = f"{instance.step_of(claim.held.step)}.{ground.iteration + 1}"
     async with Voice(worker.steps.link, claim, speaker=ground.speaker, message=message) as voice:
         if ground.chosen is not None:
             voice.custom("speaker.selected", course.as_kept(ground.chosen))
-        parts = await worker.agents.speak(request, memory=facts, emit=voice.emit, on_usage=facts.book)
-        stop = course.over(ground.team.stop, turns=ground.iteration + 1, said=str(parts[-1][1]["text"]))
-        following = None if stop is not None else course.chosen(ground.team, _with(ground, parts), may_stop=True)
-        if following is not None:
+        parts = await worker.agents.speak(
+            request, memory=facts, emit=voice.emit, on_usage=partial(facts.book, ground.speaker)
+        )
+        judge = partial(_over, worker, claim, ground, facts, parts)
+        # A condition reads SQL, which may take a while: not on the loop that all turns of this process share.
+        stop = judge() if ground.team.stop["condition"] is None else await asyncio.to_thread(judge)
+        following, asked = None, 0
+        if stop is None:
+            asking = _asking(worker, claim, ground, facts, "next")
+            following, asked = await selector.choose(ground.team, _with(ground, parts), asking, may_stop=True)
             voice.custom("speaker.selected", course.as_kept(following))
             if following.speaker == STOP:
                 stop = {"by": "policy", "said": following.reason}
-    return parts, stop, following
+            elif following.speaker == HUMAN:
+                stop = {"by": "handoff", "to": HUMAN}
+    return Spoken(parts=parts, stop=stop, following=following, asked=ground.asked + asked)
 
 
-def settle(
-    worker: TurnWorker,
-    claim: Claim,
-    ground: Ground,
-    facts: Facts,
-    parts: Sequence[Part],
-    stop: dict[str, Any] | None,
-    following: Selection | None,
-) -> None:
+def _over(
+    worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, parts: Sequence[Part]
+) -> dict[str, Any] | None:
+    """Why the conversation ends with this turn. Only this one is looked at, not those that it goes on from."""
+
+    def recall() -> list[Turn]:
+        held = claim.held
+        costs = worker.archive.costs(held.ref.tenant, held.ref.run, instance.step_of(held.step))
+        now = {ground.iteration: (facts.sum("input_tokens"), facts.sum("output_tokens"))}
+        return review.turns(_with(ground, parts)[ground.before :], {**costs, **now})
+
+    text = str(parts[-1][1]["text"])
+    return review.over(ground.team.stop, number=ground.iteration + 1, said=text, recall=recall)
+
+
+async def _opened(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts) -> Ground:
+    """The ground of a conversation's first turn, with who begins."""
+    asking = _asking(worker, claim, ground, facts, "first")
+    chosen, asked = await selector.choose(ground.team, ground.heard, asking, may_stop=False)
+    return replace(ground, chosen=chosen, speaker=chosen.speaker, asked=asked)
+
+
+def _asking(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, choice: str) -> selector.Asking:
+    """Asks the team's selector, on the ledger; what it answered is recorded."""
+
+    async def asking(place: int, text: str) -> str:
+        assert ground.team.selector is not None, "only a policy with a selector asks"
+        question = Question(
+            spec=ground.team.selector,
+            model=worker.agents.model,
+            text=text,
+            key=f"{MODEL}{choice}.{place}",
+            place=ground.asked + place,
+            attempt=claim.held.attempt,
+            deadline_s=worker.steps.step(claim).timeout or DEFAULT_DEADLINE,
+        )
+        return await worker.agents.ask(question, memory=facts, on_usage=partial(facts.book, SELECTOR))
+
+    return asking
+
+
+def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoken: Spoken) -> None:
     """One outcome: what was said, what it cost, the verdict, and who is next."""
+    parts, stop, following = spoken.parts, spoken.stop, spoken.following
     ledger = facts.rows
-    spent = {name: sum(int(row[name]) for row in ledger) for name in ("input_tokens", "output_tokens")}
+    spent = {name: facts.sum(name) for name in ("input_tokens", "output_tokens")}
     tokens, text = sum(spent.values()), str(parts[-1][1]["text"])
     continues = None if ground.continues is None else ground.continues.as_dict()
     claim.owe({agent_tables.MODEL_CALLS: ledger})
@@ -251,6 +322,7 @@ def settle(
         "cut": len(text) > LONGEST,
         "turns": ground.iteration + 1,
         "tokens": ground.tokens + tokens,
+        "asked": spoken.asked,
         "next": turn["next_speaker"],
         "stop": stop,
         "continues": continues,
@@ -261,10 +333,14 @@ def settle(
 def _with(ground: Ground, parts: Sequence[Part]) -> list[Message]:
     """The thread with what this turn adds."""
     said = [
-        Message(iteration=ground.iteration, seq=seq, kind=kind, source=ground.speaker, body=body)
+        Message(iteration=ground.iteration, seq=seq, kind=kind, source=ground.speaker, body=body, at_ms=_now())
         for seq, (kind, body) in enumerate(parts)
     ]
     return [*ground.heard, *said]
+
+
+def _now() -> int:
+    return time.time_ns() // 1_000_000
 
 
 def _text(choice: Selection | None) -> str | None:
@@ -273,15 +349,15 @@ def _text(choice: Selection | None) -> str | None:
 
 def _rows(worker: TurnWorker, claim: Claim, ground: Ground, parts: Sequence[Part]) -> Rows:
     """The messages that this turn adds to the thread; a large one is a blob."""
-    blobs, now = worker.steps.blobs, time.time_ns() // 1_000_000
-    said = [(kind, ground.speaker, body) for kind, body in parts]
+    blobs, now = worker.steps.blobs, _now()
+    said = [(kind, ground.speaker, body, now) for kind, body in parts]
     if ground.opening is not None:
-        said.insert(0, (Kind.TEXT, HUMAN, {"text": ground.opening}))
+        said.insert(0, (Kind.TEXT, HUMAN, {"text": ground.opening}, ground.heard[-1].at_ms))
     rows: list[dict[str, Any]] = []
-    for seq, (kind, source, body) in enumerate(said):
+    for seq, (kind, source, body, at_ms) in enumerate(said):
         assert blobs is not None, "a worker has a place for what is large"
         text = blobs.text_of(body, what="a message")
         kept = blobs.kept(claim.held.ref.tenant, text)
-        row = {"step": instance.step_of(claim.held.step), "iteration": ground.iteration, "seq": seq, "at_ms": now}
+        row = {"step": instance.step_of(claim.held.step), "iteration": ground.iteration, "seq": seq, "at_ms": at_ms}
         rows.append({**row, "kind": kind.value, "source": source, "body": text if kept is None else json.dumps(kept)})
     return {tables.MESSAGES: rows}

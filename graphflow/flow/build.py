@@ -171,6 +171,8 @@ class WorkflowBuilder:
         prompt: str,
         policy: str = "round_robin",
         stop: Mapping[str, Any] | None = None,
+        graph: Mapping[str, Any] | None = None,
+        selector: Mapping[str, Any] | None = None,
         continues: str | None = None,
         after: Need | Sequence[Need] = (),
         when: str | None = None,
@@ -182,9 +184,11 @@ class WorkflowBuilder:
         priority: str | None = None,
     ) -> StepRef:
         """A step in which a team talks about `prompt` (text with {{ CEL }} pieces), turn by turn, until `stop`, such as
-        {"turns": 12, "mention": "APPROVED"}. An agent is a name of the roster, or a mapping with `name` and `role`.
+        {"turns": 12, "mention": "APPROVED"}. `policy`: who speaks next; `graph`: who may follow whom; `selector`: the
+        model that is asked. An agent is a name of the roster, or a mapping with `name` and `role`.
         `retry` and `timeout` are those of a turn. `continues`: CEL that gives {run, turn} (YAML: `after`)."""
-        team = {"agents": list(agents), "policy": policy, **({} if stop is None else {"stop": stop})}
+        team = {"agents": list(agents), "policy": policy, "graph": graph, "selector": selector}
+        team |= {} if stop is None else {"stop": stop}
         fields: dict[str, Any] = {"conversation": team, "prompt": prompt, "after": continues, "retry": retry}
         fields |= {"timeout": timeout, "join": join, "on_failure": on_failure, "priority": priority}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})

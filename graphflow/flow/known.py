@@ -19,8 +19,10 @@ class Known:
     """Functions, agents and workflows that exist. None: not known here, so not checked.
 
     `functions`: parameters by function name, None where the parameters are not known. `agents`: names of the roster.
+    `policies`: names of registered functions that choose who speaks next.
     """
 
     functions: Mapping[str, Parameters | None] | None = None
     agents: Collection[str] | None = None
     workflows: Collection[str] | None = None
+    policies: Collection[str] | None = None

@@ -16,7 +16,7 @@ from convergio.graphflow.model import ids
 MEANT: Final = frozenset({expressions.INPUT, expressions.ITERATION, expressions.INDEX})
 """Names that mean something of their own in expressions."""
 
-_DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
+DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
@@ -91,7 +91,7 @@ _DURATION_SCHEMA: Final = {
 Name = Annotated[
     str, AfterValidator(check_name), WithJsonSchema({"type": "string", "pattern": f"^{ids.NAME.pattern}$"})
 ]
-FunctionName = Annotated[str, AfterValidator(_pattern(_DOTTED, "is not a function", "write it as module.function"))]
+FunctionName = Annotated[str, AfterValidator(_pattern(DOTTED, "is not a function", "write it as module.function"))]
 Label = Annotated[str, AfterValidator(_pattern(_LABEL, "is not a name", "use letters, digits, '.', '_' and '-'"))]
 Pause = Annotated[float, BeforeValidator(duration), WithJsonSchema(_DURATION_SCHEMA)]
 Duration = Annotated[float, BeforeValidator(some_time), WithJsonSchema(_DURATION_SCHEMA)]

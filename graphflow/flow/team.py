@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, field_validator
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema, field_validator
 
 from convergio.graphflow.flow.part import Form
-from convergio.graphflow.flow.scalars import Label, Text, refused
+from convergio.graphflow.flow.scalars import DOTTED, Label, Text, refused
 from convergio.graphflow.model import instance
 
 LONGEST_ROLE: Final = 20_000
@@ -15,9 +15,17 @@ MOST_AGENTS: Final = 50
 HUMAN: Final = "user"
 """Who speaks for the people outside: no agent has this name."""
 
+GRAPH: Final = "graph"
+POLICIES: Final = ("round_robin", "scored", "llm", "handoff", GRAPH)
+"""Who speaks next, by what ships; any other policy is a function that somebody registered."""
+
 
 def _member(value: Any) -> Any:
     return {"name": value} if isinstance(value, str) else value
+
+
+def _after(value: Any) -> Any:
+    return {"to": value} if isinstance(value, str) else value
 
 
 def _mentions(value: Any) -> Any:
@@ -26,6 +34,20 @@ def _mentions(value: Any) -> Any:
 
 def _reply(value: Any) -> Any:
     return {"say": value} if isinstance(value, str) else value
+
+
+def _policy(value: str) -> str:
+    if value not in POLICIES and ("." not in value or not DOTTED.fullmatch(value)):
+        hint = f"must be one of {', '.join(POLICIES)}, or a function of yours as module.function"
+        raise refused("BAD_VALUE", f"is {value[:64]!r}", hint)
+    return value
+
+
+_POLICY_SCHEMA: Final = {
+    "anyOf": [{"enum": list(POLICIES)}, {"type": "string", "pattern": f"^{DOTTED.pattern}$"}],
+    "description": "who speaks next: one of these, or module.function: a registered policy of yours",
+}
+PolicyName = Annotated[str, AfterValidator(_policy), WithJsonSchema(_POLICY_SCHEMA)]
 
 
 class ToolCallForm(Form):
@@ -65,6 +87,9 @@ class MemberForm(Form):
     model: Label | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
     tools: list[Label] = Field([], description="names of tools it may use")
+    handoffs: list[Label] = Field(
+        [], max_length=MOST_AGENTS, description="to whom it may hand over, by tools transfer_to_NAME; `user`: to people"
+    )
     script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
 
     @field_validator("name")
@@ -86,6 +111,44 @@ class StopForm(Form):
     mention: Annotated[list[str], BeforeValidator(_mentions, json_schema_input_type=str | list[str])] = Field(
         [], description="words that end it when an agent says one of them"
     )
+    condition: dict[str, JsonValue] | None = Field(
+        None, description="a termination condition: AutoGen's component JSON"
+    )
+
+
+class SelectorForm(Form):
+    """The model that is asked who speaks next."""
+
+    model_config = ConfigDict(title="Model that chooses the speaker")
+
+    model: Label | None = Field(None, description="none: the model of the settings")
+    script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
+    epsilon: Annotated[float, Field(ge=0, le=10, description="`scored` asks about those who are closer than this")] = (
+        0.1
+    )
+
+
+class AfterForm(Form):
+    """Who may speak after somebody. Plain text is `to`."""
+
+    model_config = ConfigDict(title="Who may follow")
+
+    to: Label
+    contains: str | None = Field(
+        None, min_length=1, max_length=1_000, description="only if what was said last has this in it"
+    )
+
+
+class GraphForm(Form):
+    """Who may follow whom, in rounds, too. The conversation is over when nobody may follow."""
+
+    model_config = ConfigDict(title="Graph of speakers")
+
+    start: Label | None = Field(None, description="who begins; none: the first of the team")
+    edges: dict[Label, list[Annotated[AfterForm, BeforeValidator(_after, json_schema_input_type=str | AfterForm)]]] = (
+        Field({}, description="for each who speaks: who may be next")
+    )
+    among: Literal["round_robin", "scored", "llm"] = Field("scored", description="who chooses, if several may be next")
 
 
 class TeamForm(Form):
@@ -97,8 +160,12 @@ class TeamForm(Form):
         list[Annotated[MemberForm, BeforeValidator(_member, json_schema_input_type=str | MemberForm)]],
         Field(min_length=1, max_length=MOST_AGENTS),
     ]
-    policy: Literal["round_robin", "scored"] = Field("round_robin", description="who speaks next")
-    stop: StopForm = StopForm(turns=20, mention=[])
+    policy: PolicyName = "round_robin"
+    graph: GraphForm | None = Field(None, description="who may follow whom, for the policy `graph`")
+    selector: SelectorForm | None = Field(
+        None, description="the model of the policy `llm`; `scored` asks it where two are close"
+    )
+    stop: StopForm = StopForm(turns=20, mention=[], condition=None)
 
     @field_validator("agents")
     @classmethod

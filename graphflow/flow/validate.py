@@ -4,11 +4,11 @@ problem, in document order."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
-from convergio.graphflow.flow import expressions, graph, loops, scalars, schema, values
+from convergio.graphflow.flow import expressions, graph, loops, scalars, schema, talk, values
 from convergio.graphflow.flow.known import Known, Parameters
 from convergio.graphflow.flow.spelling import Spelling, did_you_mean
 from convergio.graphflow.model import errors
@@ -170,14 +170,18 @@ class _Validation:
         if step.kind is StepKind.AGENT:
             yield from self._agent(f"{path}.agent", step.spec["agent"])
         if step.kind is StepKind.CONVERSATION:
-            for place, member in enumerate(step.spec["agents"]):
-                if member["role"] is None:
-                    yield from self._agent(f"{path}.conversation.agents[{place}]", member["name"])
+            yield from self._conversation(f"{path}.conversation", step.spec)
         if step.kind is StepKind.WORKFLOW and self.known.workflows is not None:
             name = step.spec["workflow"]
             if name not in self.known.workflows and name != self.workflow.name:
                 hint = self.workflows.hint(name) or "put its file into a directory of CONVERGIO_WORKFLOWS"
                 yield Problem(code="UNKNOWN_WORKFLOW", path=f"{path}.workflow", message=f"names '{name}'", hint=hint)
+
+    def _conversation(self, path: str, spec: Mapping[str, Any]) -> Iterator[Problem]:
+        for place, member in enumerate(spec["agents"]):
+            if member["role"] is None:
+                yield from self._agent(f"{path}.agents[{place}]", member["name"])
+        yield from talk.problems(path, spec, self.known.policies)
 
     def _agent(self, path: str, name: str) -> Iterator[Problem]:
         if self.known.agents is not None and name not in self.known.agents:

@@ -15,8 +15,9 @@ from typing import Any, Final
 
 import openai
 from autogen_agentchat.agents import AssistantAgent
-from autogen_agentchat.base import Response
+from autogen_agentchat.base import Handoff, Response
 from autogen_agentchat.messages import (
+    HandoffMessage,
     ModelClientStreamingChunkEvent,
     ToolCallExecutionEvent,
     ToolCallRequestEvent,
@@ -31,6 +32,7 @@ from autogen_core.models import (
     FunctionExecutionResultMessage,
     LLMMessage,
     RequestUsage,
+    SystemMessage,
     UserMessage,
 )
 from autogen_core.tools import StaticWorkbench, TextResultContent, ToolResult, ToolSchema
@@ -40,8 +42,8 @@ from convergio.graphflow.model import errors
 from convergio.tasks.agents import autogen_adapter, metering, provider, replies, storable
 from convergio.tasks.agents.autogen_adapter import MODEL_INFO, AutogenRunner, Chunks
 from convergio.tasks.agents.model import ModelSettings
-from convergio.tasks.agents.turn import Emit, Memory, Part, TurnRequest
-from convergio.tasks.conversation.thread import Kind, Message, heard_by
+from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
+from convergio.tasks.conversation.thread import SPOKEN, Kind, Message, heard_by
 from convergio.tasks.tools.tool import Tool
 
 MOST_CALLS: Final = 10
@@ -62,6 +64,44 @@ async def speak(
         book.close()
 
 
+async def ask(runner: AutogenRunner, question: Question, *, memory: Memory, on_usage: metering.OnUsage) -> str:
+    """What a model answers to one question. It is recorded before anybody acts on it, and not asked for twice.
+
+    Raises as `speak`; an answer that names nobody, or is empty, is an answer.
+    """
+    fact = memory.get(question.key)
+    if fact is None:
+        model = question.model.named(question.spec.model)
+        book = metering.CallBook(model.name, on_usage)
+        try:
+            fact = await runner.watchdog.run(_answered(runner, question, model, book), question.deadline_s)
+        except openai.OpenAIError as error:
+            raise provider.translated(error, model) from error
+        finally:
+            book.close()
+        await memory.keep(question.key, fact, before_acting=False)
+    return str(fact["content"])
+
+
+async def _answered(
+    runner: AutogenRunner, question: Question, model: ModelSettings, book: metering.CallBook
+) -> dict[str, Any]:
+    spec = question.spec
+    client: ChatCompletionClient = (
+        _Scripted(spec.script, question.attempt, book, made=question.place)
+        if spec.script
+        else runner.client(spec, model, None, book)
+    )
+    asked = UserMessage(content=question.text, source="user")
+    messages: list[LLMMessage] = [SystemMessage(content=spec.system_message), asked]
+    async with aclosing(_chunks(client, messages, {})) as chunks:
+        async for chunk in chunks:
+            if isinstance(chunk, CreateResult):
+                content = chunk.content if isinstance(chunk.content, str) else ""
+                return {"finish": chunk.finish_reason, "content": storable.storable_text(content)}
+    raise errors.Transient("the model's answer broke off")
+
+
 async def _turn(
     runner: AutogenRunner,
     request: TurnRequest,
@@ -72,8 +112,9 @@ async def _turn(
 ) -> list[Part]:
     spec, parts = request.spec, list[Part]()
     agent = AssistantAgent(
-        name=spec.name.replace("-", "_"),
+        name=_identifier(spec.name),
         description=spec.description or spec.name,
+        handoffs=[_handoff(name, description) for name, description in request.handoffs.items()],
         system_message=spec.system_message,
         model_client=_Recalling(_client(runner, request, model, book), book, memory, request.calls),
         model_client_stream=True,
@@ -92,15 +133,29 @@ async def _turn(
                 case ToolCallExecutionEvent():
                     parts.append((Kind.RESULTS, {"results": [_result_facts(one) for one in event.content]}))
                     emit("results", parts[-1][1])
+                case Response(chat_message=HandoffMessage() as handed):
+                    target = next(name for name in request.handoffs if _identifier(name) == handed.target)
+                    parts.append((Kind.HANDOFF, {"text": handed.content, "target": target}))
                 case Response():
                     parts.append((Kind.TEXT, {"text": storable.storable_text(event.chat_message.to_text())}))
                 case _:
                     pass
     if book.finish == "unknown" and book.booked and book.booked[-1].estimated:
         raise errors.Transient("the model's answer broke off")
-    if not parts or parts[-1][0] is not Kind.TEXT or not str(parts[-1][1]["text"]).strip():
+    if not parts or parts[-1][0] not in SPOKEN or not str(parts[-1][1]["text"]).strip():
         raise errors.ModelOutputInvalid("the model answered nothing")
     return parts
+
+
+def _identifier(name: str) -> str:
+    """A name as AutoGen takes it."""
+    return name.replace("-", "_")
+
+
+def _handoff(name: str, description: str) -> Handoff:
+    target = _identifier(name)
+    told = f"Hand over to {name}: {description}" if description else f"Hand over to {name}"
+    return Handoff(target=target, name=f"transfer_to_{target}", description=told)
 
 
 def context(speaker: str, thread: Sequence[Message]) -> list[LLMMessage]:
@@ -109,7 +164,7 @@ def context(speaker: str, thread: Sequence[Message]) -> list[LLMMessage]:
 
 
 def _model_message(speaker: str, message: Message) -> LLMMessage:
-    source = message.source.replace("-", "_")
+    source = _identifier(message.source)
     if message.kind is Kind.CALLS:
         calls = [
             FunctionCall(id=one["id"], name=one["name"], arguments=one["arguments"]) for one in message.body["calls"]
@@ -197,14 +252,18 @@ def _created(fact: Mapping[str, Any]) -> CreateResult:
 class _Scripted(ReplayChatCompletionClient):
     """Answers from the agent's script, word by word, and counts words as tokens."""
 
-    def __init__(self, script: Sequence[Mapping[str, Any]], attempt: int, book: metering.CallBook) -> None:
+    def __init__(
+        self, script: Sequence[Mapping[str, Any]], attempt: int, book: metering.CallBook, *, made: int | None = None
+    ) -> None:
         super().__init__([], model_info=MODEL_INFO)
         self._script = script
+        self._made = made
         self._attempt = attempt
         self._book = book
 
     async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
-        made = sum(isinstance(message, AssistantMessage) for message in messages)
+        said = sum(isinstance(message, AssistantMessage) for message in messages)
+        made = said if self._made is None else self._made
         reply = replies.due(self._script, made, self._attempt)
         if reply.failure is not None and reply.failure != "broken_off":
             raise replies.FAILURES[reply.failure]

@@ -20,6 +20,7 @@ class AgentSpec:
     max_tokens: int = DEFAULT_MAX_TOKENS
     temperature: float | None = None
     tools: tuple[str, ...] = ()
+    handoffs: tuple[str, ...] = ()
     script: tuple[Mapping[str, Any], ...] = ()
     """what the scripted model answers, call by call (see `graphflow.flow.team.ReplyForm`); none: it makes it up"""
 

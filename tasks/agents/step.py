@@ -12,7 +12,7 @@ from convergio.tasks.agents import tables
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import ModelUsage
-from convergio.tasks.agents.turn import Emit, Memory, Part, TurnRequest
+from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
 
 if TYPE_CHECKING:
     from convergio.tasks.agents.autogen_adapter import AutogenRunner
@@ -107,6 +107,13 @@ class Agents:
         adapter = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
         parts: list[Part] = await adapter.speak(runner, request, memory=memory, emit=emit, on_usage=on_usage)
         return parts
+
+    async def ask(self, question: Question, *, memory: Memory, on_usage: Callable[[ModelUsage], None]) -> str:
+        """What a model answers to one question; it is recorded. Raises as `AutogenRunner.answer` does."""
+        runner = await self._ready()
+        adapter = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
+        answer: str = await adapter.ask(runner, question, memory=memory, on_usage=on_usage)
+        return answer
 
     async def close(self) -> None:
         """Closes the model's HTTP connections."""

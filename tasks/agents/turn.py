@@ -31,14 +31,29 @@ class Memory(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One question to a model, beside the turn of an agent. `key`: that of its recorded answer; `place`: how many
+    were asked before it in the conversation (a script goes by it)."""
+
+    spec: AgentSpec
+    model: ModelSettings
+    text: str
+    key: str
+    place: int
+    attempt: int
+    deadline_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRequest:
-    """One turn: who speaks, what is known, what may be used. `key`: begins the idempotency keys of its tools; `calls`:
-    the ids of its calls, which are ours: some servers call every one of them `call_0`."""
+    """One turn: who speaks, what is known, what may be used, to whom it may hand over. `key`: begins the idempotency
+    keys of its tools; `calls`: the ids of its calls, which are ours: some servers call every one of them `call_0`."""
 
     spec: AgentSpec
     model: ModelSettings
     thread: Sequence[Message]
     tools: Sequence[Tool]
+    handoffs: Mapping[str, str]
     key: str
     calls: str
     attempt: int

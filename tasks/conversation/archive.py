@@ -82,6 +82,10 @@ class Archive:
             place = Place(**json.loads(continues))
         raise errors.UnknownRun(f"more than {DEEPEST} conversations go on from each other")
 
+    def costs(self, tenant: str, run: str, step: str) -> Mapping[int, tuple[int, int]]:
+        """What each turn that is in SQL has cost: tokens in and out. Raises JournalUnavailable."""
+        return tables.costs(self._database, tenant, run, step)
+
     def turns(self, tenant: str, run: str, step: str) -> Sequence[Mapping[str, Any]]:
         """The turns that are in SQL, in order. Raises JournalUnavailable."""
         return tables.taken(self._database, tenant, run, step)

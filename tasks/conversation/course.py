@@ -1,20 +1,45 @@
-"""The course of a conversation: who speaks next, and whether it is over. Pure functions over what is persisted."""
+"""The course of a conversation: who speaks next. Pure functions over what is persisted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from convergio.tasks.conversation import speaker
-from convergio.tasks.conversation.floor import Selection, SelectionContext, ToolEvent, Utterance
+from convergio.graphflow.flow.team import GRAPH
+from convergio.tasks.conversation import speaker, tuning
+from convergio.tasks.conversation.floor import STOP, Selection, SelectionContext, ToolEvent, Utterance
 from convergio.tasks.conversation.team import Team
-from convergio.tasks.conversation.thread import Kind, Message
+from convergio.tasks.conversation.thread import SPOKEN, Kind, Message
 
 
-def chosen(team: Team, thread: Sequence[Message], *, may_stop: bool = False) -> Selection:
-    """Who speaks next, by the team's policy. `may_stop`: ending is one of the choices. Raises as `speaker.select`."""
+def chosen(
+    team: Team, thread: Sequence[Message], *, may_stop: bool = False, ask: speaker.Ask | None = None
+) -> Selection:
+    """Who speaks next, by the team's policy. `may_stop`: ending is one of the choices; `ask`: asks the model of the
+    team's selector. Raises as `speaker.select`, and what `ask` raises."""
     context = SelectionContext(candidates=team.candidates, thread=utterances(thread), may_stop=may_stop)
-    return speaker.select(context, by=team.policy)
+    policy = _policy(team, team.policy, None if team.selector is None else ask)
+    found = policy(context)
+    if isinstance(policy, speaker.Graph) and found.speaker == STOP and not may_stop:
+        found = replace(found, speaker=policy.start, reason="is where the graph begins anew")
+    return speaker.checked(context, found)
+
+
+def _policy(team: Team, name: str, ask: speaker.Ask | None) -> speaker.Policy:
+    if name == GRAPH and team.graph is not None:
+        among = _policy(team, team.graph["among"], ask)
+        return speaker.Graph(start=team.graph["start"] or team.names[0], edges=_edges(team.graph), among=among)
+    if name == "scored" and ask is not None:
+        return speaker.Scored(tuning.load().model_copy(update={"epsilon": team.epsilon}), ask)
+    return speaker.named(name, ask=ask)
+
+
+def _edges(graph: Mapping[str, Any]) -> dict[str, tuple[speaker.Edge, ...]]:
+    return {
+        name: tuple(speaker.Edge(target=edge["to"], contains=edge["contains"]) for edge in edges)
+        for name, edges in graph["edges"].items()
+    }
 
 
 def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
@@ -24,8 +49,16 @@ def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
     for message in thread:
         if message.kind is Kind.RESULTS:
             used += [ToolEvent(name=one["name"], ok=one["ok"]) for one in message.body["results"]]
-        elif message.kind is Kind.TEXT:
-            said.append(Utterance(index=len(said), speaker=message.source, text=message.text, tools=tuple(used)))
+        elif message.kind in SPOKEN:
+            said.append(
+                Utterance(
+                    index=len(said),
+                    speaker=message.source,
+                    text=message.text,
+                    tools=tuple(used),
+                    handoff=message.body.get("target"),
+                )
+            )
             used = []
     return tuple(said)
 
@@ -41,11 +74,3 @@ def as_kept(selection: Selection) -> dict[str, Any]:
         "margin": selection.margin,
         "asked": selection.asked,
     }
-
-
-def over(stop: Mapping[str, Any], *, turns: int, said: str) -> dict[str, Any] | None:
-    """Why the conversation ends with this turn; None if it goes on. `turns`: how many there were, with this one."""
-    for word in stop["mention"]:
-        if word in said:
-            return {"by": "mention", "said": word}
-    return {"by": "turns", "turns": turns} if turns >= stop["turns"] else None

@@ -53,7 +53,11 @@ def select(context: SelectionContext, *, by: str | Policy = "scored", ask: Ask |
     Raises: errors.UnknownFunction for a name that is no policy, errors.UnknownAgent if a policy names nobody of the
     team, errors.InvalidSetting if `llm` has no model to ask.
     """
-    chosen = (named(by, ask=ask) if isinstance(by, str) else by)(context)
+    return checked(context, (named(by, ask=ask) if isinstance(by, str) else by)(context))
+
+
+def checked(context: SelectionContext, chosen: Selection) -> Selection:
+    """A choice that may be made in this context. Raises errors.UnknownAgent for another one."""
     allowed = {*context.names, *((STOP,) if context.may_stop else ()), *((USER,) if chosen.policy == "handoff" else ())}
     if chosen.speaker not in allowed:
         hint = f"the team is: {', '.join(context.names)}"
@@ -178,7 +182,10 @@ class _Registered:
     entry: Registered
 
     def __call__(self, context: SelectionContext) -> Selection:
-        return Selection(speaker=self.entry.function(context), policy=self.entry.name, reason="its own")
+        found = self.entry.function(context)
+        if not isinstance(found, str):
+            raise errors.UnknownAgent(f"policy '{self.entry.name}' gave no name but {type(found).__name__}")
+        return Selection(speaker=found, policy=self.entry.name, reason="its own")
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,8 +221,13 @@ def round_robin(context: SelectionContext) -> Selection:
 
 
 def handoff(context: SelectionContext) -> Selection:
-    """Whom the last handoff names; before any, the team's first. A handoff to USER leaves the team."""
+    """Whom the last handoff names; before any, the team's first. A handoff to USER leaves the team, and the answer is
+    for who handed over."""
+    answered = False
     for said in reversed(context.thread):
+        answered = answered or said.speaker == USER
+        if said.handoff == USER and answered and said.speaker in context.names:
+            return Selection(speaker=said.speaker, policy="handoff", reason=f"is answered by {USER}")
         if said.handoff in context.names or said.handoff == USER:
             return Selection(speaker=str(said.handoff), policy="handoff", reason=f"handed over by {said.speaker}")
     return Selection(speaker=context.names[0], policy="handoff", reason="is the first")

@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.tables import outcomes
 from convergio.graphflow.model.states import StepState
+from convergio.tasks.agents.tables import model_calls
 from convergio.tasks.conversation.thread import Kind, Message
 
 TURNS: Final = "conversation_turns"
@@ -98,6 +99,16 @@ def taken(database: Database, tenant: str, run: str, step: str) -> list[dict[str
         select = sa.select(turns).select_from(outcomes.join(turns, _made(turns.c)))
         wanted = select.where(*_turns_of(tenant, run, step)).order_by(turns.c.iteration)
         return [dict(row) for row in connection.execute(wanted).mappings()]
+
+
+def costs(database: Database, tenant: str, run: str, step: str) -> dict[int, tuple[int, int]]:
+    """What each turn that is in SQL has cost, failed attempts and choices of speakers included: tokens in and out.
+    Raises JournalUnavailable."""
+    paid, turn = model_calls.c, outcomes.c.iteration
+    with database.read() as connection:
+        select = sa.select(turn, sa.func.sum(paid.input_tokens), sa.func.sum(paid.output_tokens))
+        wanted = select.select_from(outcomes.join(model_calls, _made(paid))).where(*_turns_of(tenant, run, step))
+        return {row[0]: (int(row[1]), int(row[2])) for row in connection.execute(wanted.group_by(turn))}
 
 
 def _turns_of(tenant: str, run: str, step: str) -> list[sa.ColumnElement[bool]]:

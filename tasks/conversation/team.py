@@ -4,21 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
+from convergio.graphflow.flow.team import HUMAN
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
 from convergio.tasks.conversation.floor import Candidate
 
+SELECTOR: Final = "(selector)"
+"""Who asks for the next speaker, in the ledger: no agent has this name."""
+
+LONGEST_NAME: Final = 64
+"""Tokens of an answer that is a name."""
+
+ROLE: Final = (
+    "You lead a conversation: you choose who speaks next, and say nothing else. Answer with one name of the list, "
+    "exactly as it is written there."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Team:
-    """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next; `stop`: when
-    it is over (see `graphflow.flow.team`)."""
+    """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next;
+    `graph`: who may follow whom, for the policy of this name; `selector`: the model that is asked, by `scored` about
+    those who are closer than `epsilon`; `stop`: when it is over (see `graphflow.flow.team`)."""
 
     members: tuple[AgentSpec, ...]
     candidates: tuple[Candidate, ...]
     policy: str
+    graph: Mapping[str, Any] | None
+    selector: AgentSpec | None
+    epsilon: float
     stop: Mapping[str, Any]
 
     @classmethod
@@ -26,13 +42,24 @@ class Team:
         """The team of a conversation step. Raises UnknownAgent, DefinitionRefused."""
         members = tuple(_member(one, roster) for one in spec["agents"])
         return cls(
-            members=members, candidates=tuple(_candidates(members, roster)), policy=spec["policy"], stop=spec["stop"]
+            members=members,
+            candidates=tuple(_candidates(members, roster)),
+            policy=spec["policy"],
+            graph=spec["graph"],
+            selector=_selector(spec),
+            epsilon=0.0 if spec["selector"] is None else spec["selector"]["epsilon"],
+            stop=spec["stop"],
         )
 
     @property
     def names(self) -> tuple[str, ...]:
         """The members' names, in the team's order."""
         return tuple(member.name for member in self.members)
+
+    def handoffs(self, name: str) -> dict[str, str]:
+        """To whom a member may hand over, and what it is told of them."""
+        others = {member.name: member.description for member in self.members} | {HUMAN: "the people outside"}
+        return {other: others[other] for other in self.member(name).handoffs}
 
     def member(self, name: str) -> AgentSpec:
         """The member of this name."""
@@ -60,12 +87,23 @@ def _candidates(members: Sequence[AgentSpec], roster: Roster) -> Iterator[Candid
         )
 
 
+def _selector(spec: Mapping[str, Any]) -> AgentSpec | None:
+    written, among = spec["selector"], (spec["graph"] or {}).get("among")
+    if written is None and "llm" not in (spec["policy"], among):
+        return None
+    model, script = (None, ()) if written is None else (written["model"], tuple(written["script"]))
+    return AgentSpec(
+        name=SELECTOR, description="", system_message=ROLE, model=model, max_tokens=LONGEST_NAME, script=script
+    )
+
+
 def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
-    script, tools = tuple(written["script"]), tuple(written["tools"])
+    script, tools, handoffs = (tuple(written[name]) for name in ("script", "tools", "handoffs"))
     if written["role"] is None:
         known = roster.get(written["name"])
         said = {name: written[name] for name in ("model", "max_tokens") if written[name] is not None}
-        return replace(known, name=written["name"], script=script, tools=tools or known.tools, **said)
+        given = {"name": written["name"], "script": script, "tools": tools or known.tools, "handoffs": handoffs}
+        return replace(known, **{**given, **said})
     return AgentSpec(
         name=written["name"],
         description=written["description"],
@@ -74,4 +112,5 @@ def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
         max_tokens=written["max_tokens"] or DEFAULT_MAX_TOKENS,
         script=script,
         tools=tools,
+        handoffs=handoffs,
     )

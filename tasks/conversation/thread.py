@@ -5,15 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 
 class Kind(StrEnum):
-    """What a message is. `body`: `text`; `calls` of tools (id, name, arguments); `results` (id, name, text, ok)."""
+    """What a message is. `body`: `text`; `calls` of tools (id, name, arguments); `results` (id, name, text, ok);
+    of a handoff `text` and `target`."""
 
     TEXT = "text"
     CALLS = "calls"
     RESULTS = "results"
+    HANDOFF = "handoff"
+
+
+SPOKEN: Final = (Kind.TEXT, Kind.HANDOFF)
+"""What everybody hears."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,9 +36,15 @@ class Message:
     @property
     def text(self) -> str:
         """What was said; nothing, if tools were called."""
-        return str(self.body["text"]) if self.kind is Kind.TEXT else ""
+        return str(self.body["text"]) if self.kind in SPOKEN else ""
 
 
 def heard_by(speaker: str, thread: Sequence[Message]) -> list[Message]:
-    """What a speaker knows of the thread: all that was said, and its own dealings with tools."""
-    return [message for message in thread if message.kind is Kind.TEXT or message.source == speaker]
+    """What a speaker knows of the thread: all that was said, and its own dealings with tools. Its own handoffs are
+    such a dealing already."""
+    return [message for message in thread if _heard(speaker, message)]
+
+
+def _heard(speaker: str, message: Message) -> bool:
+    own = message.source == speaker
+    return not (own and message.kind is Kind.HANDOFF) and (own or message.kind in SPOKEN)

@@ -15,6 +15,8 @@ from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.flow.registry import step
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.workflow import Workflow
+from convergio.tasks.conversation import speaker
+from convergio.tasks.conversation.floor import SelectionContext
 
 FOLDER: Final = "PROBE_FOLDER"
 """The variable that names the folder in which bodies note what they do: it outlives Redis, and them."""
@@ -176,3 +178,10 @@ def returns(kind: str) -> Any:
         "endless number": 10**5_000,
         "more than 64 bits": 2**70,
     }[kind]
+
+
+@speaker.policy
+def in_order(context: SelectionContext) -> str:
+    """Who speaks next in a conversation: a policy as a user writes one."""
+    said = sum(one.speaker in context.names for one in context.thread)
+    return context.names[said % len(context.names)]

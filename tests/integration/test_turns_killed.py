@@ -14,6 +14,7 @@ from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.conversation import tables
 from convergio.tasks.conversation.voice import CONTENT, RESTARTED
+from tests.integration.engine_bodies import in_order
 from tests.integration.engine_rig import QUIET
 from tests.integration.test_engine_workers import Crew, crew
 
@@ -26,10 +27,11 @@ THREAD = [("user", "Count"), ("ann", WORDS), ("bob", "well")]
 
 
 def counting() -> Workflow:
-    """`ann` counts slowly, `bob` says a word."""
+    """`ann` counts slowly, `bob` says a word: by a policy that the workers include."""
     ann = {"name": "ann", "role": "You count.", "script": [{"say": WORDS, "pace": 0.25}]}
     bob = {"name": "bob", "role": "You listen.", "script": ["well"]}
-    talk = {"conversation": {"agents": [ann, bob], "stop": {"turns": 2}}, "prompt": "Count"}
+    policy = f"{in_order.__module__}.{in_order.__qualname__}"
+    talk = {"conversation": {"agents": [ann, bob], "policy": policy, "stop": {"turns": 2}}, "prompt": "Count"}
     return document.parse_document({"workflow": "counting", "version": 1, "steps": {"talk": talk}})
 
 

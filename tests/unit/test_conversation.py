@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.workflow import OnMax
 from convergio.tasks.agents import replies
 from convergio.tasks.agents.roster import Roster
-from convergio.tasks.conversation import course, migrations, tables
+from convergio.tasks.conversation import course, migrations, review, tables
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.tools.tool import Tools
@@ -42,7 +43,7 @@ def team_of(*names: str, policy: str = "round_robin") -> Team:
     return Team.of(flow.steps["t"].spec, roster)
 
 
-STOP = {"turns": 3, "mention": ["DONE", "APPROVED"]}
+STOP = {"turns": 3, "mention": ["DONE", "APPROVED"], "condition": None}
 
 
 def test_turns_go_round_and_begin_behind_whoever_spoke_last() -> None:
@@ -71,21 +72,50 @@ def test_a_scored_choice_says_what_every_candidate_had() -> None:
     ],
 )
 def test_a_conversation_ends_with_a_word_or_with_its_last_turn(turns: int, said: str, verdict: Any) -> None:
-    assert course.over(STOP, turns=turns, said=said) == verdict
+    assert review.over(STOP, number=turns, said=said, recall=list) == verdict
+
+
+def test_a_thread_is_turns_as_conditions_read_them() -> None:
+    results = {"results": [{"id": "c", "name": "look", "text": "found it", "ok": True}]}
+    thread = [
+        replace(said("user", "Plan"), at_ms=1_000),
+        replace(said("ann"), kind=Kind.RESULTS, body=results, at_ms=3_000),
+        replace(said("ann", "hello"), at_ms=4_000),
+        replace(said("bob"), iteration=1, kind=Kind.HANDOFF, body={"text": "over", "target": "ann"}, at_ms=9_000),
+    ]
+    task, first, second = review.turns(thread, {0: (7, 2)})
+    assert (task.said[0].source, task.elapsed_s) == ("user", 0.0)
+    assert [one.kind for one in first.said] == ["ToolCallExecutionEvent", "TextMessage"]
+    assert (first.said[0].executed, first.said[0].text) == (("look",), "found it")
+    assert (first.elapsed_s, first.prompt_tokens, first.completion_tokens) == (3.0, 7, 2)
+    assert (second.said[0].target, second.elapsed_s, second.prompt_tokens) == ("ann", 8.0, 0)
 
 
 def test_the_same_team_in_python_and_in_yaml_is_the_same_workflow() -> None:
     built = WorkflowBuilder("w", version=1)
     team: Any = ("amy", {"name": "bob", "role": "You doubt.", "script": ["no"]})
     built.conversation(
-        "talk", *team, prompt="Plan", stop={"turns": 7, "mention": "OK"}, continues="input.after", retry=2
+        "talk",
+        *team,
+        prompt="Plan",
+        policy="graph",
+        graph={"edges": {"amy": ["bob"], "bob": [{"to": "amy", "contains": "?"}]}, "among": "llm"},
+        selector={"model": "tiny"},
+        stop={"turns": 7, "mention": "OK"},
+        continues="input.after",
+        retry=2,
     )
     written = document.parse_yaml("""
         workflow: w
         version: 1
         steps:
           talk:
-            conversation: {agents: [amy, {name: bob, role: You doubt., script: [no]}], stop: {turns: 7, mention: OK}}
+            conversation:
+              agents: [amy, {name: bob, role: You doubt., script: [no]}]
+              policy: graph
+              graph: {edges: {amy: [bob], bob: [{to: amy, contains: "?"}]}, among: llm}
+              selector: {model: tiny}
+              stop: {turns: 7, mention: OK}
             prompt: Plan
             after: input.after
             retry: 2

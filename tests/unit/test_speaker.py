@@ -208,6 +208,8 @@ def test_a_handoff_counts_until_the_next_one() -> None:
     assert speaker.select(later, by="handoff").speaker == "sara"
     outside = replace(moment, thread=(*later.thread, Utterance(index=3, speaker="sara", text="?", handoff=USER)))
     assert speaker.select(outside, by="handoff").speaker == USER
+    answered = replace(outside, thread=(*outside.thread, Utterance(index=4, speaker=USER, text="yes")))
+    assert speaker.select(answered, by="handoff").speaker == "sara"
 
 
 def test_a_graph_says_who_may_follow_whom() -> None:

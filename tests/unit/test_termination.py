@@ -12,9 +12,9 @@ from autogen_agentchat import base, conditions, messages
 from autogen_core import FunctionCall
 from autogen_core.models import FunctionExecutionResult, RequestUsage
 
+from convergio.graphflow.flow import termination
+from convergio.graphflow.flow.termination import Condition, Said, Turn
 from convergio.graphflow.model import errors
-from convergio.tasks.conversation import termination
-from convergio.tasks.conversation.termination import Condition, Said, Turn
 
 NAMES: Final = ("ann", "bob", "user")
 CASES: Final = 300
@@ -185,7 +185,7 @@ def test_sources_of_a_mention_are_kept() -> None:
         ),
         ({"provider": "autogen_agentchat.conditions.TokenUsageTermination", "config": {}}, "termination.config"),
         ({"provider": "autogen_agentchat.base.OrTerminationCondition", "config": {"conditions": []}}, "conditions"),
-        ({"provider": "autogen_agentchat.base.OrTerminationCondition", "config": {"conditions": [3]}}, "conditions.0"),
+        ({"provider": "autogen_agentchat.base.OrTerminationCondition", "config": {"conditions": [3]}}, "conditions[0]"),
     ],
 )
 def test_what_is_no_condition_is_refused_with_its_place(document: object, path: str) -> None:

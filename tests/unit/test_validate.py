@@ -163,7 +163,12 @@ KNOWN = Known(
         "billing.unknown": None,
     },
     agents={"domik", "amy-cfo"},
+    policies={"desk.first_come"},
 )
+
+
+def talk(**team: Any) -> dict[str, Any]:
+    return {"conversation": {"agents": ["domik", "amy-cfo"], **team}, "prompt": "x"}
 
 
 @pytest.mark.parametrize(
@@ -193,6 +198,11 @@ KNOWN = Known(
         (
             {"agent": "zoe", "prompt": "x"},
             ["UNKNOWN_AGENT  steps.it.agent names 'zoe'; no agent of this name is in the roster"],
+        ),
+        (talk(policy="desk.first_come"), []),
+        (
+            talk(policy="desk.first_com"),
+            ["UNKNOWN_FUNCTION  steps.it.conversation.policy names 'desk.first_com'; did you mean 'desk.first_come'?"],
         ),
     ],
 )

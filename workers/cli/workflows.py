@@ -117,7 +117,9 @@ def known(session: Session) -> Known:
     """Functions and agents that exist here."""
     from convergio.graphflow.flow.known import Known
     from convergio.graphflow.flow.registry import REGISTRY
+    from convergio.tasks.conversation.speaker import POLICIES
     from convergio.workers import boot
 
     workflows = boot.catalog(session.settings).names()
-    return Known(functions=REGISTRY.functions(), agents=boot.roster(session.settings).names, workflows=workflows)
+    agents = boot.roster(session.settings).names
+    return Known(functions=REGISTRY.functions(), agents=agents, workflows=workflows, policies=POLICIES.names())

@@ -282,11 +282,24 @@ PROVIDERS: Final[dict[str, type[Condition]]] = {one.provider: one for one in ALL
 
 def read(document: Any) -> Condition:
     """The condition in a ComponentModel document. Raises: errors.InvalidTermination with every problem."""
-    problems: list[errors.Problem] = []
-    found = _read(document, "termination", problems, 0)
-    if found is None or problems:
-        raise errors.InvalidTermination(problems=problems)
+    found, wrong = examine(document, "termination")
+    if found is None or wrong:
+        raise errors.InvalidTermination(problems=wrong)
     return found
+
+
+def examine(document: Any, path: str) -> tuple[Condition | None, list[errors.Problem]]:
+    """The condition at this path of a larger document, or None, and every problem of it."""
+    problems: list[errors.Problem] = []
+    return _read(document, path, problems, 0), problems
+
+
+def each(condition: Condition, path: str) -> Iterator[tuple[str, Condition]]:
+    """The condition and those inside of it, with their paths."""
+    yield path, condition
+    if isinstance(condition, _Group):
+        for place, member in enumerate(condition.conditions):
+            yield from each(member, f"{path}.config.conditions[{place}]")
 
 
 def _read(document: Any, path: str, problems: list[errors.Problem], depth: int) -> Condition | None:
@@ -320,7 +333,7 @@ def _members(given: Any, path: str, problems: list[errors.Problem], depth: int) 
         _wrong(problems, path, f"has to be a list, at most {DEEPEST} deep")
         return None
     members = enumerate(cast(Sequence[Any], given))
-    found = [_read(one, f"{path}.{place}", problems, depth + 1) for place, one in members]
+    found = [_read(one, f"{path}[{place}]", problems, depth + 1) for place, one in members]
     known = [one for one in found if one is not None]
     return known if len(known) == len(found) else None
 
