@@ -27,11 +27,11 @@ def _busy_worker(field: Field) -> str:
 
 
 def worker_killed(field: Field) -> Hit:
-    """`kill -9` of a worker that runs steps."""
+    """`kill -9` of a worker that runs steps. Its children, if it has some, end with it."""
     name = _busy_worker(field)
-    moment = now()
-    pid = field.arena.supervisor.kill(name)
-    return hit(f"{name} killed", moment, pids=[pid], kills=1)
+    moment, pids = now(), field.arena.pids(name)
+    killed = field.arena.supervisor.kill(name)
+    return hit(f"{name} killed", moment, pids=[killed, *pids], kills=1)
 
 
 def child_killed(field: Field) -> Hit:

@@ -8,11 +8,12 @@ leaves behind counts. Not measured is what waits for its turn anyhow: steps with
 lets few run at once, steps that ask; nor maps and children as such, but their items and their steps.
 
 **Run twice though healthy**: a step's attempt ran again although the process of the first execution lived on, had not
-been frozen, and what it was given is in the journal. Not counted: an execution that had ended before a store was wiped,
-where the step is `stream`-durable (its outcome was lost with the store, which is what that durability means) or where
-it had failed (a retry is parked on the board alone). Counted are thus those whose body still ran when the store
-blinked, and all `step`-durable ones. Not counted either: what a frozen process begins when it thaws, with a claim that
-it has lost: its outcome is refused.
+been frozen, and what it was given was in the journal when the board was lost. Not counted: an execution that had ended
+before a store was wiped, where the step is `stream`-durable (its outcome was lost with the store, which is what that
+durability means) or where it had failed (a retry is parked on the board alone). Counted are thus those whose body still
+ran when the store blinked, and all `step`-durable ones. Not counted either: an item of a map that lets few run at once,
+where items before it had ended and that was lost (it is not its turn any more); and what a frozen process begins when
+it thaws, with a claim that it has lost: its outcome is refused.
 
 **Unknown outcomes**: bodies that ended well, whose outcome the journal does not have, and which nobody refused: the
 effect happened, and the engine cannot know.
@@ -20,6 +21,7 @@ effect happened, and the engine cannot know.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -73,7 +75,7 @@ def cost(accepted: Mapping[str, Graph], history: History, executions: Sequence[E
 
 
 def _cases(accepted: Mapping[str, Graph], history: History, executions: Sequence[Execution]) -> Iterator[_Case]:
-    known = frozenset(nonce_of(row.output) for row in history.outcomes)
+    known = {nonce_of(row.output): row.finished_ms or 0 for row in history.outcomes}
     for run in history.runs:
         graph = accepted.get(run.run)
         if run.parent in accepted:
@@ -95,9 +97,9 @@ class _Case:
     """One run, which may be a child."""
 
     def __init__(
-        self, run: Run, graph: Graph, history: History, executions: Sequence[Execution], known: frozenset[str]
+        self, run: Run, graph: Graph, history: History, executions: Sequence[Execution], known: Mapping[str, int]
     ) -> None:
-        """`known`: the claims whose outcomes the journal has, of all runs."""
+        """`known`: the claims whose outcomes the journal has, of all runs, and when the board had them."""
         self.run = run
         self.graph = graph
         self.expected = reference.execute(graph).steps
@@ -179,12 +181,35 @@ class _Case:
         for first, second in pairwise(done):
             healthy = first.pid not in fault.processes and first.attempt == second.attempt
             thawed = second.pid in fault.processes and second.fenced is not None
-            needless = healthy and not thawed and self._inputs_hold(first)
+            needless = healthy and not thawed and self._inputs_hold(first) and not self._lost_its_place(first, fault)
             if needless and not self._was_wiped(name, first, second, fault):
                 yield second
 
     def _inputs_hold(self, execution: Execution) -> bool:
-        return all(nonce in self.known for nonce in execution.saw.values())
+        """Whether what it was given was in the journal when the board was lost: an outcome that had to be told to the
+        new board has a time after the beginning of those that had gone on with it."""
+        return all(self.known.get(nonce, math.inf) <= execution.began_ms for nonce in execution.saw.values())
+
+    def _lost_its_place(self, execution: Execution, fault: Disturbance) -> bool:
+        """Whether it is an item of a map that lets few run at once, and was one of these because items before it had
+        ended, whose outcomes were lost: they ran again."""
+        wanted = self.expected.get(execution.step)
+        if (
+            not fault.wiped
+            or wanted is None
+            or not wanted.member
+            or not wanted.node.items
+            or not wanted.node.items.width
+        ):
+            return False
+        of_map, _, number = execution.step.partition("#")
+        before = [
+            one
+            for one in self.executions
+            if one.step.partition("#")[0] == of_map and int(one.step.partition("#")[2] or 0) < int(number)
+        ]
+        ended = {one.step for one in before if one.ended is not None and one.ended <= execution.began}
+        return any(one.step in ended and one.began > fault.at for one in before)
 
     def _was_wiped(self, name: str, first: Execution, second: Execution, fault: Disturbance) -> bool:
         """Whether its outcome was on the board alone when that was wiped."""

@@ -119,8 +119,9 @@ class Post:
         self._app = None
         if app is None:
             return
-        app.producer_pool.force_close_all()
-        app.pool.force_close_all()
+        # kombu's pools belong to all clients of this server: emptied, they serve the others.
+        app.producer_pool.force_close_all(close_pool=False)
+        app.pool.force_close_all(close_pool=False)
         app.backend.client.connection_pool.disconnect()
         app.close()
 

@@ -258,6 +258,7 @@ def test_with_redis_down_a_submission_is_refused_and_nothing_is_kept(town: Place
         "CONVERGIO_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
         "CONVERGIO_JOURNAL_URL": f"sqlite:///{tmp_path / 'journal.sqlite3'}",
     }
+    assert town.cli("migrate", env=away).returncode == 0
     done = town.cli("run", written(tmp_path, FAILING), env=away)
     assert done.returncode == 6
     assert done.stderr.startswith("BOARD_UNAVAILABLE  Redis does not answer")

@@ -95,6 +95,26 @@ def test_a_step_whose_input_was_wiped_runs_again_on_the_new_input() -> None:
     assert cost(told, at=410, wiped=True).healthy_run_twice == 0
 
 
+def test_a_step_that_had_gone_on_before_its_input_was_in_the_journal_may_run_twice() -> None:
+    """The input's outcome was told again, to the new board: it is the same, and has another time."""
+    told = tell(fan())
+    told.outcomes[RUN, "a"] = dataclasses.replace(told.outcome("a"), finished_ms=BEGAN_MS + 5_000)
+    rerun(told, "join", at=6_000)
+    assert cost(told, at=410, wiped=True).healthy_run_twice == 0
+
+
+def test_an_item_whose_turn_came_by_what_was_lost_may_run_twice() -> None:
+    items = graphs.Items(over="head", flaws=(0, 0, 0), width=1)
+    each = graphs.Node(name="each", links=(graphs.Link(step="head"),), items=items)
+    told = tell(graph(graphs.Node(name="head", deals=3), each))
+    item = "each#2000"
+    began = told.of(item).began_ms - BEGAN_MS
+    rerun(told, item, at=7_000)
+    assert cost(told, at=began + 10, wiped=True).healthy_run_twice == 1
+    rerun(told, "each#1000", at=6_000)
+    assert cost(told, at=began + 10, wiped=True).healthy_run_twice == 0
+
+
 def test_a_run_whose_start_was_wiped_keeps_its_running_steps() -> None:
     told = tell(graph(graphs.Node(name="only")))
     told.runs = [dataclasses.replace(told.runs[0], started_ms=BEGAN_MS + 5_000)]

@@ -69,7 +69,7 @@ def board_of(stage: Stage, ref: RunRef) -> dict[str, Any]:
     return {
         "values": {name: value for name, value in values.items() if name != "@commit"},
         "meta": meta,
-        "feed": [tuple(row[name] for name in names) for _, row in feed],
+        "feed": [tuple(row.get(name) for name in names) for _, row in feed],
         "journal": [(row["t"], row["s"], row["q"], row["d"]) for _, row in journal if row["r"] == str(ref)],
         "bells": stage.bells(),
         "inboxes": client.zrange(keys.inboxes, 0, -1),

@@ -28,7 +28,7 @@ def test_a_hook_that_breaks_denies_and_is_logged_with_its_traceback(caplog: pyte
 
     asked = hooks.Hooks()
     asked.add(guard)
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger=hooks.__name__):
         answer = asked.ask(at(datetime.now(UTC)))
     assert isinstance(answer, hooks.Deny)
     assert "guard failed" in answer.reason
