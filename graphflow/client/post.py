@@ -25,6 +25,9 @@ SHOWN: Final = frozenset({"workflow", "run", "step", "name", "tenant", "submitte
 """Arguments that may be shown."""
 
 POLL: Final = 0.05
+CONNECTIONS: Final = 4
+"""Threads of one client that may send at once; more of them wait."""
+
 SOCKET_TIMEOUT: Final = 5.0
 SCHEMES: Final = ("redis", "rediss", "redis+socket", "unix", "sentinel")
 
@@ -57,6 +60,7 @@ class Post:
         self._prefix = prefix
         self.url = _broker_url(url)
         self._app: Celery | None = None
+        self._connections: Any = None
         self._making = threading.Lock()
 
     @property
@@ -65,6 +69,8 @@ class Post:
         with self._making:
             if self._app is None:
                 self._app = _sender(self.url, queue_prefix(self._prefix))
+                # Celery's own pool is the process's: closed here, it would be closed for all clients of this server.
+                self._connections = self._app.connection_for_write().Pool(limit=CONNECTIONS)
             return self._app
 
     def send(self, entry: str, kwargs: Mapping[str, Any], *, task_id: str) -> None:
@@ -75,10 +81,18 @@ class Post:
         from celery.exceptions import OperationalError
 
         shown = {name: value for name, value in kwargs.items() if name in SHOWN}
+        app = self.app
         try:
-            self.app.send_task(
-                entry, kwargs=dict(kwargs), task_id=task_id, queue=QUEUE, argsrepr="()", kwargsrepr=repr(shown)
-            )
+            with self._connections.acquire(block=True) as connection:
+                app.send_task(
+                    entry,
+                    kwargs=dict(kwargs),
+                    task_id=task_id,
+                    queue=QUEUE,
+                    argsrepr="()",
+                    kwargsrepr=repr(shown),
+                    connection=connection,
+                )
         except (OperationalError, OSError) as error:
             raise _away(error) from error
 
@@ -119,9 +133,7 @@ class Post:
         self._app = None
         if app is None:
             return
-        # kombu's pools belong to all clients of this server: emptied, they serve the others.
-        app.producer_pool.force_close_all(close_pool=False)
-        app.pool.force_close_all(close_pool=False)
+        self._connections.force_close_all()
         app.backend.client.connection_pool.disconnect()
         app.close()
 
