@@ -66,15 +66,21 @@ def worker_frozen(field: Field) -> Hit:
 
 
 def _freeze(field: Field, name: str) -> Hit | None:
-    """None: its last body ended before it could be frozen."""
+    """None: its last body ended before it could be frozen, or its run ended without it."""
     moment, pids = now(), field.arena.pids(name)
     with field.arena.frozen([name]):
         stale = [one for one in field.arena.effects.running() if one.pid in pids]
         if not stale:
             return None
-        again = wait_for(
-            lambda: _taken_over(field, stale), what="its steps to run elsewhere", timeout=STALE, interval=INTERVAL
+        wait_for(
+            lambda: _taken_over(field, stale) or _is_over(field, stale),
+            what="its steps to run elsewhere",
+            timeout=STALE,
+            interval=INTERVAL,
         )
+        again = _taken_over(field, stale)
+        if not again:
+            return None
     nonces = {one.nonce for one in again}
     wait_for(lambda: _fenced(field, nonces), what="the old owner to be refused", timeout=PATIENCE, interval=INTERVAL)
     return hit(f"{name} frozen with {len(stale)} steps", moment, pids=pids)
@@ -90,6 +96,12 @@ def _taken_over(field: Field, stale: list[Execution]) -> list[Execution]:
             one.run == old.run and one.step == old.step and one.pid != old.pid and one.began > old.began for one in done
         )
     ]
+
+
+def _is_over(field: Field, stale: list[Execution]) -> bool:
+    """Whether nobody need run them again: another step has ended their runs, or they were told just in time."""
+    waiting = set(field.arena.journal.unfinished([one.run for one in stale]))
+    return all(one.run not in waiting or field.arena.journal.has_outcome(one.run, one.step) for one in stale)
 
 
 def _fenced(field: Field, nonces: set[str]) -> bool:
