@@ -8,6 +8,7 @@ TextMentionTermination) ours keeps it.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Final, cast
@@ -67,23 +68,15 @@ class Stop:
     turn: int
 
 
-class Condition(pydantic.BaseModel):
+class Condition(pydantic.BaseModel, abc.ABC):
     """What ends a conversation. Its fields are those of AutoGen's configuration."""
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
     provider: ClassVar[str]
 
+    @abc.abstractmethod
     def met(self, turns: Sequence[Turn]) -> Stop | None:
         """The first turn at which this holds; None while it does not."""
-        found = next(self._reasons(turns), None)
-        if found is None:
-            return None
-        place, content = found
-        return Stop(content=content, source=type(self).__name__, turn=place)
-
-    def _reasons(self, turns: Sequence[Turn]) -> Iterator[tuple[int, str]]:
-        """Turns at which it holds, and the words for it, from the first on."""
-        raise NotImplementedError
 
     def as_component(self) -> dict[str, Any]:
         """AutoGen's JSON."""
@@ -91,7 +84,23 @@ class Condition(pydantic.BaseModel):
         return {"provider": self.provider, "component_type": "termination", "version": 1, "config": config}
 
 
-class MaxMessageTermination(Condition):
+class _Plain(Condition):
+    """A condition that has no others inside."""
+
+    def met(self, turns: Sequence[Turn]) -> Stop | None:
+        """The first turn at which it holds, with AutoGen's words for it."""
+        found = next(self._reasons(turns), None)
+        if found is None:
+            return None
+        place, content = found
+        return Stop(content=content, source=type(self).__name__, turn=place)
+
+    @abc.abstractmethod
+    def _reasons(self, turns: Sequence[Turn]) -> Iterator[tuple[int, str]]:
+        """Turns at which it holds, and the words for it, from the first on."""
+
+
+class MaxMessageTermination(_Plain):
     """So many messages, the task included; inner events count if wanted."""
 
     provider = CONDITIONS + "MaxMessageTermination"
@@ -107,7 +116,7 @@ class MaxMessageTermination(Condition):
                 yield place, said
 
 
-class TextMentionTermination(Condition):
+class TextMentionTermination(_Plain):
     """A text is in a message or event, of one of these sources if any are named."""
 
     provider = CONDITIONS + "TextMentionTermination"
@@ -120,7 +129,7 @@ class TextMentionTermination(Condition):
                 yield place, f"Text '{self.text}' mentioned"
 
 
-class StopMessageTermination(Condition):
+class StopMessageTermination(_Plain):
     """Somebody sent a StopMessage."""
 
     provider = CONDITIONS + "StopMessageTermination"
@@ -129,7 +138,7 @@ class StopMessageTermination(Condition):
         return ((place, "Stop message received") for place, said in _each(turns) if said.kind == "StopMessage")
 
 
-class TextMessageTermination(Condition):
+class TextMessageTermination(_Plain):
     """A plain text message came, from `source` if one is named."""
 
     provider = CONDITIONS + "TextMessageTermination"
@@ -141,7 +150,7 @@ class TextMessageTermination(Condition):
                 yield place, f"Text message received from '{said.source}'"
 
 
-class HandoffTermination(Condition):
+class HandoffTermination(_Plain):
     """The floor was handed to this target."""
 
     provider = CONDITIONS + "HandoffTermination"
@@ -153,7 +162,7 @@ class HandoffTermination(Condition):
                 yield place, f"Handoff to {self.target} from {said.source} detected."
 
 
-class SourceMatchTermination(Condition):
+class SourceMatchTermination(_Plain):
     """One of these has spoken."""
 
     provider = CONDITIONS + "SourceMatchTermination"
@@ -163,7 +172,7 @@ class SourceMatchTermination(Condition):
         return ((place, f"'{said.source}' answered") for place, said in _each(turns) if said.source in self.sources)
 
 
-class FunctionCallTermination(Condition):
+class FunctionCallTermination(_Plain):
     """A tool of this name was executed."""
 
     provider = CONDITIONS + "FunctionCallTermination"
@@ -175,7 +184,7 @@ class FunctionCallTermination(Condition):
                 yield place, f"Function '{self.function_name}' was executed."
 
 
-class TokenUsageTermination(Condition):
+class TokenUsageTermination(_Plain):
     """So many tokens were used, by the ledger: selection, retries and reflection count too."""
 
     provider = CONDITIONS + "TokenUsageTermination"
@@ -205,7 +214,7 @@ class TokenUsageTermination(Condition):
                 )
 
 
-class TimeoutTermination(Condition):
+class TimeoutTermination(_Plain):
     """So many seconds since the conversation began, by the journal's times: a restart does not begin anew."""
 
     provider = CONDITIONS + "TimeoutTermination"
@@ -217,7 +226,7 @@ class TimeoutTermination(Condition):
                 yield place, f"Timeout of {self.timeout_seconds} seconds reached"
 
 
-class ExternalTermination(Condition):
+class ExternalTermination(_Plain):
     """Somebody outside asked for the end."""
 
     provider = CONDITIONS + "ExternalTermination"
