@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from convergio.benchmarks import rig, stamping
 from convergio.benchmarks.bodies import NOOP, STAMP
@@ -22,6 +22,9 @@ from convergio.graphflow.journal.rows import OutcomeRow, RunRow
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.workflow import Durability, Workflow
 from convergio.workers import boot
+
+TOGETHER: Final = 20
+"""Runs that are submitted in one move."""
 
 
 def workflow(name: str, steps: Mapping[str, Mapping[str, Any]], durability: Durability | None) -> Workflow:
@@ -77,15 +80,21 @@ class Ours:
         runs: list[RunRow] = []
 
         def work() -> None:
-            runs.extend(self.submit(flow) for _ in range(copies))
+            runs.extend(self.submit_many(flow, copies))
             self.wait(runs)
 
         done = rig.measured(work, items=copies * len(flow.steps), pids=[*self.pids, self.service_pid])
         self.wait_journaled(runs)
         return done
 
+    def submit_many(self, flow: Workflow, copies: int) -> Iterator[RunRow]:
+        """As `convergio run --each` does it: so many together as it takes to keep the workers busy meanwhile."""
+        for start in range(0, copies, TOGETHER):
+            wanted = [_submission(flow) for _ in range(start, min(copies, start + TOGETHER))]
+            yield from self.entrance.submit_many(wanted)
+
     def submit(self, flow: Workflow) -> RunRow:
-        return self.entrance.submit(Submission(workflow=flow, input=None, submitter="bench"))
+        return self.entrance.submit(_submission(flow))
 
     def wait(self, runs: Sequence[RunRow]) -> None:
         """Until every run has ended on the board."""
@@ -121,7 +130,7 @@ class Ours:
         runs: list[RunRow] = []
 
         def work() -> None:
-            runs.extend(self.submit(flow) for _ in range(copies))
+            runs.extend(self.submit_many(flow, copies))
             self.wait(runs)
 
         done = rig.measured(work, items=copies * len(flow.steps), pids=[*self.pids, self.service_pid])
@@ -149,6 +158,10 @@ class Ours:
 
     def service_cpu(self) -> float:
         return rig.cpu_seconds([self.service_pid])
+
+
+def _submission(flow: Workflow) -> Submission:
+    return Submission(workflow=flow, input=None, submitter="bench")
 
 
 @contextmanager

@@ -221,6 +221,39 @@ class Link:
         """One script. Its answer; raises BoardRebuilding or BoardUnavailable. All scripts may be asked twice."""
         return self._call(script(name), epoch, keys, args)
 
+    def call_each(self, epoch: Epoch, calls: Sequence[Call]) -> list[list[Any]]:
+        """Many calls, in two moves: the first alone, so that the server knows the script, then all others.
+
+        Each is a script of its own. Their answers; raises like `call`.
+        """
+        answers = [self.call(one.name, epoch, one.keys, one.args) for one in calls[:1]]
+        try:
+            answers += self._at_once(epoch, calls[1:])
+        except (redis.ResponseError, *UNREACHABLE):
+            self._drop_idle()
+            answers += [self.call(one.name, epoch, one.keys, one.args) for one in calls[1:]]
+        if any(answer[0] == "REBUILD" for answer in answers):
+            self.forget(epoch)
+            raise errors.BoardRebuilding()
+        return answers
+
+    def _at_once(self, epoch: Epoch, calls: Sequence[Call]) -> list[list[Any]]:
+        if not calls:
+            return []
+        connection = self._of_board(epoch)
+        try:
+            packed = [
+                _pack(("EVALSHA", script(one.name)[1], len(one.keys), *one.keys, epoch.text, *one.args))
+                for one in calls
+            ]
+            connection.send_packed_command(packed, check_health=False)
+            answers = [cast("list[Any]", connection.read_response()) for _ in calls]
+        except BaseException:  # answers that nobody has read may be on their way
+            connection.disconnect()
+            raise
+        self._idle.append(connection)
+        return answers
+
     def call_both(self, epoch: Epoch, first: Call, second: Call | None) -> tuple[list[Any], list[Any]]:
         """Two scripts in one move. Their answers; that of the second is empty if the first could not do its work."""
         if second is None:
@@ -251,12 +284,8 @@ class Link:
 
     def _once(self, source: tuple[str, str], epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         text, sha = source
-        connection = self._take()
+        connection = self._of_board(epoch)
         try:
-            if connection.board_server != epoch.server:
-                self._idle.append(connection)
-                self.forget(epoch)
-                raise errors.BoardRebuilding()
             try:
                 answer = _ask(connection, ("EVALSHA", sha, len(keys), *keys, epoch.text, *args))
             except redis.exceptions.NoScriptError:
@@ -269,6 +298,15 @@ class Link:
             raise
         self._idle.append(connection)
         return answer
+
+    def _of_board(self, epoch: Epoch) -> Wire:
+        """A connection to the server that the board was made on. Raises BoardRebuilding if another one answers."""
+        connection = self._take()
+        if connection.board_server != epoch.server:
+            self._idle.append(connection)
+            self.forget(epoch)
+            raise errors.BoardRebuilding()
+        return connection
 
     def _drop_idle(self) -> None:
         """One broken connection means that the others are probably broken too: the next call makes a new one."""

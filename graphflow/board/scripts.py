@@ -385,14 +385,17 @@ def record(link: Link, held: Claimed, *, key: str, value: str) -> int:
 
 
 def release(
-    link: Link, epoch: Epoch, ref: RunRef, *, steps: Sequence[str], grace_ms: int, high_water: int
-) -> tuple[int, str]:
-    """RELEASE what waited up to `high_water`: how many outcomes that were, and the state the run ended in or ""."""
-    keys = link.keys(epoch)
+    link: Link, epoch: Epoch, waiting: Mapping[RunRef, Sequence[str]], *, grace_ms: int, high_water: int
+) -> dict[RunRef, tuple[int, str]]:
+    """RELEASE what waited up to `high_water`, by run: how many outcomes that were, and the state it ended in or ""."""
+    calls = [_release(link.keys(epoch), epoch, ref, [grace_ms, high_water, *steps]) for ref, steps in waiting.items()]
+    answers = link.call_each(epoch, calls)
+    return {ref: (int(answer[1]), answer[2]) for ref, answer in zip(waiting, answers, strict=True)}
+
+
+def _release(keys: Keys, epoch: Epoch, ref: RunRef, args: Sequence[Any]) -> Call:
     names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.parked]
-    names += [keys.runs, keys.done, keys.feed(ref)]
-    answer = link.call("release", epoch, names, [epoch.number, str(ref), grace_ms, high_water, *steps])
-    return int(answer[1]), answer[2]
+    return Call("release", [*names, keys.runs, keys.done, keys.feed(ref)], [epoch.number, str(ref), *args])
 
 
 def reach(link: Link, epoch: Epoch, *, high_water: int, limit: int) -> tuple[list[str], int]:

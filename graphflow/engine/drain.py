@@ -14,6 +14,7 @@ from convergio.graphflow import decide
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.decision import START, Decision, Event, Unloaded, View
+from convergio.graphflow.engine.beginnings import Beginnings
 from convergio.graphflow.engine.bell import Caller
 from convergio.graphflow.engine.limits import Limits
 from convergio.graphflow.engine.placing import Placing
@@ -23,7 +24,6 @@ from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from convergio.graphflow.model.states import StepState
 
 
 class Drain:
@@ -37,6 +37,7 @@ class Drain:
         self.ringer = ringer
         self.limits = Limits(link, plans, ringer)
         self.placing = Placing(link, ringer)
+        self.beginnings = Beginnings()
 
     def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
         """Drains the run whose lock is held.
@@ -70,15 +71,9 @@ class Drain:
 
         None: it depends on the time or on what is elsewhere, and is made under the run's lock.
         """
-        epoch, entry = self.link.epoch(), {"t": "start"}
-        try:
-            made = decide.decide(plan, View(dict(values), blank=True), [entry], epoch=epoch.number, now_ms=0)
-        except Unloaded:
-            return None
-        waits = any(to.startswith(StepState.BLOCKED) for _, to in made.writes.values())
-        if waits or made.timers or made.blobs:
-            return None
-        return self._batch(made, plan, Caller.of(ref, meta))
+        number = self.link.epoch().number
+        made = self.beginnings.decision(plan, values, epoch=number)
+        return None if made is None else self._batch(made, plan, Caller.of(ref, meta))
 
     def meta(self, locked: scripts.Locked) -> Mapping[str, Any]:
         """The run's @meta, from the board."""

@@ -179,9 +179,9 @@ class Journaler:
         ended = [ref for ref, steps in by_run.items() if RUN_END in steps]
         if ended:
             self.finished(ended)  # before, not after: who dies in between does it again, and nobody waits for ever
-        for ref, steps in by_run.items():
-            moved, _ = scripts.release(self.link, epoch, ref, steps=steps, grace_ms=GRACE_MS, high_water=high_water)
-            if moved:
+        moved = scripts.release(self.link, epoch, by_run, grace_ms=GRACE_MS, high_water=high_water)
+        for ref, (outcomes, _) in moved.items():
+            if outcomes:
                 wake(self.link, self.drain, self.nonces, ref, None)
 
     def _trim(self, epoch: Epoch, last: int) -> None:

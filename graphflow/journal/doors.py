@@ -47,7 +47,11 @@ class Doors:
         The same run id or start key with the same workflow and input gives the run that was accepted first. Raises
         `KeyConflict` if it was used for something else, `InvalidInput` or `InvalidPayload` for a value SQL refuses.
         """
-        return self._accept(run, None)
+        return self._accept([run], None)[0]
+
+    def accept_all(self, runs: Sequence[NewRun]) -> list[Accepted]:
+        """The same for many runs in one transaction: all of them, or none."""
+        return self._accept(runs, None)
 
     def fork(self, run: NewRun, origin: Origin) -> Accepted:
         """Accepts a run that begins with outcomes of another one: its row and its copies of them are one transaction.
@@ -55,38 +59,47 @@ class Doors:
         A copied outcome says whose it is and has no tokens: they were paid for in the run that it comes from. Raises
         like `accept`, and `UnknownRun` if the journal has not got the outcomes any more.
         """
-        return self._accept(run, origin)
+        return self._accept([run], origin)[0]
 
-    def _accept(self, run: NewRun, origin: Origin | None) -> Accepted:
-        columns = {**_run_columns(run), **_origin_columns(origin)}
-        needed = {one.digest: one for one in (run.workflow, *run.pinned)}
+    def _accept(self, runs: Sequence[NewRun], origin: Origin | None) -> list[Accepted]:
+        columns = [{**_run_columns(run), **_origin_columns(origin)} for run in runs]
+        needed = {one.digest: one for run in runs for one in (run.workflow, *run.pinned)}
         unknown = [one for digest, one in needed.items() if digest not in self._pinned]
         try:
-            accepted = self._insert(run, origin, columns, unknown)
+            accepted = self._insert(runs, origin, columns, unknown)
         except errors.InvalidPayload:
             if len(unknown) == len(needed):
                 raise
             self._pinned.clear()  # the journal may be another one, without what was pinned: that is said again
-            return self._accept(run, origin)
+            return self._accept(runs, origin)
         if len(self._pinned) > PINNED:
             self._pinned.clear()
         self._pinned.update(needed)
         return accepted
 
     def _insert(
-        self, run: NewRun, origin: Origin | None, columns: dict[str, Any], unknown: Sequence[Workflow]
-    ) -> Accepted:
+        self,
+        runs: Sequence[NewRun],
+        origin: Origin | None,
+        columns: Sequence[dict[str, Any]],
+        unknown: Sequence[Workflow],
+    ) -> list[Accepted]:
         with self._database.write() as connection:
             if unknown:
-                definitions = [_definition_columns(one, run.created_ms) for one in unknown]
+                definitions = [_definition_columns(one, runs[0].created_ms) for one in unknown]
                 connection.execute(self._insert_definitions, definitions)
-            row = connection.execute(self._insert_run, columns).first()
-            if row is not None:
-                if origin is not None:
-                    _copy(connection, run, origin)
-                return Accepted(run=RunRow.of(row), created=True)
+            return [self._insert_one(connection, *one, origin) for one in zip(runs, columns, strict=True)]
+
+    def _insert_one(
+        self, connection: sa.Connection, run: NewRun, columns: dict[str, Any], origin: Origin | None
+    ) -> Accepted:
+        row = connection.execute(self._insert_run, columns).first()
+        if row is None:
             found = connection.execute(sa.select(tables.runs).where(_same_run(run))).all()
-        return Accepted(run=_the_same(run, columns, [RunRow.of(row) for row in found]), created=False)
+            return Accepted(run=_the_same(run, columns, [RunRow.of(row) for row in found]), created=False)
+        if origin is not None:
+            _copy(connection, run, origin)
+        return Accepted(run=RunRow.of(row), created=True)
 
     def basis(self, tenant: str, run_id: str) -> Basis:
         """What another run can be made from. Raises `UnknownRun`, also for another tenant's run."""

@@ -32,6 +32,9 @@ steps:
   after: {task: demo.echo, with: {value: gate}, needs: [gate]}
 """
 BUSY = "workflow: busy\nversion: 1\nsteps: {call: {task: demo.busy, with: {seconds: 600}, retry: 3}}\n"
+COUNTED = (
+    "workflow: counted\nversion: 1\noutput: {n: input.n}\nsteps: {call: {task: demo.echo, with: {value: input}}}\n"
+)
 FAILING = "workflow: failing\nversion: 1\nsteps: {pay: {task: demo.fail, with: {message: \"'no money'\"}}}\n"
 
 
@@ -64,6 +67,22 @@ def test_a_shipped_workflow_runs_to_its_end_and_is_listed_shown_and_explained(to
     assert sum(step["tokens"] for step in shown["steps"]) > 0
     assert "the run ended as SUCCEEDED after" in town.ok("runs", "why", run)
     assert town.json("runs", "why", run, "market_research")["steps"]["market_research"].startswith("ended as SUCCEEDED")
+
+
+def test_a_run_is_started_for_each_line_of_a_file_and_once_for_each_key(town: Place, tmp_path: Path) -> None:
+    path, lines = written(tmp_path, COUNTED), tmp_path / "orders.jsonl"
+    lines.write_text('{"n": 1}\n\n{"n": 2}\n')
+    first = town.ok("run", path, "--each", str(lines), "--key", "import").split()
+    for run in first:
+        town.ok("runs", "watch", run)
+    assert [town.json("runs", "show", run)["output"] for run in first] == [{"n": 1}, {"n": 2}]
+    lines.write_text('{"n": 1}\n{"n": 2}\n{"n": 3}\n')
+    assert town.ok("run", path, "--each", str(lines), "--key", "import").split()[:2] == first
+    lines.write_text('{"n": 1}\n{"n": \n')
+    wrong = town.cli("run", path, "--each", str(lines))
+    assert wrong.returncode == 3
+    assert not wrong.stdout, "what is together in one file is accepted together"
+    assert "line 2" in wrong.stderr
 
 
 def test_an_approval_is_asked_in_the_terminal_with_its_question(town: Place, tmp_path: Path) -> None:

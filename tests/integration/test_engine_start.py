@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import sqlalchemy as sa
 
+from convergio.graphflow import decide
 from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.drain import Drain
@@ -19,7 +20,7 @@ from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.journal import tables
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from convergio.graphflow.model.states import RunState
+from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.workers.answers import Answer, Answers
 from tests.integration.engine_rig import QUIET, Stage, chain, fork, single, stage_on
@@ -96,6 +97,26 @@ def test_a_plain_run_starts_by_one_script(stage: Stage) -> None:
         stage.submit(chain())
     assert asked.call_count == 1
     assert stage.bells() == [("first", "1.1")] * 2
+
+
+def test_how_runs_of_a_definition_begin_is_decided_once_unless_their_input_says_how(stage: Stage) -> None:
+    made = WorkflowBuilder("conditional", version=1)
+    made.task("small", "probe.echo", when="input.n < 10")
+    made.task("large", "probe.echo", when="input.n >= 10")
+    with mock.patch.object(decide, "decide", wraps=decide.decide) as decided:
+        stage.submit(chain())
+        stage.submit(chain())
+        assert decided.call_count == 1
+        stage.wipe()
+        stage.rebuild()
+        stage.client.delete(*stage.queue_lists())
+        stage.submit(chain())
+        (rung,) = stage.bells()
+        assert rung == ("first", f"{stage.service.link.epoch().number}.1"), "rings are named after the board"
+    for n, step in ((1, "small"), (10, "large")):
+        ref = stage.submit(made.build(), {"n": n})
+        stage.play(ref)
+        assert {name for name, row in stage.outcomes(ref).items() if row.state is StepState.SUCCEEDED} == {step}
 
 
 def test_what_depends_on_the_time_is_decided_under_the_lock(stage: Stage) -> None:

@@ -13,8 +13,9 @@ from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine import submission
 from convergio.graphflow.engine.starter import Starter
-from convergio.graphflow.engine.submission import Entrance, board_time
+from convergio.graphflow.engine.submission import Entrance, Submission, board_time
 from convergio.graphflow.flow.build import WorkflowBuilder
+from convergio.graphflow.journal.database import Database
 from convergio.graphflow.journal.doors import Doors
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
@@ -22,7 +23,7 @@ from convergio.graphflow.model.states import RunState, StepState
 from convergio.workers import boot
 from tests import servers
 from tests.conftest import ValkeyFactory
-from tests.integration.engine_rig import QUIET, Stage, chain, settings_for, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, settings_for, single, stage_on
 
 pytestmark = QUIET
 
@@ -117,7 +118,7 @@ def test_a_submitter_that_comes_too_late_starts_nothing(stage: Stage) -> None:
 
 def test_the_not_after_time_is_taken_before_the_commit(stage: Stage) -> None:
     """Taken after it, a slow commit would give the submitter time in which the sweeper starts the run, too."""
-    accept, start = Doors.accept, Starter.start
+    accept, start = Doors.accept_all, Starter.start
     before, taken = 0, 0
     told: list[int | None] = []
 
@@ -137,7 +138,7 @@ def test_the_not_after_time_is_taken_before_the_commit(stage: Stage) -> None:
 
     with (
         mock.patch.object(submission, "board_time", clock),
-        mock.patch.object(Doors, "accept", slow),
+        mock.patch.object(Doors, "accept_all", slow),
         mock.patch.object(Starter, "start", starting),
     ):
         ref = stage.submit(chain())
@@ -220,6 +221,34 @@ def test_the_same_submission_sent_twice_is_one_run(stage: Stage) -> None:
     first = stage.submit(chain(), run_id="mine")
     assert stage.submit(chain(), run_id="mine") == first
     assert stage.bells() == [("first", "1.1")]
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def test_many_runs_are_accepted_in_one_transaction_and_all_start(both: Stage) -> None:
+    many = [Submission(workflow=chain() if n % 2 else single(), input={"n": n}, key=f"order-{n}") for n in range(5)]
+    many.append(Submission(workflow=single(), input={"n": 0}, key="order-0"))
+    with mock.patch.object(Database, "write", autospec=True, side_effect=Database.write) as written:
+        rows = both.worker.process.entrance.submit_many(many)
+    assert written.call_count == 1
+    assert [row.input for row in rows] == [{"n": n} for n in (0, 1, 2, 3, 4, 0)]
+    assert rows[5].run_id == rows[0].run_id, "a key that was given twice is one run, and starts once"
+    for row in rows[:5]:
+        both.play(ref := RunRef(tenant=row.tenant, run=row.run_id))
+        assert both.row(ref).state is RunState.SUCCEEDED
+    assert not both.worker.process.entrance.submit_many([])
+
+
+def test_of_many_runs_none_is_accepted_if_one_cannot_be(stage: Stage) -> None:
+    kept, entrance = stage.submit(single(), {"n": 1}, key="order-1"), stage.worker.process.entrance
+    new = Submission(workflow=single(), input={"n": 0})
+    with pytest.raises(errors.KeyConflict):
+        entrance.submit_many([new, Submission(workflow=single(), input={"n": 2}, key="order-1")])
+    with pytest.raises(errors.InvalidInput) as caught:
+        entrance.submit_many([new] * (submission.MANY + 1))
+    assert str(submission.MANY) in str(caught.value.hint)
+    assert [row.run_id for row in stage.history.runs("default")] == [kept.run]
 
 
 # --- a store is away --------------------------------------------------------------------------------------------------

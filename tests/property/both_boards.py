@@ -341,11 +341,11 @@ class Both:
 
     def release(self) -> None:
         ref, steps = run_ref(self.pick(RUNS)), [step for step in (*STEPS, "@") if self.draw(2)]
-        call: dict[str, Any] = {"steps": steps, "grace_ms": LATER, "high_water": self.draw(40)}
+        call: dict[str, Any] = {"grace_ms": LATER, "high_water": self.draw(40)}
         self.ask(
-            f"release {ref} {call}",
-            lambda: scripts.release(self.stage.link, self.model.epoch, ref, **call),
-            lambda: self.model.release(ref, **call),
+            f"release {ref} {steps} {call}",
+            lambda: scripts.release(self.stage.link, self.model.epoch, {ref: steps}, **call)[ref],
+            lambda: self.model.release(ref, steps=steps, **call),
         )
 
     def forget(self) -> None:

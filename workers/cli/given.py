@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,18 @@ def value(text: str, *, what: str) -> Any:
         hint = "give a UTF-8 text file that can be read"
         raise errors.InvalidInput(f"{what}: '{text[:80]}' cannot be read: {error}", hint=hint) from error
     return _read(content, what=text, is_yaml=path.suffix in (".yaml", ".yml"))
+
+
+def lines(path: str, *, what: str) -> Iterator[Any]:
+    """The values of a file of JSON lines (`-`: standard input); empty lines count for nothing. Raises InvalidInput."""
+    try:
+        with sys.stdin if path == "-" else Path(path).open(encoding="utf-8-sig") as given:
+            for number, line in enumerate(given, 1):
+                if line.strip():
+                    yield _read(line, what=f"{what}, line {number},")
+    except (OSError, UnicodeDecodeError) as error:
+        hint = "give a UTF-8 text file with one JSON value on each line"
+        raise errors.InvalidInput(f"{what}: '{path[:80]}' cannot be read: {error}", hint=hint) from error
 
 
 def an_object(text: str, *, what: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from convergio.workers.cli.menu import Command
 from convergio.workers.cli.session import Session, as_json, with_session
 
 if TYPE_CHECKING:
+    from convergio.graphflow.engine.submission import Submission
     from convergio.graphflow.journal.rows import RunRow
     from convergio.graphflow.model.workflow import Workflow
 
@@ -22,6 +24,7 @@ FILES = (".yaml", ".yml", ".json")
 @click.command(cls=Command)
 @click.argument("workflow")
 @click.option("--input", "-i", "given_input", default="{}", help="A JSON or YAML file, JSON text, or - for stdin.")
+@click.option("--each", metavar="FILE", help="A run for each line of FILE (JSON lines, - for stdin): many at once.")
 @click.option("--brief", is_flag=True, help="The example input that ships with the workflow.")
 @click.option("--key", help="The same key means the same run: a repeated call starts nothing new.")
 @click.option("--priority", type=click.Choice(PRIORITIES), help="How urgent it is; without it the workflow's.")
@@ -33,6 +36,7 @@ def run(
     session: Session,
     workflow: str,
     given_input: str,
+    each: str | None,
     brief: bool,
     key: str | None,
     priority: str | None,
@@ -44,6 +48,8 @@ def run(
     from convergio.workers.cli import given
 
     definition = definition_of(session, workflow)
+    if each is not None:
+        return _run_each(session, definition, each, key=key, priority=priority, watched=watch or brief)
     source = shipped_brief(definition) if brief else given_input
     row = submit(session, definition, given.value(source, what="--input"), key=key, priority=priority)
     if watch:
@@ -83,9 +89,15 @@ def submit(
     session: Session, definition: Workflow, value: object, *, key: str | None, priority: str | None = None
 ) -> RunRow:
     """Accepts the run. Raises InvalidInput, KeyConflict, BoardUnavailable, JournalUnavailable."""
+    return session.entrance.submit(_submission(session, definition, value, key=key, priority=priority))
+
+
+def _submission(
+    session: Session, definition: Workflow, value: object, *, key: str | None, priority: str | None
+) -> Submission:
     from convergio.graphflow.engine.submission import Submission
 
-    submission = Submission(
+    return Submission(
         workflow=definition,
         input=value,
         tenant=session.settings.tenant,
@@ -93,7 +105,29 @@ def submit(
         key=key,
         priority=priority,
     )
-    return session.entrance.submit(submission)
+
+
+def _run_each(
+    session: Session, definition: Workflow, path: str, *, key: str | None, priority: str | None, watched: bool
+) -> int:
+    """Prints the id of each run once it is accepted. With a key, a repeated call goes on where the last one ended."""
+    from convergio.graphflow.engine.submission import MANY
+    from convergio.graphflow.model import errors
+    from convergio.workers.cli import given
+
+    if watched:
+        raise errors.InvalidInput(
+            "--each goes with neither --watch nor --brief", hint="watch one: convergio runs watch RUN"
+        )
+    values = enumerate(given.lines(path, what="--each"), 1)
+    while some := list(islice(values, MANY)):
+        wanted = [
+            _submission(session, definition, value, key=key and f"{key}:{number}", priority=priority)
+            for number, value in some
+        ]
+        for row in session.entrance.submit_many(wanted):
+            click.echo(row.run_id)
+    return exits.OK
 
 
 def _watch(session: Session, row: RunRow, *, yes: bool, json_wanted: bool) -> int:
