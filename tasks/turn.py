@@ -30,7 +30,7 @@ from convergio.tasks.conversation.floor import STOP, Selection
 from convergio.tasks.conversation.team import SELECTOR, Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.conversation.voice import Voice
-from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer, decline
+from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer, decline, spend
 from convergio.tasks.tools import tool
 
 LONGEST: Final = 16_000
@@ -96,9 +96,8 @@ def take(task: FlowTask, worker: TurnWorker, claim: Claim) -> None:
             ground = worker.loop.run(_opened(worker, claim, ground, facts), claim)
         request = request_of(worker, claim, ground)
         spoken = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
-    except errors.ConvergioError:
-        if facts.unrecorded:
-            worker.steps.spend(claim, {agent_tables.MODEL_CALLS: facts.unrecorded})
+    except errors.ConvergioError as error:
+        spend(worker.steps, claim, facts.unrecorded, error)
         raise
     settle(worker, claim, ground, facts, spoken)
 

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
-import openai
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.base import Handoff, Response
 from autogen_agentchat.messages import (
@@ -39,10 +38,12 @@ from autogen_core.tools import StaticWorkbench, TextResultContent, ToolResult, T
 from autogen_ext.models.replay import ReplayChatCompletionClient
 
 from convergio.graphflow.model import errors
-from convergio.tasks.agents import autogen_adapter, metering, provider, replies, storable
-from convergio.tasks.agents.autogen_adapter import MODEL_INFO, AutogenRunner, Chunks
+from convergio.tasks.agents import autogen_adapter, metering, replies, storable
+from convergio.tasks.agents.autogen_adapter import AutogenRunner
+from convergio.tasks.agents.calling import Chunks, as_text
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
+from convergio.tasks.agents.wire import MODEL_INFO
 from convergio.tasks.conversation.thread import SPOKEN, Kind, Message, heard_by
 from convergio.tasks.tools.tool import Tool
 
@@ -54,12 +55,10 @@ async def speak(
     runner: AutogenRunner, request: TurnRequest, *, memory: Memory, emit: Emit, on_usage: metering.OnUsage
 ) -> list[Part]:
     """What the agent says, tools included; its last word comes last. Raises as `AutogenRunner.answer` does."""
-    model = request.model.named(request.spec.model)
-    book = metering.CallBook(model.name, on_usage)
+    model = request.model
+    book = metering.CallBook(model.title, on_usage)
     try:
         return await runner.watchdog.run(_turn(runner, request, model, book, memory, emit), request.deadline_s)
-    except openai.OpenAIError as error:
-        raise provider.translated(error, model) from error
     finally:
         book.close()
 
@@ -71,12 +70,14 @@ async def ask(runner: AutogenRunner, question: Question, *, memory: Memory, on_u
     """
     fact = memory.get(question.key)
     if fact is None:
-        model = question.model.named(question.spec.model)
-        book = metering.CallBook(model.name, on_usage)
+        model = question.model
+        book = metering.CallBook(model.title, on_usage)
         try:
             fact = await runner.watchdog.run(_answered(runner, question, model, book), question.deadline_s)
-        except openai.OpenAIError as error:
-            raise provider.translated(error, model) from error
+        except errors.AnswerWithheld:  # it names nobody
+            if not book.booked:
+                return ""
+            fact = {"finish": "content_filter", "content": ""}
         finally:
             book.close()
         await memory.keep(question.key, fact, before_acting=False)
@@ -140,8 +141,6 @@ async def _turn(
                     parts.append((Kind.TEXT, {"text": storable.storable_text(event.chat_message.to_text())}))
                 case _:
                     pass
-    if book.finish == "unknown" and book.booked and book.booked[-1].estimated:
-        raise errors.Transient("the model's answer broke off")
     if not parts or parts[-1][0] not in SPOKEN or not str(parts[-1][1]["text"]).strip():
         raise errors.ModelOutputInvalid("the model answered nothing")
     return parts
@@ -267,7 +266,7 @@ class _Scripted(ReplayChatCompletionClient):
         reply = replies.due(self._script, made, self._attempt)
         if reply.failure is not None and reply.failure != "broken_off":
             raise replies.FAILURES[reply.failure]
-        asked = autogen_adapter.as_text(messages)
+        asked = as_text(messages)
         call = self._book.start(asked)
         for word in reply.words:
             await asyncio.sleep(reply.pace)
