@@ -28,6 +28,7 @@ from convergio.tasks.agents.calling import Chunks, as_text
 from convergio.tasks.agents.model import SCRIPTED, Kind, ModelSettings
 from convergio.tasks.agents.spec import AgentAnswer, AgentSpec
 
+EMPTY: Final = "nothing to do if it passes; else give it more max_tokens, another prompt, or another model"
 OnDelta = Callable[[str], None]
 PROTOCOLS: Final[Mapping[Kind, str]] = {
     "openai": "convergio.tasks.agents.wire_openai",
@@ -186,7 +187,7 @@ async def converse(agent: AssistantAgent, said: str, book: metering.CallBook, on
             elif isinstance(event, Response):
                 text = event.chat_message.to_text()
     if not text.strip():
-        raise errors.ModelOutputInvalid("the model answered nothing")
+        raise errors.ModelOutputInvalid("the model answered nothing", hint=EMPTY)
     return text
 
 

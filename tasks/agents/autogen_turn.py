@@ -39,7 +39,7 @@ from autogen_ext.models.replay import ReplayChatCompletionClient
 
 from convergio.graphflow.model import errors
 from convergio.tasks.agents import autogen_adapter, metering, replies, storable
-from convergio.tasks.agents.autogen_adapter import AutogenRunner
+from convergio.tasks.agents.autogen_adapter import EMPTY, AutogenRunner
 from convergio.tasks.agents.calling import Chunks, as_text
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
@@ -142,7 +142,7 @@ async def _turn(
                 case _:
                     pass
     if not parts or parts[-1][0] not in SPOKEN or not str(parts[-1][1]["text"]).strip():
-        raise errors.ModelOutputInvalid("the model answered nothing")
+        raise errors.ModelOutputInvalid("the model answered nothing", hint=EMPTY)
     return parts
 
 

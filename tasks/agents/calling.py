@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from autogen_core import FunctionCall, Image
 from autogen_core.models import AssistantMessage, ChatCompletionClient, CreateResult, LLMMessage, RequestUsage
+from autogen_core.tools import Tool, ToolSchema
 from autogen_ext.models.replay import ReplayChatCompletionClient
 
 from convergio.graphflow.model import errors
@@ -23,6 +25,10 @@ from convergio.tasks.agents.wire import FINISHES, MODEL_INFO, PER_TOKEN, ROOM, H
 logger = logging.getLogger(__name__)
 
 Chunks = AsyncGenerator[str | CreateResult, None]
+
+UNSAFE: Final = re.compile(r"[^a-zA-Z0-9_-]")
+LONGEST_NAME: Final = 64
+"""What a tool's name may be, for every provider. Ours may have dots."""
 
 REST_S: Final = 15.0
 """Seconds for which a model that has failed is not asked first, unless its provider names other ones."""
@@ -65,6 +71,7 @@ class ModelClient(ReplayChatCompletionClient):
         call = self._book.start(asked, model=self.model.title, images=images)
         heard = Heard(call=call, most=ROOM + PER_TOKEN * self._request.spec.max_tokens)
         hold = 0.0
+        real, options["tools"] = _told(options.get("tools", ()))
         try:
             client = self._wire.client(self._request, heard)
             async with aclosing(_chunks(client, [_sayable(one) for one in messages], options)) as chunks:
@@ -73,7 +80,7 @@ class ModelClient(ReplayChatCompletionClient):
                         call.pieces.append(chunk)
                         yield chunk
                     else:
-                        yield self._ended(call, heard, chunk)
+                        yield self._ended(call, heard, chunk, real)
         except errors.ConvergioError:
             raise
         except Exception as error:  # whatever an SDK makes of what it cannot read
@@ -90,8 +97,8 @@ class ModelClient(ReplayChatCompletionClient):
             if place is not None:
                 await place.leave(tokens=None if heard.usage is None else sum(heard.usage), hold_s=hold)
 
-    def _ended(self, call: metering.Call, heard: Heard, made: CreateResult) -> CreateResult:
-        """The result as the provider meant it; AutoGen's clients lose some of it."""
+    def _ended(self, call: metering.Call, heard: Heard, made: CreateResult, real: Mapping[str, str]) -> CreateResult:
+        """The result as the provider meant it; AutoGen's clients lose some of it. `real`: names of tools."""
         text = "".join(call.pieces)
         if heard.finish is None and not (heard.usage and all(heard.usage)):
             hint = "nothing to do if it passes; else look at the provider, or at what is between it and here"
@@ -102,6 +109,8 @@ class ModelClient(ReplayChatCompletionClient):
         content = made.content or text  # one piece alone is lost by the client for Ollama
         if not content and (heard.refusal or finish == "content_filter"):
             raise failure.withheld(self.model, heard.refusal or "its filter took all of the answer away")
+        if not isinstance(content, str):
+            content = [replace(one, name=real.get(one.name, one.name)) for one in content]
         usage = RequestUsage(prompt_tokens=given, completion_tokens=written)
         return CreateResult(finish_reason=finish, content=content, usage=usage, cached=False, thought=made.thought)
 
@@ -167,8 +176,26 @@ def _sayable(message: LLMMessage) -> LLMMessage:
     """Calls of tools whose arguments were no JSON are told as what they were: some servers fail on them as they are."""
     if not isinstance(message, AssistantMessage) or isinstance(message.content, str):
         return message
-    calls = [FunctionCall(id=one.id, name=one.name, arguments=_json(one.arguments)) for one in message.content]
+    calls = [FunctionCall(id=one.id, name=_safe(one.name), arguments=_json(one.arguments)) for one in message.content]
     return AssistantMessage(content=calls, source=message.source, thought=message.thought)
+
+
+def _told(tools: Sequence[Tool | ToolSchema]) -> tuple[dict[str, str], list[Tool | ToolSchema]]:
+    """The tools by names that every provider takes, and what these stand for."""
+    real: dict[str, str] = {}
+    told: list[Tool | ToolSchema] = []
+    for one in tools:
+        if isinstance(one, Tool):  # a handoff
+            told.append(one)
+            continue
+        safe = _safe(one["name"])
+        real[safe] = one["name"]
+        told.append(cast(ToolSchema, {**one, "name": safe}))
+    return real, told
+
+
+def _safe(name: str) -> str:
+    return UNSAFE.sub("_", name)[:LONGEST_NAME]
 
 
 def _json(text: str) -> str:

@@ -174,7 +174,7 @@ class Registry:
     def _dressed(self, model: ModelSettings) -> ModelSettings:
         said = self.document.models.get(model.title, ModelForm())
         seeing = model.name.startswith(SEEING) if said.vision is None else said.vision
-        limits = Limits(**said.limits.model_dump())
+        limits = Limits(**said.limits.model_dump()) or model.limits
         temperature = model.temperature if said.temperature is None else said.temperature
         return replace(model, vision=seeing or model.vision, limits=limits, temperature=temperature)
 
