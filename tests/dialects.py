@@ -72,8 +72,7 @@ class OpenAI(Dialect):
         return Reply(raw=f"data: {json.dumps(first)}\n\n{rest}".encode())
 
     def images(self, request: Mapping[str, Any]) -> list[str]:
-        content = request["messages"][-1]["content"]
-        urls = [part["image_url"]["url"] for part in content if part["type"] == "image_url"]
+        urls = [part["image_url"]["url"] for part in _parts(request) if part["type"] == "image_url"]
         return [url.partition(";base64,")[2] for url in urls]
 
 
@@ -129,7 +128,7 @@ class Anthropic(Dialect):
         return Reply(raw=b"event: content_block_delta\ndata: {]\n\n")
 
     def images(self, request: Mapping[str, Any]) -> list[str]:
-        return [part["source"]["data"] for part in request["messages"][-1]["content"] if part["type"] == "image"]
+        return [part["source"]["data"] for part in _parts(request) if part["type"] == "image"]
 
 
 class Ollama(Dialect):
@@ -161,7 +160,12 @@ class Ollama(Dialect):
         return Reply(raw=b'{"model": "m", "message": {"content": "Half\n')
 
     def images(self, request: Mapping[str, Any]) -> list[str]:
-        return list(request["messages"][-1].get("images") or [])
+        return [data for message in request["messages"] for data in message.get("images") or ()]
+
+
+def _parts(request: Mapping[str, Any]) -> list[dict[str, Any]]:
+    contents: list[Any] = [message["content"] for message in request["messages"]]
+    return [part for content in contents if not isinstance(content, str) for part in content]
 
 
 DIALECTS: Final[Mapping[str, Dialect]] = {one.kind: one for one in (OpenAI(), Azure(), Anthropic(), Ollama())}

@@ -21,7 +21,7 @@ from autogen_agentchat.messages import (
     ToolCallExecutionEvent,
     ToolCallRequestEvent,
 )
-from autogen_core import CancellationToken, FunctionCall
+from autogen_core import CancellationToken, FunctionCall, Image
 from autogen_core.model_context import UnboundedChatCompletionContext
 from autogen_core.models import (
     AssistantMessage,
@@ -175,9 +175,21 @@ def _model_message(speaker: str, message: Message) -> LLMMessage:
             for one in message.body["results"]
         ]
         return FunctionExecutionResultMessage(content=results)
+    if shown := message.body.get("images"):
+        return UserMessage(content=[message.text, *(_Shown(one["data"]) for one in shown)], source=source)
     if message.source == speaker:
         return AssistantMessage(content=message.text, source=source)
     return UserMessage(content=message.text, source=source)
+
+
+class _Shown(Image):
+    """An image as it was given. AutoGen's own would decode it, and make a larger one of it for each call."""
+
+    def __init__(self, data: str) -> None:
+        self._data = data
+
+    def to_base64(self) -> str:
+        return self._data
 
 
 def _call_facts(call: FunctionCall) -> dict[str, Any]:

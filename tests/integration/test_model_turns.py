@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import random
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 import sqlalchemy as sa
+from PIL import Image as Picture
 
 from convergio.graphflow.flow import document
 from convergio.graphflow.model.ids import RunRef
@@ -157,7 +161,11 @@ def test_what_is_wrong_with_a_tool_call_is_told_to_the_model_in_every_protocol(
 ) -> None:
     """Arguments that are no JSON, or do not fit; a tool that does not exist; at last a call that is right."""
     for kind, dialect in DIALECTS.items():
-        asks = [("turns_look_up", {"wort": "tea"}), ("look_down", {"word": "tea"}), ("turns_look_up", {"word": kind})]
+        asks: list[tuple[str, Any]] = [
+            ("turns_look_up", {"wort": "tea"}),
+            ("look_down", {"word": "tea"}),
+            ("turns_look_up", {"word": kind}),
+        ]
         if kind != "ollama":  # its arguments are JSON by its protocol
             asks.insert(0, ("turns_look_up", '{"word": '))
         replies = [dialect.calls(name, arguments) for name, arguments in asks]
@@ -168,6 +176,55 @@ def test_what_is_wrong_with_a_tool_call_is_told_to_the_model_in_every_protocol(
         assert thread(stage, ref)[-1] == ("ann", "A drink, it says.")
         assert len(provider.requests) == len(ledger(stage, ref)) == len(replies) + 1
     assert [word for word, _ in called] == list(DIALECTS)
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_images_reach_every_provider_as_they_were_given_and_stay_in_the_thread(
+    stage: Stage, provider: FailingProvider
+) -> None:
+    """They are larger than what travels, so each is a blob; the second turn sees them, too."""
+    data = noise(200)
+    assert len(data) > 32_768
+    for dialect in DIALECTS.values():
+        answers(stage, dialect.model(provider, vision=True), provider, dialect.says("Noise, ", "it is."))
+        ref = stage.submit(talking("ann", "ben", images="input.seen"), {"x": "this", "seen": [data, data]})
+        run(stage, ref)
+        assert stage.row(ref).state is RunState.SUCCEEDED, stage.row(ref).error
+        assert len(provider.requests) == 2
+        for request in provider.requests:
+            assert dialect.images(request) == [data, data]
+            assert "Plan this" in str(request["messages"])
+        assert thread(stage, ref)[0] == ("user", "Plan this")
+
+
+def test_an_image_is_refused_before_anything_is_paid(stage: Stage, provider: FailingProvider) -> None:
+    for vision, seen, code in (
+        (False, noise(9), "IMAGE_REFUSED"),
+        (True, "data:image/png;base64,AAAA", "IMAGE_REFUSED"),
+        (True, noise(9)[:-40], "IMAGE_REFUSED"),
+    ):
+        answers(stage, OPENAI.model(provider, vision=vision), provider, OPENAI.says("x"))
+        ref = stage.submit(talking("ann", images="input.seen"), {"x": "this", "seen": seen})
+        run(stage, ref)
+        error = stage.row(ref).error
+        assert error is not None
+        assert (error["code"], bool(error["hint"])) == (code, True)
+        assert (provider.requests, ledger(stage, ref)) == ([], [])
+    ref = stage.submit(talking("ann"), {"x": "x" * 10_000_000})
+    run(stage, ref)
+    error = stage.row(ref).error
+    assert error is not None
+    assert error["code"] == "MESSAGE_TOO_LARGE"
+
+
+def noise(side: int) -> str:
+    """A picture that cannot be packed."""
+    kept = io.BytesIO()
+    pixels = random.Random(1).randbytes(3 * side * side)
+    Picture.frombytes("RGB", (side, side), pixels).save(kept, format="PNG")
+    return base64.b64encode(kept.getvalue()).decode()
 
 
 # --- limits -----------------------------------------------------------------------------------------------------------
