@@ -72,9 +72,14 @@ class Settings(BaseSettings):
     queues: str = Field("steps,turns,tools,control,convergio", description="queues that `convergio worker` serves")
     task_events: bool = Field(True, description="workers tell Flower about every step; Flower itself turns it on, too")
     drain_seconds: float = Field(25.0, gt=0, description="seconds a stopping worker has; what runs then is given back")
-    model_name: str = Field("", description="model of the agents; empty = the embedded local model, or 'scripted'")
+    model_name: str = Field(
+        "", description="model of the agents, e.g. anthropic/NAME; empty = the embedded local model; or 'scripted'"
+    )
     model_base_url: str = Field("", description="OpenAI-compatible endpoint; empty = OpenAI or the embedded model")
-    model_api_key: SecretStr = Field(SecretStr(""), description="key of the model endpoint (OPENAI_API_KEY counts too)")
+    model_api_key: SecretStr = Field(
+        SecretStr(""), description="key of the model endpoint, or env:NAME, or file:PATH (OPENAI_API_KEY counts too)"
+    )
+    models: str = Field("", description="YAML file with providers, models, their limits and fallbacks (docs/models.md)")
     model_local: bool = Field(False, description="the endpoint is the embedded model: sample as was chosen for it")
     model_timeout: float = Field(120.0, gt=0, description="seconds one model call may take")
     model_threads: int = Field(1, ge=1, description="threads of the embedded model; more is slower on busy machines")

@@ -13,9 +13,11 @@ from celery.exceptions import Ignore, WorkerShutdown, WorkerTerminate
 
 from convergio.graphflow.board import scripts
 from convergio.graphflow.engine.claims import Claim
+from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.flow import inputs, registry
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.workflow import Step
+from convergio.tasks.agents import tables
 from convergio.tasks.agents.step import AgentRequest, Agents, Ledger
 from convergio.tasks.agents.tables import MODEL_CALLS
 from convergio.tasks.app import FlowTask, Worker
@@ -85,6 +87,8 @@ def answer(task: FlowTask, body: Callable[[], None]) -> None:
         task.give_back()
     except (Settled, WorkerShutdown, WorkerTerminate):
         raise
+    except errors.ModelBusy as error:  # its own limits: no attempt has failed
+        look_again(task, Later(error.retry_after or JOURNAL_PAUSE, error.message))
     except errors.JournalUnavailable as error:
         look_again(task, Later(JOURNAL_PAUSE, f"SQL, which has what is too large for Redis: {error.message}"))
     except BaseException as error:  # sys.exit() and a coroutine's own cancellation are no Exceptions
@@ -189,9 +193,8 @@ def buy(worker: StepWorker, claim: Claim) -> dict[str, Any]:
     request = request_of(claim, definition, inputs.prompt(definition, steps.names(claim)))
     try:
         result = worker.loop.run(worker.agents.run_agent_step(request, ledger=ledger), claim)
-    except errors.ConvergioError:
-        if ledger:
-            steps.spend(claim, {MODEL_CALLS: ledger})
+    except errors.ConvergioError as error:
+        spend(steps, claim, ledger, error)
         raise
     bought = {"output": result.output, "rows": list(result.rows)}
     try:
@@ -200,6 +203,24 @@ def buy(worker: StepWorker, claim: Claim) -> dict[str, Any]:
         steps.spend(claim, {MODEL_CALLS: result.rows})
         raise
     return bought
+
+
+def spend(steps: Steps, claim: Claim, ledger: Ledger, error: errors.ConvergioError) -> None:
+    """What a failed attempt has cost goes along with the step's outcome; of an attempt that has none, as its run was
+    cancelled or its step is another's, into SQL at once."""
+    if not ledger:
+        return
+    try:
+        if not isinstance(error, errors.StaleFence):
+            steps.spend(claim, {MODEL_CALLS: ledger})
+            return
+    except errors.StaleFence:
+        pass
+    try:
+        assert steps.history is not None, "a worker has a journal"
+        tables.book(steps.history.database, ledger)
+    except errors.JournalUnavailable:
+        logger.exception("what step %s has cost is not on the ledger: %s", claim.member, ledger)
 
 
 def request_of(claim: Claim, definition: Step, prompt: str) -> AgentRequest:

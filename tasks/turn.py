@@ -24,13 +24,13 @@ from convergio.tasks.agents.spec import ModelUsage
 from convergio.tasks.agents.step import Ledger
 from convergio.tasks.agents.turn import Part, Question, TurnRequest
 from convergio.tasks.app import FlowTask
-from convergio.tasks.conversation import course, review, selector, speaker, tables
+from convergio.tasks.conversation import course, image, review, selector, speaker, tables
 from convergio.tasks.conversation.archive import Archive, Place
 from convergio.tasks.conversation.floor import STOP, Selection
 from convergio.tasks.conversation.team import SELECTOR, Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.conversation.voice import Voice
-from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer, decline
+from convergio.tasks.step import DEFAULT_DEADLINE, StepWorker, answer, decline, spend
 from convergio.tasks.tools import tool
 
 LONGEST: Final = 16_000
@@ -96,16 +96,15 @@ def take(task: FlowTask, worker: TurnWorker, claim: Claim) -> None:
             ground = worker.loop.run(_opened(worker, claim, ground, facts), claim)
         request = request_of(worker, claim, ground)
         spoken = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
-    except errors.ConvergioError:
-        if facts.unrecorded:
-            worker.steps.spend(claim, {agent_tables.MODEL_CALLS: facts.unrecorded})
+    except errors.ConvergioError as error:
+        spend(worker.steps, claim, facts.unrecorded, error)
         raise
     settle(worker, claim, ground, facts, spoken)
 
 
 def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
     """What was said so far, and whose turn it is. Raises ExpressionFailed, UnknownAgent, UnknownRun,
-    JournalUnavailable."""
+    ImageRefused, MessageTooLarge, JournalUnavailable."""
     steps, held = worker.steps, claim.held
     definition, (step, iteration) = steps.step(claim), instance.split(held.step)
     names, tenant = steps.names(claim), held.ref.tenant
@@ -114,8 +113,9 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
         continues = _continued(definition.spec["after"], names, step)
         heard = [] if continues is None else worker.archive.before(tenant, continues)
         prompt = inputs.prompt(definition, names)
+        body = _shown(definition.spec.get("images"), names, prompt)
         before = len(heard)
-        heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body={"text": prompt}, at_ms=_now()))
+        heard.append(Message(iteration=0, seq=0, kind=Kind.TEXT, source=HUMAN, body=body, at_ms=_now()))
         return Ground(
             team=team,
             iteration=0,
@@ -143,6 +143,14 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
         tokens=last["tokens"],
         asked=last["asked"],
     )
+
+
+def _shown(images: str | None, names: Any, prompt: str) -> dict[str, Any]:
+    """What opens a conversation: its text, and the images that go with it."""
+    image.check_length(prompt)
+    found = None if images is None else expressions.compile_expression(images).evaluate(names)
+    given = image.images_of(found)
+    return {"text": prompt, "images": given} if given else {"text": prompt}
 
 
 def _continued(after: str | None, names: Any, step: str) -> Place | None:
@@ -352,7 +360,7 @@ def _rows(worker: TurnWorker, claim: Claim, ground: Ground, parts: Sequence[Part
     blobs, now = worker.steps.blobs, _now()
     said = [(kind, ground.speaker, body, now) for kind, body in parts]
     if ground.opening is not None:
-        said.insert(0, (Kind.TEXT, HUMAN, {"text": ground.opening}, ground.heard[-1].at_ms))
+        said.insert(0, (Kind.TEXT, HUMAN, ground.heard[-1].body, ground.heard[-1].at_ms))
     rows: list[dict[str, Any]] = []
     for seq, (kind, source, body, at_ms) in enumerate(said):
         assert blobs is not None, "a worker has a place for what is large"

@@ -6,7 +6,9 @@ from __future__ import annotations
 import asyncio
 import http.server
 import json
+import select
 import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -56,14 +58,23 @@ def ask(
 
 @dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What the failing provider sends: a status with JSON, or a stream of events that may break off."""
+    """What the failing provider sends: a status with JSON, or a stream of events that may break off. `raw`: the very
+    bytes instead. `hangs`: nothing at all; `stalls`: it stops after what it sent, and waits until somebody hangs up."""
 
     status: int = 200
     headers: Mapping[str, str] | None = None
     body: Any = None
     events: Sequence[str] = ()
+    raw: bytes | None = None
     breaks_off: bool = False
     hangs: bool = False
+    stalls: bool = False
+
+    @property
+    def payload(self) -> bytes:
+        if self.raw is not None:
+            return self.raw
+        return ("".join(f"data: {event}\n\n" for event in self.events) or json.dumps(self.body)).encode()
 
 
 class FailingProvider(http.server.ThreadingHTTPServer):
@@ -75,7 +86,12 @@ class FailingProvider(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.replies = list(replies)
         self.requests: list[dict[str, Any]] = []
+        self.paths: list[str] = []
+        self.headers: list[Mapping[str, str]] = []
+        self.hung_up: list[float] = []
+        """when somebody hung up on a reply that stalls or hangs, by the monotonic clock"""
         self.stopped = threading.Event()
+        self.lock = threading.Lock()
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
@@ -86,22 +102,37 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return cast(FailingProvider, self.server)
 
     def do_POST(self) -> None:
-        self.provider.requests.append(json.loads(self.rfile.read(int(self.headers["content-length"]))))
-        reply = self.provider.replies[min(len(self.provider.requests), len(self.provider.replies)) - 1]
-        if reply.hangs:
-            self.provider.stopped.wait(30)
-            return
-        text = "".join(f"data: {event}\n\n" for event in reply.events) if reply.events else json.dumps(reply.body)
-        payload = text.encode()
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        with self.provider.lock:
+            self.provider.requests.append(body)
+            self.provider.paths.append(self.path)
+            self.provider.headers.append(dict(self.headers.items()))
+            place = min(len(self.provider.requests), len(self.provider.replies)) - 1
+        reply = self.provider.replies[place]
+        if not reply.hangs:
+            self._send(reply)
+        if reply.hangs or reply.stalls:
+            self._wait_for_the_end()
+        self.close_connection = True
+
+    def _send(self, reply: Reply) -> None:
+        streamed = reply.events or reply.raw is not None
         self.send_response(reply.status)
-        self.send_header("content-type", "text/event-stream" if reply.events else "application/json")
-        self.send_header("content-length", str(len(payload) + (1000 if reply.breaks_off else 0)))
+        self.send_header("content-type", "text/event-stream" if streamed else "application/json")
+        self.send_header("content-length", str(len(reply.payload) + (1000 if reply.breaks_off or reply.stalls else 0)))
         for name, value in (reply.headers or {}).items():
             self.send_header(name, value)
         self.send_header("connection", "close")  # or the client's next request may find a connection that just ended
         self.end_headers()
-        self.wfile.write(payload)
-        self.close_connection = True
+        self.wfile.write(reply.payload)
+        self.wfile.flush()
+
+    def _wait_for_the_end(self) -> None:
+        while not self.provider.stopped.is_set():
+            readable, _, _ = select.select([self.connection], [], [], 0.02)
+            if readable and not self.connection.recv(1):
+                self.provider.hung_up.append(time.monotonic())
+                return
 
     def log_message(self, format: str, *args: Any) -> None:
         """Quiet."""

@@ -8,7 +8,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -32,6 +32,8 @@ if TYPE_CHECKING:  # every role, and every command, loads only what it is made o
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
     from convergio.graphflow.trust import Trust, Verdict
+    from convergio.tasks.agents.model import ModelSettings
+    from convergio.tasks.agents.registry import Registry
     from convergio.tasks.agents.roster import Roster
     from convergio.tasks.agents.step import Agents
     from convergio.workers.embedded.model_endpoint import ModelEndpoint
@@ -323,12 +325,27 @@ def embedded_model(settings: Settings) -> ModelEndpoint | None:
     return ModelEndpoint.given() or (ModelEndpoint.given(running.env) if running is not None else None)
 
 
-def agents(settings: Settings) -> Agents:
-    """Roster and model of the agent steps."""
-    from convergio.tasks.agents.model import local_model, model_settings
+def agents(settings: Settings, link: Link | None = None) -> Agents:
+    """Roster and models of the agent steps. `link`: where workers keep the models' limits together."""
+    from convergio.tasks.agents.quota import Quota
     from convergio.tasks.agents.step import Agents
 
+    known = models(settings)
+    gate = None if link is None else Quota(link.client, link.prefix)
+    return Agents(roster=roster(settings), model=known.default, models=known, gate=gate)
+
+
+def models(settings: Settings) -> Registry:
+    """The models of this process. Raises InvalidSetting."""
+    from convergio.tasks.agents import registry, secret
+    from convergio.tasks.agents.model import SCRIPTED, local_model, model_settings
+
+    known = registry.of(Path(settings.models) if settings.models else None, timeout_s=settings.model_timeout)
+    chosen = chosen_model(settings)
+    if chosen is not None:
+        return replace(known, default=chosen)
     key = settings.model_api_key.get_secret_value() or os.environ.get("OPENAI_API_KEY") or ""
+    key = secret.resolved(key) if secret.is_reference(key) else key
     seconds, endpoint = settings.model_timeout, embedded_model(settings)
     if settings.model_local and settings.model_base_url:
         model = local_model(settings.model_base_url, key, name=settings.model_name, timeout_s=seconds)
@@ -340,7 +357,16 @@ def agents(settings: Settings) -> Agents:
             timeout_s=seconds,
             local=local_model(endpoint.url, endpoint.key, name=endpoint.name, timeout_s=seconds) if endpoint else None,
         )
-    return Agents(roster=roster(settings), model=model)
+    return replace(known, default=model, closed=settings.model_name == SCRIPTED)
+
+
+def chosen_model(settings: Settings) -> ModelSettings | None:
+    """The model of a known provider that answers by default, if the settings or their file name one."""
+    from convergio.tasks.agents import registry
+
+    known = registry.of(Path(settings.models) if settings.models else None, timeout_s=settings.model_timeout)
+    name = registry.chosen(known.document, name=settings.model_name, base_url=settings.model_base_url)
+    return None if name is None else known.named(name)
 
 
 def roster(settings: Settings) -> Roster:

@@ -11,12 +11,15 @@ import logging
 import threading
 from collections.abc import Coroutine
 from concurrent.futures import CancelledError
-from typing import Any
+from typing import Any, Final
 
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.model import errors
 
 logger = logging.getLogger(__name__)
+
+PATIENCE_S: Final = 2.0
+"""Seconds a cancelled coroutine has for its end before its thread goes on without it."""
 
 
 class Loop:
@@ -45,10 +48,21 @@ class Loop:
 
         Raises WorkerStopping if `interrupt` ended it, and CancelledError if the coroutine cancelled itself.
         """
-        future = asyncio.run_coroutine_threadsafe(self._contained(coroutine), self.loop)
-        claim.on_lost = future.cancel
+        begun: list[asyncio.Task[Any]] = []
+        future = asyncio.run_coroutine_threadsafe(self._contained(coroutine, begun), self.loop)
+
+        def cut() -> None:
+            if not begun:
+                future.cancel()
+                return
+            # The coroutine first, and this thread once it has ended: what it has cost is known then. One that does
+            # not end when it is cancelled is left behind.
+            begun[0].cancel()
+            self.loop.call_later(PATIENCE_S, future.cancel)
+
+        claim.on_lost = lambda: self.loop.call_soon_threadsafe(cut)
         if claim.lost.is_set():
-            future.cancel()
+            self.loop.call_soon_threadsafe(cut)
         try:
             return future.result()
         except BaseException as error:
@@ -76,7 +90,7 @@ class Loop:
         for task in self._running:
             task.cancel()
 
-    async def _contained(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    async def _contained(self, coroutine: Coroutine[Any, Any, Any], begun: list[asyncio.Task[Any]]) -> Any:
         """asyncio lets these two end the whole loop, and every other step that runs on it."""
         if self.interrupted:
             coroutine.close()
@@ -84,6 +98,7 @@ class Loop:
         running = asyncio.current_task()
         assert running is not None
         self._running.add(running)
+        begun.append(running)
         try:
             return await coroutine
         except (SystemExit, KeyboardInterrupt) as error:

@@ -142,7 +142,7 @@ class WorkerProcess:
     def _open(self, core: boot.Core) -> None:
         """Threads, loop and connections: made in the process that runs the bodies, so after a fork."""
         self.core = core
-        self.agents = boot.agents(self.settings)
+        self.agents = boot.agents(self.settings, core.link)
         self.entrance = boot.entrance(self.settings, core, lambda: self.catalog)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
         blobs = core.drain.blobs = self.entrance.blobs

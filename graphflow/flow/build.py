@@ -174,6 +174,7 @@ class WorkflowBuilder:
         graph: Mapping[str, Any] | None = None,
         selector: Mapping[str, Any] | None = None,
         continues: str | None = None,
+        images: str | None = None,
         after: Need | Sequence[Need] = (),
         when: str | None = None,
         join: Join = "all",
@@ -186,10 +187,12 @@ class WorkflowBuilder:
         """A step in which a team talks about `prompt` (text with {{ CEL }} pieces), turn by turn, until `stop`, such as
         {"turns": 12, "mention": "APPROVED"}. `policy`: who speaks next; `graph`: who may follow whom; `selector`: the
         model that is asked. An agent is a name of the roster, or a mapping with `name` and `role`.
-        `retry` and `timeout` are those of a turn. `continues`: CEL that gives {run, turn} (YAML: `after`)."""
+        `retry` and `timeout` are those of a turn. `continues`: CEL that gives {run, turn} (YAML: `after`); `images`:
+        CEL that gives what the team is shown."""
         team = {"agents": list(agents), "policy": policy, "graph": graph, "selector": selector}
         team |= {} if stop is None else {"stop": stop}
         fields: dict[str, Any] = {"conversation": team, "prompt": prompt, "after": continues, "retry": retry}
+        fields |= {} if images is None else {"images": images}
         fields |= {"timeout": timeout, "join": join, "on_failure": on_failure, "priority": priority}
         return self._add(name, after, when, fields if queue is None else {**fields, "queue": queue})
 

@@ -308,6 +308,8 @@ def _rest(name: str, step: AnyStep) -> dict[str, Any]:
             return {**does, "retry": _retry(step.retry), "timeout": step.timeout, **waits}
         case ConversationForm():
             spec = {**step.conversation.model_dump(), "prompt": step.prompt, "after": step.after}
+            if step.images is not None:
+                spec["images"] = step.images
             return {"spec": spec, **_attempts(step), "durability": Durability(step.durability)}
         case MapForm():
             kind = StepKind.MAP

@@ -306,6 +306,9 @@ class ConversationForm(AwaitingForm):
     after: Condition | None = Field(
         None, description="CEL that gives {run, turn}: an earlier conversation that goes on, behind that turn; or null"
     )
+    images: Condition | None = Field(
+        None, description="CEL that gives images to talk about: data URIs, or {data: base64}; or null"
+    )
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None, idle=None)
     durability: Literal["step"] = Durability.STEP.value

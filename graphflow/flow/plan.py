@@ -148,8 +148,8 @@ def _body(step: Step) -> frozenset[str]:
     if step.kind is StepKind.AGENT:
         return expressions.template_references(step.spec["prompt"])
     if step.kind is StepKind.CONVERSATION:  # a turn reads what the one before has come to
-        after = step.spec["after"]
-        earlier = frozenset[str]() if after is None else expressions.references(after)
+        said = (step.spec["after"], step.spec.get("images"))
+        earlier = frozenset[str]().union(*(expressions.references(one) for one in said if one is not None))
         return expressions.template_references(step.spec["prompt"]) | earlier | {step.name}
     if step.kind is StepKind.APPROVAL:
         return expressions.template_references(step.spec["description"])

@@ -122,8 +122,9 @@ class _Validation:
             yield from self._template(f"{path}.concurrency_key", step.concurrency.key, step.name, also)
         if step.kind is StepKind.CONVERSATION:
             yield from self._template(f"{path}.prompt", step.spec["prompt"], step.name)
-            if step.spec["after"] is not None:
-                yield from self._expression(f"{path}.after", step.spec["after"], step.name, condition=False)
+            for field in ("after", "images"):
+                if step.spec.get(field) is not None:
+                    yield from self._expression(f"{path}.{field}", step.spec[field], step.name, condition=False)
         if step.kind is StepKind.AGENT:
             yield from self._template(f"{path}.prompt", step.spec.get("prompt", ""), step.name, also)
             for where, said in schema.problems_of(step.spec.get("output") or {}):

@@ -447,3 +447,66 @@ class DefinitionRefused(ConvergioError):
     """A definition's signature does not hold."""
 
     code = "DEFINITION_REFUSED"
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+class UnknownModel(ConvergioError):
+    """No provider of this name is known."""
+
+    code = "UNKNOWN_MODEL"
+
+
+class RateLimited(Transient):
+    """The model provider has had enough requests for now."""
+
+    code = "RATE_LIMITED"
+
+
+class ModelSilent(Transient):
+    """The model provider says nothing."""
+
+    code = "MODEL_SILENT"
+
+
+class ProviderFailed(Transient):
+    """The model provider is in trouble."""
+
+    code = "PROVIDER_FAILED"
+
+
+class AnswerBroken(Transient):
+    """The model's answer broke off, or cannot be read."""
+
+    code = "ANSWER_BROKEN"
+
+
+class ModelBusy(Transient):
+    """The model's own limits leave no room for this call yet."""
+
+    code = "MODEL_BUSY"
+
+
+class AnswerWithheld(Permanent):
+    """The model, or its provider's filter, refuses to answer this."""
+
+    code = "ANSWER_WITHHELD"
+
+
+class AnswerTooLong(Permanent):
+    """The model goes on far beyond what it may say."""
+
+    code = "ANSWER_TOO_LONG"
+
+
+class ImageRefused(Permanent):
+    """An image cannot be given to the model."""
+
+    code = "IMAGE_REFUSED"
+
+
+class MessageTooLarge(Permanent):
+    """What was said is too large for a conversation."""
+
+    code = "MESSAGE_TOO_LARGE"

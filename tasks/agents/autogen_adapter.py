@@ -1,4 +1,4 @@
-"""AutoGen's agents behind one door: the only module that imports `autogen_*`.
+"""AutoGen's agents behind one door: answers here, turns and calls beside it.
 
 Its agents and messages are used, its runtime and teams are not (they cannot resume). Importing this module takes
 one to two seconds, so nothing imports it before the first agent step.
@@ -7,55 +7,63 @@ one to two seconds, so nothing imports it before the first agent step.
 from __future__ import annotations
 
 import asyncio
+import importlib
 import logging
 import time
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any, Final
-from urllib.parse import urlsplit
 
-import openai
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.base import Response
 from autogen_agentchat.messages import ModelClientStreamingChunkEvent, TextMessage
 from autogen_core import EVENT_LOGGER_NAME, ROOT_LOGGER_NAME, TRACE_LOGGER_NAME, CancellationToken
-from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage, ModelInfo, RequestUsage
-from autogen_ext.models.openai import BaseOpenAIChatCompletionClient
+from autogen_core.models import ChatCompletionClient, CreateResult, LLMMessage, RequestUsage
 from autogen_ext.models.replay import ReplayChatCompletionClient
 
 from convergio.graphflow.model import errors
-from convergio.tasks.agents import deadline, metering, provider, scripted, storable, typed
-from convergio.tasks.agents.model import ModelSettings
+from convergio.tasks.agents import calling, deadline, metering, scripted, storable, typed, wire
+from convergio.tasks.agents.calling import Chunks, as_text
+from convergio.tasks.agents.model import SCRIPTED, Kind, ModelSettings
 from convergio.tasks.agents.spec import AgentAnswer, AgentSpec
 
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+EMPTY: Final = "nothing to do if it passes; else give it more max_tokens, another prompt, or another model"
 OnDelta = Callable[[str], None]
-Chunks = AsyncGenerator[str | CreateResult, None]
-
-MODEL_INFO: Final = ModelInfo(
-    vision=False,
-    function_calling=True,
-    json_output=True,
-    structured_output=True,
-    family="unknown",
-    multiple_system_messages=False,
+PROTOCOLS: Final[Mapping[Kind, str]] = {
+    "openai": "convergio.tasks.agents.wire_openai",
+    "azure": "convergio.tasks.agents.wire_openai",
+    "anthropic": "convergio.tasks.agents.wire_anthropic",
+    "ollama": "convergio.tasks.agents.wire_ollama",
+}
+PROMPT_LOGGERS: Final = (
+    EVENT_LOGGER_NAME,
+    TRACE_LOGGER_NAME,
+    ROOT_LOGGER_NAME,
+    "openai",
+    "anthropic",
+    "httpx",
+    "httpx2",
 )
-PROMPT_LOGGERS: Final = (EVENT_LOGGER_NAME, TRACE_LOGGER_NAME, ROOT_LOGGER_NAME, "openai")
 """They log whole prompts, AutoGen's already at INFO: a worker's log must not hold any."""
 
 
 class AutogenRunner:
     """Answers for agents. One per process: it keeps the HTTP clients, which belong to the loop that first used them."""
 
-    def __init__(self) -> None:
+    def __init__(self, gate: calling.Gate | None = None) -> None:
+        """`gate`: where calls of models with limits wait; without one there are no limits."""
         self.watchdog = deadline.Watchdog()
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._connections: dict[tuple[str | None, str, float], openai.AsyncOpenAI] = {}
+        self._wires: dict[tuple[object, ...], wire.Wire] = {}
+        self._resting: dict[str, float] = {}
+        self._gate = gate
         for name in PROMPT_LOGGERS:
             logging.getLogger(name).setLevel(logging.WARNING)
-        # Where warnings are errors, a model that hands over twice at once would fail its turn: the first one counts.
-        warnings.filterwarnings("ignore", message="Multiple handoffs detected")
+        # Where warnings are errors these would fail a turn: two handoffs at once (the first one counts), an answer
+        # without text (which has its own error), chunks without any (some providers send them to keep a line open).
+        for message in ("Multiple handoffs detected", "No text content", "Received more than"):
+            warnings.filterwarnings("ignore", message=message)
 
     async def answer(
         self,
@@ -73,17 +81,15 @@ class AutogenRunner:
         `on_delta` gets each piece of the text and `on_usage` each model call's usage as it is known, failed calls
         included; both are called on the loop, and what they raise ends the answer. `deadline_s` bounds everything.
 
-        Raises: errors.StepTimeout, errors.ModelOutputInvalid, errors.Transient and errors.ModelUnavailable (worth
-        another attempt); errors.ModelRefused and errors.ContextTooLong (not worth one).
+        Raises: errors.StepTimeout, errors.ModelOutputInvalid, errors.Transient (of which there are several) and
+        errors.ModelUnavailable (worth another attempt); errors.ModelRefused, errors.AnswerWithheld,
+        errors.AnswerTooLong and errors.ContextTooLong (not worth one).
         """
         started = time.monotonic()
-        model = model.named(spec.model)
-        book = metering.CallBook(model.name, on_usage)
+        book = metering.CallBook(model.title, on_usage)
         agent = self._agent(spec, self.client(spec, model, output_schema, book))
         try:
             text = await self.watchdog.run(_typed_or_prose(agent, prompt, output_schema, book, on_delta), deadline_s)
-        except openai.OpenAIError as error:
-            raise provider.translated(error, model) from error
         finally:
             book.close()
         changed = storable.note(text)
@@ -98,9 +104,9 @@ class AutogenRunner:
 
     async def close(self) -> None:
         """Closes the HTTP clients; call it on the loop that used them."""
-        connections, self._connections = self._connections, {}
-        for connection in connections.values():
-            await connection.close()
+        wires, self._wires = self._wires, {}
+        for one in wires.values():
+            await one.close()
 
     def _agent(self, spec: AgentSpec, client: ChatCompletionClient) -> AssistantAgent:
         return AssistantAgent(
@@ -114,32 +120,37 @@ class AutogenRunner:
     def client(
         self, spec: AgentSpec, model: ModelSettings, schema: Mapping[str, Any] | None, book: metering.CallBook
     ) -> ChatCompletionClient:
-        """A client for one answer, over a connection that is kept."""
+        """A client for one answer, over connections that are kept: the model's, and of those asked when it fails."""
+        made = [(one.title, self._client(spec, one, schema, book)) for one in (model, *model.fallbacks)]
+        return made[0][1] if len(made) == 1 else calling.Chain(model, made, self._resting)
+
+    def _client(
+        self, spec: AgentSpec, model: ModelSettings, schema: Mapping[str, Any] | None, book: metering.CallBook
+    ) -> ChatCompletionClient:
         if model.scripted:
             return _ScriptedClient(spec, model, schema, book)
-        return _OpenAIClient(self._connection(model), _arguments(spec, model, schema), book)
+        request = wire.Request(spec=spec, model=model, schema=schema)
+        return calling.ModelClient(self._wire(model), request, book, self._gate)
 
-    def _connection(self, model: ModelSettings) -> openai.AsyncOpenAI:
+    def _wire(self, model: ModelSettings) -> wire.Wire:
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             # A client used on a second loop fails with "Event loop is closed"; the old loop's clients die with it.
-            self._loop, self._connections = loop, {}
-        key = (model.base_url, model.api_key, model.timeout_s)
-        if key not in self._connections:
-            self._connections[key] = _connected(model)
-        return self._connections[key]
+            self._loop, self._wires = loop, {}
+        key = (model.kind, model.base_url, model.api_key, model.api_version, model.timeout_s)
+        if key not in self._wires:
+            made: wire.Wire = protocol(model.kind).Wire(model)
+            self._wires[key] = made
+        return self._wires[key]
 
 
-def _connected(model: ModelSettings) -> openai.AsyncOpenAI:
-    host = urlsplit(model.base_url or "").hostname or ""
-    return openai.AsyncOpenAI(
-        base_url=model.base_url,
-        api_key=model.api_key,
-        timeout=model.timeout_s,
-        max_retries=0,  # the queue alone retries, otherwise attempts multiply
-        # A person's HTTP_PROXY must not be asked for this machine's own address.
-        http_client=openai.DefaultAsyncHttpxClient(trust_env=False) if host in LOOPBACK else None,
-    )
+def protocol(kind: Kind) -> Any:
+    """The module of a protocol. It is imported when a model first needs it. Raises InvalidSetting if it cannot be."""
+    try:
+        return importlib.import_module(PROTOCOLS[kind])
+    except ModuleNotFoundError as error:
+        hint = f"pip install 'convergio[{kind}]'"
+        raise errors.InvalidSetting(f"models of {kind} need a package that is not here: {error}", hint=hint) from error
 
 
 async def _typed_or_prose(
@@ -165,7 +176,7 @@ async def _typed_or_prose(
 async def converse(agent: AssistantAgent, said: str, book: metering.CallBook, on_delta: OnDelta | None) -> str:
     """What `agent` answers to `said`.
 
-    Raises: errors.Transient if the stream ended without saying why; errors.ModelOutputInvalid for an empty answer.
+    Raises: what the model's client does, and errors.ModelOutputInvalid for an empty answer.
     """
     text = ""
     message = TextMessage(content=said, source="user")
@@ -175,48 +186,9 @@ async def converse(agent: AssistantAgent, said: str, book: metering.CallBook, on
                 on_delta(storable.storable_text(event.content))
             elif isinstance(event, Response):
                 text = event.chat_message.to_text()
-    if book.finish == "unknown" and book.booked and book.booked[-1].estimated:
-        raise errors.Transient("the model's answer broke off")
     if not text.strip():
-        raise errors.ModelOutputInvalid("the model answered nothing")
+        raise errors.ModelOutputInvalid("the model answered nothing", hint=EMPTY)
     return text
-
-
-def _arguments(spec: AgentSpec, model: ModelSettings, schema: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The request's fields. Without `stream_options` a streamed answer reports zero tokens."""
-    limit = "max_completion_tokens" if model.base_url is None else "max_tokens"  # OpenAI's newer models want this name
-    optional = {
-        "temperature": model.temperature if spec.temperature is None else spec.temperature,
-        "frequency_penalty": model.frequency_penalty,
-        "stop": list(model.stop) if model.stop and schema is None else None,
-        "response_format": None if schema is None else typed.response_format(schema),
-    }
-    return {
-        "model": model.name,
-        "stream_options": {"include_usage": True},
-        limit: spec.max_tokens,
-        **{name: value for name, value in optional.items() if value is not None},
-    }
-
-
-class _OpenAIClient(BaseOpenAIChatCompletionClient):
-    """AutoGen's client over a shared connection, with one attempt's arguments and its book."""
-
-    def __init__(self, connection: openai.AsyncOpenAI, arguments: dict[str, Any], book: metering.CallBook) -> None:
-        super().__init__(connection, create_args=arguments, model_info=MODEL_INFO, include_name_in_message=False)
-        self._book = book
-
-    async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
-        call = self._book.start(as_text(messages))
-        try:
-            async with aclosing(super().create_stream(messages, **options)) as chunks:
-                async for chunk in chunks:
-                    hear(self._book, call, chunk)
-                    yield chunk
-        except openai.OpenAIError as error:
-            if provider.never_reached(error):
-                self._book.drop(call)
-            raise
 
 
 class _ScriptedClient(ReplayChatCompletionClient):
@@ -225,7 +197,7 @@ class _ScriptedClient(ReplayChatCompletionClient):
     def __init__(
         self, spec: AgentSpec, model: ModelSettings, schema: Mapping[str, Any] | None, book: metering.CallBook
     ) -> None:
-        super().__init__([], model_info=MODEL_INFO)
+        super().__init__([], model_info=wire.MODEL_INFO)
         self._limit = spec.max_tokens
         self._pace_s = model.pace_s
         self._schema = schema
@@ -233,7 +205,7 @@ class _ScriptedClient(ReplayChatCompletionClient):
 
     async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
         asked = as_text(messages)
-        call = self._book.start(asked)
+        call = self._book.start(asked, model=SCRIPTED)
         words = scripted.words(asked, self._schema)
         for word in words[: self._limit]:
             await asyncio.sleep(self._pace_s)
@@ -262,8 +234,3 @@ def hear(book: metering.CallBook, call: metering.Call, chunk: str | CreateResult
         output_tokens=usage.completion_tokens,
         finish=chunk.finish_reason,
     )
-
-
-def as_text(messages: Sequence[LLMMessage]) -> str:
-    """All that a model is asked, to count it."""
-    return "\n".join(str(message.content) for message in messages)

@@ -13,7 +13,6 @@ from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing, suppress
 from typing import Any, Final
 
-import openai
 from autogen_agentchat.agents import AssistantAgent
 from autogen_agentchat.base import Handoff, Response
 from autogen_agentchat.messages import (
@@ -22,7 +21,7 @@ from autogen_agentchat.messages import (
     ToolCallExecutionEvent,
     ToolCallRequestEvent,
 )
-from autogen_core import CancellationToken, FunctionCall
+from autogen_core import CancellationToken, FunctionCall, Image
 from autogen_core.model_context import UnboundedChatCompletionContext
 from autogen_core.models import (
     AssistantMessage,
@@ -39,10 +38,12 @@ from autogen_core.tools import StaticWorkbench, TextResultContent, ToolResult, T
 from autogen_ext.models.replay import ReplayChatCompletionClient
 
 from convergio.graphflow.model import errors
-from convergio.tasks.agents import autogen_adapter, metering, provider, replies, storable
-from convergio.tasks.agents.autogen_adapter import MODEL_INFO, AutogenRunner, Chunks
+from convergio.tasks.agents import autogen_adapter, metering, replies, storable
+from convergio.tasks.agents.autogen_adapter import EMPTY, AutogenRunner
+from convergio.tasks.agents.calling import Chunks, as_text
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
+from convergio.tasks.agents.wire import MODEL_INFO
 from convergio.tasks.conversation.thread import SPOKEN, Kind, Message, heard_by
 from convergio.tasks.tools.tool import Tool
 
@@ -54,12 +55,10 @@ async def speak(
     runner: AutogenRunner, request: TurnRequest, *, memory: Memory, emit: Emit, on_usage: metering.OnUsage
 ) -> list[Part]:
     """What the agent says, tools included; its last word comes last. Raises as `AutogenRunner.answer` does."""
-    model = request.model.named(request.spec.model)
-    book = metering.CallBook(model.name, on_usage)
+    model = request.model
+    book = metering.CallBook(model.title, on_usage)
     try:
         return await runner.watchdog.run(_turn(runner, request, model, book, memory, emit), request.deadline_s)
-    except openai.OpenAIError as error:
-        raise provider.translated(error, model) from error
     finally:
         book.close()
 
@@ -71,12 +70,14 @@ async def ask(runner: AutogenRunner, question: Question, *, memory: Memory, on_u
     """
     fact = memory.get(question.key)
     if fact is None:
-        model = question.model.named(question.spec.model)
-        book = metering.CallBook(model.name, on_usage)
+        model = question.model
+        book = metering.CallBook(model.title, on_usage)
         try:
             fact = await runner.watchdog.run(_answered(runner, question, model, book), question.deadline_s)
-        except openai.OpenAIError as error:
-            raise provider.translated(error, model) from error
+        except errors.AnswerWithheld:  # it names nobody
+            if not book.booked:
+                return ""
+            fact = {"finish": "content_filter", "content": ""}
         finally:
             book.close()
         await memory.keep(question.key, fact, before_acting=False)
@@ -140,10 +141,8 @@ async def _turn(
                     parts.append((Kind.TEXT, {"text": storable.storable_text(event.chat_message.to_text())}))
                 case _:
                     pass
-    if book.finish == "unknown" and book.booked and book.booked[-1].estimated:
-        raise errors.Transient("the model's answer broke off")
     if not parts or parts[-1][0] not in SPOKEN or not str(parts[-1][1]["text"]).strip():
-        raise errors.ModelOutputInvalid("the model answered nothing")
+        raise errors.ModelOutputInvalid("the model answered nothing", hint=EMPTY)
     return parts
 
 
@@ -176,9 +175,21 @@ def _model_message(speaker: str, message: Message) -> LLMMessage:
             for one in message.body["results"]
         ]
         return FunctionExecutionResultMessage(content=results)
+    if shown := message.body.get("images"):
+        return UserMessage(content=[message.text, *(_Shown(one["data"]) for one in shown)], source=source)
     if message.source == speaker:
         return AssistantMessage(content=message.text, source=source)
     return UserMessage(content=message.text, source=source)
+
+
+class _Shown(Image):
+    """An image as it was given. AutoGen's own would decode it, and make a larger one of it for each call."""
+
+    def __init__(self, data: str) -> None:
+        self._data = data
+
+    def to_base64(self) -> str:
+        return self._data
 
 
 def _call_facts(call: FunctionCall) -> dict[str, Any]:
@@ -267,7 +278,7 @@ class _Scripted(ReplayChatCompletionClient):
         reply = replies.due(self._script, made, self._attempt)
         if reply.failure is not None and reply.failure != "broken_off":
             raise replies.FAILURES[reply.failure]
-        asked = autogen_adapter.as_text(messages)
+        asked = as_text(messages)
         call = self._book.start(asked)
         for word in reply.words:
             await asyncio.sleep(reply.pace)

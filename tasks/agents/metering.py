@@ -15,6 +15,9 @@ OnUsage = Callable[[ModelUsage], None]
 BYTES_PER_TOKEN = 3
 """English has about 4.5 bytes a token, Chinese about 3: a wrong estimate is rather too high than too low."""
 
+TOKENS_PER_IMAGE = 1_600
+"""What a provider makes of one image at most, about: Anthropic's figure for the largest that it does not shrink."""
+
 
 def estimated_tokens(text: str) -> int:
     """A guess at the tokens of `text`, for calls whose provider gave no figure."""
@@ -26,6 +29,8 @@ class Call:
     """One model call under way."""
 
     prompt: str
+    model: str
+    images: int = 0
     started: float = field(default_factory=time.monotonic)
     started_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
     pieces: list[str] = field(default_factory=list)
@@ -41,10 +46,10 @@ class CallBook:
         self._on_usage = on_usage
         self._open: list[Call] = []
 
-    def start(self, prompt: str) -> Call:
-        """A call begins; add what is heard of it to `pieces`."""
+    def start(self, prompt: str, *, model: str | None = None, images: int = 0) -> Call:
+        """A call begins; add what is heard of it to `pieces`. `model`: who is asked, if it is not the attempt's own."""
         heartbeat()
-        call = Call(prompt=prompt)
+        call = Call(prompt=prompt, model=model or self._model, images=images)
         self._open.append(call)
         return call
 
@@ -55,7 +60,7 @@ class CallBook:
         self.finish = finish
         heard = "".join(call.pieces)
         if input_tokens == 0 or (output_tokens == 0 and heard):
-            self._book(call, estimated_tokens(call.prompt), estimated_tokens(heard), estimated=True)
+            self._estimate(call)
         else:
             self._book(call, input_tokens, output_tokens, estimated=False)
 
@@ -66,13 +71,22 @@ class CallBook:
     def close(self) -> None:
         """Books what is still open: a call that broke off, or was cut by the deadline, was paid for all the same."""
         for call in tuple(self._open):
-            self._book(call, estimated_tokens(call.prompt), estimated_tokens("".join(call.pieces)), estimated=True)
+            self.broke_off(call)
+
+    def broke_off(self, call: Call) -> None:
+        """The call is over. One that is not booked yet is so now, at an estimate."""
+        if any(call is other for other in self._open):
+            self._estimate(call)
+
+    def _estimate(self, call: Call) -> None:
+        given = estimated_tokens(call.prompt) + TOKENS_PER_IMAGE * call.images
+        self._book(call, given, estimated_tokens("".join(call.pieces)), estimated=True)
 
     def _book(self, call: Call, input_tokens: int, output_tokens: int, *, estimated: bool) -> None:
         heartbeat()
         self.drop(call)
         usage = ModelUsage(
-            model=self._model,
+            model=call.model,
             input_tokens=input_tokens,
             output_tokens=output_tokens,
             estimated=estimated,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Final, Literal
 
 from convergio.graphflow.model import errors
 
@@ -12,24 +12,59 @@ DEFAULT_OPENAI_MODEL: Final = "gpt-4o-mini"
 NO_KEY: Final = "none"
 """Sent where no key is needed: the client insists on one, and would take OPENAI_API_KEY from the environment."""
 
+Kind = Literal["openai", "azure", "anthropic", "ollama"]
+PLACES: Final = {"openai": "OpenAI", "azure": "Azure OpenAI", "anthropic": "Anthropic", "ollama": "Ollama"}
+
+PASSING: Final = frozenset(
+    error.code
+    for error in (
+        errors.RateLimited,
+        errors.ProviderFailed,
+        errors.AnswerBroken,
+        errors.ModelSilent,
+        errors.ModelUnavailable,
+    )
+)
+"""On what another model is asked, unless the definition says otherwise: on what may pass, and is not our own limit."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What all workers together may ask of one model. None: no such limit."""
+
+    concurrent: int | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+
+    def __bool__(self) -> bool:
+        return not (self.concurrent is self.requests_per_minute is self.tokens_per_minute is None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSettings:
-    """One model behind one OpenAI-compatible endpoint, or the scripted one.
+    """One model behind one endpoint, or the scripted one.
 
-    `base_url` None = OpenAI itself. `timeout_s` bounds connecting and every silence of the server, not the whole
-    answer. `stop` ends prose only; typed answers end by themselves. `pace_s`: seconds between two words of the
-    scripted model.
+    `kind`: the protocol that the endpoint speaks; `provider`: what the registry calls it, empty for the endpoint of
+    the settings. `base_url` None = the provider's own. `timeout_s` bounds connecting and every silence of the server,
+    not the whole answer. `stop` ends prose only; typed answers end by themselves. `pace_s`: seconds between two words
+    of the scripted model. `fallbacks` are asked in their order when this one fails with an error of `fall_on` (codes).
     """
 
     name: str = SCRIPTED
+    kind: Kind = "openai"
+    provider: str = ""
     base_url: str | None = None
     api_key: str = field(default=NO_KEY, repr=False)
+    api_version: str | None = None
     timeout_s: float = 120.0
     temperature: float | None = None
     frequency_penalty: float | None = None
     stop: tuple[str, ...] = ()
     pace_s: float = 0.0
+    vision: bool = False
+    limits: Limits = Limits()
+    fallbacks: tuple[ModelSettings, ...] = ()
+    fall_on: frozenset[str] = PASSING
 
     @property
     def scripted(self) -> bool:
@@ -37,11 +72,16 @@ class ModelSettings:
         return self.name == SCRIPTED
 
     @property
+    def title(self) -> str:
+        """What the ledger calls it: `provider/model`, or the model alone at the endpoint of the settings."""
+        return f"{self.provider}/{self.name}" if self.provider else self.name
+
+    @property
     def place(self) -> str:
         """The model in words, for people: `doctor`, the demo's heading, error messages."""
         if self.scripted:
             return "the scripted model (no language model is configured; its answers are made up from the question)"
-        return f"{self.name} at {self.base_url or 'OpenAI'}"
+        return f"{self.name} at {self.base_url or PLACES[self.kind]}"
 
     def named(self, name: str | None) -> ModelSettings:
         """The same endpoint with another model; the scripted model stays what it is."""

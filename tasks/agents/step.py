@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from convergio.tasks.agents import tables
-from convergio.tasks.agents.model import ModelSettings
+from convergio.tasks.agents.model import Kind, ModelSettings
+from convergio.tasks.agents.registry import Registry
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import ModelUsage
 from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
 
 if TYPE_CHECKING:
     from convergio.tasks.agents.autogen_adapter import AutogenRunner
+    from convergio.tasks.agents.calling import Gate
 
 ADAPTER = "convergio.tasks.agents.autogen_adapter"
 TURN_ADAPTER = "convergio.tasks.agents.autogen_turn"
@@ -56,10 +58,16 @@ class AgentResult:
 class Agents:
     """What a worker process keeps between agent steps: the roster, the model, and AutoGen once it was needed."""
 
-    def __init__(self, *, roster: Roster, model: ModelSettings) -> None:
+    def __init__(
+        self, *, roster: Roster, model: ModelSettings, models: Registry | None = None, gate: Gate | None = None
+    ) -> None:
+        """`model` answers for whom no other is named; `models`: all there are; `gate`: where those with limits wait."""
         self.roster = roster
         self.model = model
+        self.models = models or Registry(default=model)
+        self._gate = gate
         self._runner: AutogenRunner | None = None
+        self._spoken: set[Kind] = set()
         self._importing = asyncio.Lock()
 
     async def run_agent_step(
@@ -71,9 +79,11 @@ class Agents:
     ) -> AgentResult:
         """Asks the agent once. Every call must come on the same event loop.
 
-        Raises: errors.UnknownAgent, and what `AutogenRunner.answer` raises. `ledger` is filled in either case.
+        Raises: errors.UnknownAgent, errors.UnknownModel, errors.InvalidSetting, and what `AutogenRunner.answer`
+        raises. `ledger` is filled in either case.
         """
         spec = self.roster.get(request.agent)
+        model = self.models.named(spec.model)
         if request.max_tokens is not None:
             spec = replace(spec, max_tokens=request.max_tokens)
         rows: Ledger = [] if ledger is None else ledger
@@ -81,9 +91,9 @@ class Agents:
         def book(usage: ModelUsage) -> None:
             rows.append(_row(request, spec.name, usage, number=len(rows) + 1))
 
-        answer = await (await self._ready()).answer(
+        answer = await (await self._ready(model)).answer(
             spec,
-            self.model,
+            model,
             request.prompt,
             output_schema=request.output_schema,
             on_delta=on_delta,
@@ -103,14 +113,16 @@ class Agents:
         self, request: TurnRequest, *, memory: Memory, emit: Emit, on_usage: Callable[[ModelUsage], None]
     ) -> list[Part]:
         """One turn of a conversation: what the agent says, tools included. Raises as `AutogenRunner.answer` does."""
-        runner = await self._ready()
+        request = replace(request, model=self.models.named(request.spec.model))
+        runner = await self._ready(request.model)
         adapter = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
         parts: list[Part] = await adapter.speak(runner, request, memory=memory, emit=emit, on_usage=on_usage)
         return parts
 
     async def ask(self, question: Question, *, memory: Memory, on_usage: Callable[[ModelUsage], None]) -> str:
         """What a model answers to one question; it is recorded. Raises as `AutogenRunner.answer` does."""
-        runner = await self._ready()
+        question = replace(question, model=self.models.named(question.spec.model))
+        runner = await self._ready(question.model)
         adapter = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
         answer: str = await adapter.ask(runner, question, memory=memory, on_usage=on_usage)
         return answer
@@ -120,14 +132,21 @@ class Agents:
         if self._runner is not None:
             await self._runner.close()
 
-    async def _ready(self) -> AutogenRunner:
+    async def _ready(self, model: ModelSettings) -> AutogenRunner:
+        """AutoGen, and what speaks the protocols of this model and of those that are asked when it fails."""
+        asked = [one for one in (model, *model.fallbacks) if not one.scripted]
+        kinds = set[Kind](one.kind for one in asked) - self._spoken
+        if self._runner is not None and not kinds:
+            return self._runner
         async with self._importing:
-            if self._runner is None:
-                # In a thread: the import takes a second or two, and the loop serves other steps meanwhile.
-                adapter = await asyncio.to_thread(importlib.import_module, ADAPTER)
-                runner: AutogenRunner = adapter.AutogenRunner()
-                self._runner = runner
-        return self._runner
+            # In a thread: an import takes a second or two, and the loop serves other steps meanwhile.
+            adapter = await asyncio.to_thread(importlib.import_module, ADAPTER)
+            for kind in kinds:
+                await asyncio.to_thread(adapter.protocol, kind)
+                self._spoken.add(kind)
+            runner: AutogenRunner = self._runner or adapter.AutogenRunner(self._gate)
+            self._runner = runner
+        return runner
 
 
 def _row(request: AgentRequest, agent: str, usage: ModelUsage, *, number: int) -> dict[str, Any]:

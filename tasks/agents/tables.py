@@ -6,10 +6,12 @@ holds the two equal. Times are milliseconds of Unix time, as everywhere in SQL.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from convergio.graphflow.journal.database import Database
 from convergio.tasks.agents.spec import ModelUsage
 
 MODEL_CALLS: Final = "model_calls"
@@ -41,6 +43,13 @@ model_calls: Final = sa.Table(
     sa.Index("ix_model_calls_run_id", "run_id"),
     sqlite_strict=True,
 )
+
+
+def book(database: Database, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Rows that no outcome takes along any more: of attempts that were cancelled, or are another's by now. A row that
+    is there already stays as it is. Raises JournalUnavailable."""
+    with database.write() as connection:
+        connection.execute(database.insert_once(model_calls), [dict(row) for row in rows])
 
 
 def usage_row(

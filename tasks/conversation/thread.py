@@ -9,8 +9,8 @@ from typing import Any, Final
 
 
 class Kind(StrEnum):
-    """What a message is. `body`: `text`; `calls` of tools (id, name, arguments); `results` (id, name, text, ok);
-    of a handoff `text` and `target`."""
+    """What a message is. `body`: `text`, and `images` (media_type, data) if there are some; `calls` of tools (id,
+    name, arguments); `results` (id, name, text, ok); of a handoff `text` and `target`."""
 
     TEXT = "text"
     CALLS = "calls"

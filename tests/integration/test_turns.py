@@ -24,6 +24,7 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import Workflow
+from convergio.tasks.agents import tables as agent_tables
 from convergio.tasks.agents.tables import model_calls
 from convergio.tasks.conversation import tables
 from convergio.tasks.conversation.thread import Kind, heard_by
@@ -226,6 +227,7 @@ def die(stage: Stage, worker: Worker, verb: str, *, at: int, done: bool) -> None
     with ExitStack() as stack:
         for name in TELLS:
             stack.enter_context(mock.patch.object(steps, name, partial(telling, name)))
+        stack.enter_context(mock.patch.object(agent_tables, "book"))  # a dead process writes nothing into SQL, either
         for _ in range(20):
             with journaling(stage):
                 while not dead.is_set() and (bell := stage.take()) is not None:

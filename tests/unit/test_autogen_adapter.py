@@ -19,10 +19,11 @@ from autogen_core.tools import FunctionTool, StaticWorkbench, ToolResult
 from autogen_ext.models.replay import ReplayChatCompletionClient
 
 from convergio.graphflow.model import errors
-from convergio.tasks.agents import autogen_adapter
+from convergio.tasks.agents import wire_openai
 from convergio.tasks.agents.autogen_adapter import AutogenRunner
 from convergio.tasks.agents.model import ModelSettings, local_model, model_settings
 from convergio.tasks.agents.spec import AgentSpec, ModelUsage
+from convergio.tasks.agents.wire import Request
 from tests.failing_provider import DOMIK, RISK, ask, failing_provider, says
 
 # --- the scripted model -------------------------------------------------------------------------------------------
@@ -89,7 +90,7 @@ asyncio.run(agents.run_agent_step(request))
 print("answered:", *heavy())
 """
     done = subprocess.run([sys.executable, "-c", code], check=True, timeout=60, stdout=subprocess.PIPE, text=True)
-    assert done.stdout.splitlines() == ["imported:", "made:", "answered: autogen_agentchat autogen_core openai"]
+    assert done.stdout.splitlines() == ["imported:", "made:", "answered: autogen_agentchat autogen_core"]
 
 
 # --- deadlines ----------------------------------------------------------------------------------------------------
@@ -230,7 +231,7 @@ def test_a_connection_is_kept_on_its_loop_and_never_used_on_another() -> None:
     runner = AutogenRunner()
 
     async def connection(model: ModelSettings) -> Any:
-        return runner._connection(model)
+        return runner._wire(model)
 
     async def twice(model: ModelSettings) -> tuple[Any, Any]:
         return await connection(model), await connection(model)
@@ -238,7 +239,7 @@ def test_a_connection_is_kept_on_its_loop_and_never_used_on_another() -> None:
     model = local_model("http://127.0.0.1:9/v1", "k", name="m")
     first, second = asyncio.run(twice(model))
     assert first is second
-    assert first.max_retries == 0
+    assert first.connection.max_retries == 0
     assert asyncio.run(connection(model)) is not first
 
 
@@ -257,9 +258,9 @@ def test_the_runner_answers_on_a_second_loop_too() -> None:
 
 def test_sampling_is_sent_only_where_it_is_set_and_stops_only_prose() -> None:
     tuned = local_model("http://127.0.0.1:9/v1", "k", name="m")
-    prose = autogen_adapter._arguments(DOMIK, tuned, None)
-    typed = autogen_adapter._arguments(DOMIK, tuned, RISK)
-    plain = autogen_adapter._arguments(DOMIK, ModelSettings(name="gpt", api_key="k"), None)
+    prose = wire_openai.arguments(Request(spec=DOMIK, model=tuned))
+    typed = wire_openai.arguments(Request(spec=DOMIK, model=tuned, schema=RISK))
+    plain = wire_openai.arguments(Request(spec=DOMIK, model=ModelSettings(name="gpt", api_key="k")))
     assert prose["temperature"] == 0.0
     assert prose["stop"] == ["\n\n"]
     assert "stop" not in typed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,13 @@ STEP = "talk"
 @click.option(
     "--behind", type=click.IntRange(1), help="With --resume: behind this turn of it, as if no other had been."
 )
+@click.option(
+    "--image",
+    "images",
+    multiple=True,
+    type=click.Path(dir_okay=False, exists=True, path_type=Path),
+    help="Show the team this image, too (PNG, JPEG, GIF, WEBP; 5 MB). May be given again.",
+)
 @click.option("--turns", type=click.IntRange(1, 1000), help="Turns that the team may take, at most.")
 @click.option("--json", "json_wanted", is_flag=True, help="JSON on standard output: every event.")
 @with_session
@@ -29,6 +37,7 @@ def chat(
     words: tuple[str, ...],
     earlier: str | None,
     behind: int | None,
+    images: tuple[Path, ...],
     turns: int | None,
     json_wanted: bool,
 ) -> int:
@@ -49,13 +58,26 @@ def chat(
     if turns is not None:
         team = {**team, "stop": {**team.get("stop", {}), "turns": turns}}
     workflow = document.parse_document(_document(team), source=words[0], known=known(session))
-    row = submit(session, workflow, {"said": words[-1], "after": after}, key=None)
+    row = submit(
+        session, workflow, {"said": words[-1], "after": after, "images": [_image(path) for path in images]}, key=None
+    )
     return _listen(session, row.run_id, json_wanted=json_wanted)
 
 
 def _document(team: Mapping[str, Any]) -> dict[str, Any]:
-    talk = {"conversation": team, "prompt": "{{ input.said }}", "after": "input.after", "retry": 2}
+    talk = {
+        "conversation": team,
+        "prompt": "{{ input.said }}",
+        "after": "input.after",
+        "images": "input.images",
+        "retry": 2,
+    }
     return {"workflow": "chat", "version": 1, "title": "A conversation", "steps": {STEP: talk}}
+
+
+def _image(path: Path) -> str:
+    """An image as it travels. What it is, is looked at where it is used."""
+    return f"data:image/{path.suffix.lstrip('.') or 'png'};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _team(text: str) -> dict[str, Any]:

@@ -46,6 +46,12 @@ def brain(settings: Settings, *, scripted: bool = False) -> Brain:
     if scripted or name == SCRIPTED:
         words = "the scripted model: no language model, its answers are made up from the question"
         return Brain(words=words, env={"CONVERGIO_MODEL_NAME": SCRIPTED})
+    if settings.models or "/" in name:
+        from convergio.workers import boot
+
+        chosen = boot.chosen_model(settings)
+        if chosen is not None:
+            return Brain(words=chosen.place)
     if settings.model_base_url or settings.model_api_key.get_secret_value() or os.environ.get("OPENAI_API_KEY"):
         return Brain(words=f"{name or 'the default model'} at {settings.model_base_url or 'OpenAI'}")
     try:

@@ -33,6 +33,7 @@ ITEMS: Final[Mapping[str, Item]] = {
     "chat": Item("chat", "Work", "Let a team of agents talk, and listen; go on with it days later."),
     "workflows": Item("workflows", "Work", "List, show and validate workflows."),
     "agents": Item("agents", "Work", "List and show agents; sign and verify definitions."),
+    "models": Item("models", "Work", "List models, and check whether they answer."),
     "doctor": Item("doctor", "Operate", "Check this machine, Redis, the journal and the workers."),
     "migrate": Item("journal", "Operate", "Bring the journal's tables to this version."),
     "rebuild": Item("journal", "Operate", "Make a new board from the journal."),
