@@ -231,13 +231,13 @@ def _sorted(claim: Claim) -> list[tuple[str, Any]]:
 
 async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts) -> Spoken:
     """The agent speaks, and its readers listen; then the verdict, and who is next."""
-    message = f"{instance.step_of(claim.held.step)}.{ground.iteration + 1}"
-    async with Voice(worker.steps.link, claim, speaker=ground.speaker, message=message) as voice:
+    async with Voice(worker.steps.link, claim, speaker=ground.speaker, opening=ground.opening) as voice:
         if ground.chosen is not None:
             voice.custom("speaker.selected", course.as_kept(ground.chosen))
         parts = await worker.agents.speak(
             request, memory=facts, emit=voice.emit, on_usage=partial(facts.book, ground.speaker)
         )
+        voice.settle(parts)
         judge = partial(_over, worker, claim, ground, facts, parts)
         # A condition reads SQL, which may take a while: not on the loop that all turns of this process share.
         stop = judge() if ground.team.stop["condition"] is None else await asyncio.to_thread(judge)

@@ -7,13 +7,14 @@ iteration of its step: 0 is the first. Of a turn that another run made, and this
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from convergio.graphflow.journal.database import Database
-from convergio.graphflow.journal.tables import outcomes
-from convergio.graphflow.model.states import StepState
+from convergio.graphflow.journal.tables import events, outcomes, runs
+from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
 from convergio.tasks.agents.tables import model_calls
 from convergio.tasks.conversation.thread import Kind, Message
 
@@ -91,6 +92,62 @@ def said(database: Database, tenant: str, run: str, step: str, first: int, end: 
         Message(iteration=row[0], seq=row[1], kind=Kind(row[2]), source=row[3], body=json.loads(row[4]), at_ms=row[5])
         for row in rows
     ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A message with its place in the run. `at`: epoch and number of the event that ended its turn, (0, 0) if the turn
+    was another run's."""
+
+    step: str
+    iteration: int
+    at: tuple[int, int]
+    kind: Kind
+    source: str
+    body: Any
+
+
+def lines(database: Database, tenant: str, run: str) -> list[Line]:
+    """The messages of all turns of a run that are in SQL, turn by turn. Raises JournalUnavailable.
+
+    Bodies may be references to blobs.
+    """
+    ours, ended = messages.c, outcomes.c
+    with database.read() as connection:
+        here = sa.case((ended.reused_from.is_(None), 1), else_=0)
+        at = (ended.epoch * here, ended.seq * here)
+        select = sa.select(ended.step, ended.iteration, *at, ours.kind, ours.source, ours.body)
+        rows = connection.execute(
+            select.select_from(outcomes.join(messages, _made(ours)))
+            .where(ended.run_id == run, ended.tenant == tenant, ended.state == StepState.SUCCEEDED.value)
+            .order_by(ended.step, ended.iteration, ours.seq)
+        ).all()
+    return [
+        Line(
+            step=row[0],
+            iteration=row[1],
+            at=(row[2], row[3]),
+            kind=Kind(row[4]),
+            source=row[5],
+            body=json.loads(row[6]),
+        )
+        for row in rows
+    ]
+
+
+def last(database: Database, tenant: str, run: str) -> tuple[int, int] | None:
+    """Epoch and number of the last event that SQL has of a run that has ended. Raises JournalUnavailable."""
+    found: list[tuple[int, int]] = []
+    with database.read() as connection:
+        of_run = sa.select(runs.c.state).where(runs.c.run_id == run, runs.c.tenant == tenant)
+        state = connection.execute(of_run).scalar()
+        if state is None or RunState(state) not in TERMINAL_RUN:
+            return None
+        for table in (events, outcomes):
+            latest = sa.select(table.c.epoch, table.c.seq).where(table.c.run_id == run)
+            row = connection.execute(latest.order_by(table.c.epoch.desc(), table.c.seq.desc()).limit(1)).first()
+            found += [] if row is None else [(int(row[0]), int(row[1]))]
+    return max(found, default=(0, 0))
 
 
 def taken(database: Database, tenant: str, run: str, step: str) -> list[dict[str, Any]]:
