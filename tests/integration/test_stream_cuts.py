@@ -77,12 +77,14 @@ class Reader:
                 return
             if self.reading is None:
                 self.reading = Feed(self.client, self.ref, self.ended, recall=self.recall).events(self.at)
-            event = next(self.reading, StopIteration)
-            if event is StopIteration:
+            try:
+                event = next(self.reading)
+            except StopIteration:
                 self.over = True
-            elif event is None:
                 return
-            elif self.luck.random() < 0.12:
+            if event is None:
+                return
+            if self.luck.random() < 0.25:
                 self.reading, self.cuts = None, self.cuts + 1  # it has heard of the event, and does not know any more
             else:
                 self._keep(event)

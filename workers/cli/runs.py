@@ -155,13 +155,16 @@ def _step_facts(step: StepView) -> dict[str, Any]:
 
 @runs.command("watch")
 @click.argument("run")
+@click.option(
+    "--from", "after", default="", metavar="ID", help="Go on behind this event: the `id` of one, as in --json."
+)
 @click.option("--json", "json_wanted", is_flag=True, help="Every event as a line of JSON.")
 @with_session
-def watch(session: Session, run: str, json_wanted: bool) -> int:
+def watch(session: Session, run: str, after: str, json_wanted: bool) -> int:
     """Follow a run until it ends. Exit code 1 if it fails or is cancelled."""
-    from convergio.workers.cli.follow import Follower
+    from convergio.workers.cli.follow import Follower, on_screen
 
-    return Follower(session, session.ref(run), as_json=json_wanted).follow()
+    return on_screen(Follower(session, session.ref(run), as_json=json_wanted, after=after), run)
 
 
 @runs.command("why")
