@@ -250,7 +250,19 @@ async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: Tur
                 stop = {"by": "policy", "said": following.reason}
             elif following.speaker == HUMAN:
                 stop = {"by": "handoff", "to": HUMAN}
+        claim.owe(_pace(claim, ground, facts, voice))
     return Spoken(parts=parts, stop=stop, following=following, asked=ground.asked + asked)
+
+
+def _pace(claim: Claim, ground: Ground, facts: Facts, voice: Voice) -> Rows:
+    """How fast the agent's words came and went."""
+    rows = [row for row in facts.rows if row["agent"] == ground.speaker and row["attempt"] == claim.held.attempt]
+    figures = voice.pace.row(
+        output_tokens=sum(row["output_tokens"] for row in rows), model_ms=sum(row["latency_ms"] for row in rows)
+    )
+    about = {"step": instance.step_of(claim.held.step), "iteration": ground.iteration, "speaker": ground.speaker}
+    model = rows[-1]["model"] if rows else ""
+    return {tables.PACES: [{**about, "attempt": claim.held.attempt, "model": model, "at_ms": _now(), **figures}]}
 
 
 def _over(

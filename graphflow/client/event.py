@@ -32,7 +32,8 @@ RETOLD: Final = "turn.messages"
 """Name of a CUSTOM event: `value` has the `messages` of the turn so far, instead of those that a reader has."""
 
 SPOKEN: Final = "STEP_FINISHED"
-"""The turn has said all. `data` has `whole`: whether that is, message by message, what the thread has of it."""
+"""The turn has said all. `data` has `whole`: whether that is, message by message, what the thread gets of it, if this
+`claim` ends the turn."""
 
 OUTCOME: Final = "step.succeeded"
 

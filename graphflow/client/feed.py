@@ -19,7 +19,6 @@ from convergio.graphflow.client.event import (
     MESSAGES,
     OUTCOME,
     RESET,
-    RESTARTED,
     RETOLD,
     SNAPSHOT,
     SPOKEN,
@@ -71,7 +70,7 @@ class Feed:
         self._ended = ended
         self._recall = recall
         self._conversations: frozenset[str] | None = None
-        self._spoken: set[tuple[str, int]] = set()
+        self._spoken: dict[tuple[str, int], str] = {}
         self._prefix = prefix
         self._patience = patience
         self._at: Position = NOWHERE
@@ -216,17 +215,14 @@ class Feed:
         for event in entries:
             place = (event.step or "", event.iteration)
             if event.type == SPOKEN and event.data["whole"]:
-                self._spoken.add(place)
-            elif event.type == OUTCOME and self._talks(event.position[0], event.step) and place not in self._spoken:
-                if not self._was_spoken(event):
-                    messages = self._of_turn(place)
-                    if messages is None:  # SQL has it in a moment
-                        time.sleep(0 if told else PAUSE)
-                        return told
-                    data = {"name": RETOLD, "value": {"messages": messages}}
-                    told.append(replace(event, id=_id(self._at), type=CUSTOM, data=data))
-            elif event.type == CUSTOM and event.data["name"] == RESTARTED:
-                self._spoken.discard(place)
+                self._spoken[place] = event.data["claim"]
+            elif event.type == OUTCOME and self._talks(event.position[0], event.step) and not self._was_spoken(event):
+                messages = self._of_turn(place)
+                if messages is None:  # SQL has it in a moment
+                    time.sleep(0 if told else PAUSE)
+                    return told
+                data = {"name": RETOLD, "value": {"messages": messages}}
+                told.append(replace(event, id=_id(self._at), type=CUSTOM, data=data))
             told.append(event)
             self._at = event.position
         return told
@@ -247,15 +243,17 @@ class Feed:
         return frozenset(name for name, step in steps.items() if "conversation" in step)
 
     def _was_spoken(self, outcome: Event) -> bool:
-        """Whether all words of a turn were told just before its outcome: its reader may have begun in between."""
+        """Whether all words of a turn were told before its outcome, by the claim that ended it."""
         epoch, seq = outcome.position
-        for event in self._back(epoch, seq - 1, count=LOOK_BACK):
-            if (event.step, event.iteration) != (outcome.step, outcome.iteration):
-                continue
-            if event.type == SPOKEN:
-                return bool(event.data["whole"])
-            if event.type == CUSTOM and event.data["name"] == RESTARTED:
-                return False
+        place = (outcome.step or "", outcome.iteration)
+        text = cast("str | None", self._client.hget(self._run(epoch), fields.state(instance.named(*place))))
+        word = fields.Word.parse(text)
+        ended = (word.parked or word).rest
+        if place in self._spoken:
+            return self._spoken.pop(place) == ended
+        for event in self._back(epoch, seq - 1, count=LOOK_BACK):  # its reader may have begun in between
+            if event.type == SPOKEN and (event.step, event.iteration) == place:
+                return bool(event.data["whole"]) and event.data["claim"] == ended
         return False
 
     def _of_turn(self, place: tuple[str, int]) -> Sequence[Mapping[str, Any]] | None:

@@ -87,6 +87,10 @@ class Archive:
         """What was said in a run, for who cannot have it from its stream. Raises JournalUnavailable."""
         return told.past(self._database, self._blobs, tenant, run)
 
+    def paces(self, tenant: str, run: str) -> Sequence[Mapping[str, Any]]:
+        """How fast the turns were that a run took itself: a row each. Raises JournalUnavailable."""
+        return tables.paced(self._database, tenant, run)
+
     def costs(self, tenant: str, run: str, step: str) -> Mapping[int, tuple[int, int]]:
         """What each turn that is in SQL has cost: tokens in and out. Raises JournalUnavailable."""
         return tables.costs(self._database, tenant, run, step)

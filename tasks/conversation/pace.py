@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -49,17 +49,16 @@ class Pace:
             self._called = None
 
     def row(self, *, output_tokens: int, model_ms: int) -> Mapping[str, Any]:
-        """The figures of the turn; times in microseconds. `model_ms`: what its model calls took."""
-        now = time.monotonic()
-        wall, streamed = now - self.began, sum(self.gaps)
-        rate = output_tokens / streamed if streamed else None
+        """The figures of the turn, at its end; times in microseconds. `model_ms`: what its model calls took."""
+        wall = time.monotonic() - self.began
         return {
             "first_token_us": None if self.first is None else _us(self.first - self.began),
             "first_told_us": None if self.first is None or self.told is None else _us(self.told - self.first),
-            "chunks": self.chunks,
             "gap_p50_us": _us(median(self.gaps)) if self.gaps else None,
             "gap_max_us": _us(max(self.gaps)) if self.gaps else None,
-            "tokens_per_1000_s": None if rate is None else round(rate * 1000),
+            "chunks": self.chunks,
+            "output_tokens": output_tokens,
+            "streamed_us": _us(sum(self.gaps)),
             "wall_us": _us(wall),
             "model_us": model_ms * 1000,
             "tools_us": _us(self.tools_s),
@@ -69,3 +68,50 @@ class Pace:
 
 def _us(seconds: float) -> int:
     return round(seconds * 1_000_000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tempo:
+    """How fast a conversation was: medians over its turns, in milliseconds, None where nothing was streamed.
+
+    `first_token_ms`: from the turn's start to the model's first words; `first_told_ms`: from these to the board, where
+    readers have them; `gap_ms`: between pieces of text, `gap_max_ms` the longest; `tokens_per_s`: while they came;
+    `overhead_ms`: what a turn took beside its model calls and tools.
+    """
+
+    step: str
+    turns: int
+    first_token_ms: float | None
+    first_told_ms: float | None
+    gap_ms: float | None
+    gap_max_ms: float | None
+    tokens_per_s: float | None
+    overhead_ms: float
+
+
+def tempos(rows: Sequence[Mapping[str, Any]]) -> list[Tempo]:
+    """Of each conversation of a run, from the rows of its turns."""
+    steps = dict.fromkeys(row["step"] for row in rows)
+    return [_tempo(step, [row for row in rows if row["step"] == step]) for step in steps]
+
+
+def _tempo(step: str, rows: Sequence[Mapping[str, Any]]) -> Tempo:
+    streamed = [row for row in rows if row["streamed_us"]]
+    seconds = sum(row["streamed_us"] for row in streamed) / 1e6
+    tokens = sum(row["output_tokens"] for row in streamed)
+    longest = [row["gap_max_us"] for row in streamed if row["gap_max_us"] is not None]
+    return Tempo(
+        step=step,
+        turns=len(rows),
+        first_token_ms=_median(rows, "first_token_us"),
+        first_told_ms=_median(rows, "first_told_us"),
+        gap_ms=_median(rows, "gap_p50_us"),
+        gap_max_ms=round(max(longest) / 1000, 3) if longest else None,
+        tokens_per_s=round(tokens / seconds, 1) if seconds else None,
+        overhead_ms=_median(rows, "overhead_us") or 0.0,
+    )
+
+
+def _median(rows: Sequence[Mapping[str, Any]], name: str) -> float | None:
+    values = [row[name] for row in rows if row[name] is not None]
+    return round(median(values) / 1000, 3) if values else None

@@ -1,4 +1,5 @@
-"""The conversations' own tables: one row per turn, and one per message of the thread. Both only ever grow.
+"""The conversations' own tables: one row per turn, one per message of the thread, and one for how fast each turn that
+an agent took was. They only ever grow.
 
 Rows travel as JSON in the turn's outcome; the journaler writes them in the outcome's transaction. A turn is an
 iteration of its step: 0 is the first. Of a turn that another run made, and this one reuses, the rows are that run's.
@@ -20,6 +21,7 @@ from convergio.tasks.conversation.thread import Kind, Message
 
 TURNS: Final = "conversation_turns"
 MESSAGES: Final = "conversation_messages"
+PACES: Final = "conversation_paces"
 
 metadata: Final = sa.MetaData()
 
@@ -30,8 +32,8 @@ def _text(name: str, *, null: bool = False) -> sa.Column[Any]:
     return sa.Column(name, sa.Text(), nullable=null)
 
 
-def _int(name: str) -> sa.Column[Any]:
-    return sa.Column(name, _Integer, nullable=False)
+def _int(name: str, *, null: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, _Integer, nullable=null)
 
 
 turns: Final = sa.Table(
@@ -72,7 +74,26 @@ messages: Final = sa.Table(
     sqlite_strict=True,
 )
 
-TABLES: Final = {TURNS: turns, MESSAGES: messages}
+paces: Final = sa.Table(
+    PACES,
+    metadata,
+    _text("run_id"),
+    _text("step"),
+    _int("iteration"),
+    _text("tenant"),
+    _text("submitter"),
+    _int("attempt"),
+    _text("speaker"),
+    _text("model"),
+    _int("at_ms"),
+    *(_int(name, null=True) for name in ("first_token_us", "first_told_us", "gap_p50_us", "gap_max_us")),
+    *(_int(name) for name in ("chunks", "output_tokens", "streamed_us")),
+    *(_int(name) for name in ("wall_us", "model_us", "tools_us", "overhead_us")),
+    sa.PrimaryKeyConstraint("run_id", "step", "iteration", name="pk_conversation_paces"),
+    sqlite_strict=True,
+)
+
+TABLES: Final = {TURNS: turns, MESSAGES: messages, PACES: paces}
 
 
 def said(database: Database, tenant: str, run: str, step: str, first: int, end: int) -> list[Message]:
@@ -156,6 +177,15 @@ def taken(database: Database, tenant: str, run: str, step: str) -> list[dict[str
         select = sa.select(turns).select_from(outcomes.join(turns, _made(turns.c)))
         wanted = select.where(*_turns_of(tenant, run, step)).order_by(turns.c.iteration)
         return [dict(row) for row in connection.execute(wanted).mappings()]
+
+
+def paced(database: Database, tenant: str, run: str) -> list[dict[str, Any]]:
+    """How fast the turns of a run were that it took itself, in order: the columns of `paces`. Raises
+    JournalUnavailable."""
+    with database.read() as connection:
+        ours = sa.select(paces).where(paces.c.run_id == run, paces.c.tenant == tenant)
+        rows = connection.execute(ours.order_by(paces.c.step, paces.c.iteration)).mappings()
+        return [dict(row) for row in rows]
 
 
 def costs(database: Database, tenant: str, run: str, step: str) -> dict[int, tuple[int, int]]:

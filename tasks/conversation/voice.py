@@ -223,5 +223,6 @@ class Voice:
     def _tell(self, said: Sequence[tuple[str, Mapping[str, Any]]], until: int | None) -> int | None:
         attempt = {"attempt": self._claim.held.attempt}
         anew = json.dumps({"name": RESTARTED, "value": attempt})
-        words = [(kind, json.dumps({**data, **attempt}, ensure_ascii=False)) for kind, data in said]
+        by = {SPOKEN: {"claim": self._claim.held.fence}}
+        words = [(kind, json.dumps({**data, **attempt, **by.get(kind, {})}, ensure_ascii=False)) for kind, data in said]
         return voice.speak(self._link, self._claim.held, batch=self._batch, anew=anew, said=words, until=until)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convergio.graphflow.model.workflow import StepKind
 from convergio.workers.cli import again, exits
 from convergio.workers.cli.menu import Group
 from convergio.workers.cli.session import Session, as_json, with_session
@@ -88,9 +89,15 @@ def _summary(row: RunRow) -> dict[str, Any]:
 @with_session
 def show(session: Session, run: str, json_wanted: bool) -> int:
     """A run and its steps, as they are now."""
+    from convergio.tasks.conversation import pace
+
     view = session.inquiry.view(session.ref(run))
+    talked = any(step.kind is StepKind.CONVERSATION for step in view.steps.values())
+    paces = session.archive.paces(session.settings.tenant, view.id) if talked else []
+    tempos = pace.tempos(paces)
     if json_wanted:
-        click.echo(as_json(as_facts(view)))
+        heard = {"conversations": [asdict(one) for one in tempos], "paces": paces} if talked else {}
+        click.echo(as_json({**as_facts(view), **heard}))
         return exits.OK
     from convergio.graphflow.engine import reason
     from convergio.workers.cli import look, picture
@@ -100,6 +107,8 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
     if origin := reason.of_origin(view):
         look.say(origin)
     look.show(picture.steps(view))
+    for tempo in tempos:
+        look.say(picture.tempo(tempo), style="dim")
     if view.output is not None:
         look.say("\noutput", style="bold")
         click.echo(as_json(view.output))
