@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -216,6 +217,10 @@ def test_a_terminal_shows_words_as_they_come_and_drops_those_of_a_lost_turn() ->
     assert "ann: whole" in "".join(pieces).splitlines()
 
 
+def _line(shown: list[str], text: str) -> None:
+    shown.append(f"{text}\n")
+
+
 def test_a_terminal_is_shown_of_a_snapshot_what_it_does_not_have() -> None:
     def event(kind: str, **data: Any) -> Event:
         return Event(id="1-1", type=kind, step="talk", data=data)
@@ -226,7 +231,7 @@ def test_a_terminal_is_shown_of_a_snapshot_what_it_does_not_have() -> None:
 
     for piece in (True, False):
         shown: list[str] = []
-        talk = Talk(lambda text, shown=shown: shown.append(f"{text}\n"), piece=shown.append if piece else None)
+        talk = Talk(partial(_line, shown), piece=shown.append if piece else None)
         talk.tell(event("TEXT_MESSAGE_START", messageId="talk.1.0", role="assistant", name="ann"))
         talk.tell(event("TEXT_MESSAGE_CONTENT", messageId="talk.1.0", delta="one "))
         if not piece:
