@@ -247,6 +247,8 @@ class Feed:
         epoch, seq = outcome.position
         place = (outcome.step or "", outcome.iteration)
         text = cast("str | None", self._client.hget(self._run(epoch), fields.state(instance.named(*place))))
+        if text is None:
+            return False
         word = fields.Word.parse(text)
         ended = (word.parked or word).rest
         if place in self._spoken:
@@ -319,6 +321,8 @@ class Feed:
         """The run has left the board, or has not come to it yet."""
         if self._at[0] == epoch:
             entries = self._read(0)  # its events may stay for longer than the run
+            if entries and self._recall is not None and self._conversations is None:
+                self._conversations = frozenset(turn.step for turn in self._recall().turns)
             if entries and entries[0].position[1] == self._at[1] + 1:
                 return self._delivered(self._whole(entries))
         found = self._ended()

@@ -289,6 +289,8 @@ def finish(town: Town) -> None:
     for place, reader in enumerate(town.readers):
         if place == third:
             stage.pass_time(61)
+            assert not stage.client.exists(stage.keys.run(town.ref))
+            assert 0 < stage.client.pttl(stage.keys.feed(town.ref)) <= stage.settings.stream_retention * 1000
         if place == 2 * third:
             town.wipe()
         deadline = 500
