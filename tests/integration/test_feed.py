@@ -102,6 +102,15 @@ def test_a_reader_that_comes_back_after_a_rebuild_is_reset_too(stage: EngineStag
     assert [event.type for event in events] == [RESET, SNAPSHOT]
 
 
+def test_who_begins_to_read_on_a_new_board_is_told_where_the_run_is(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first")
+    stage.core.link.client.flushall()
+    stage.rebuild()
+    (snapshot,) = told(feed(stage, ref).events(), SNAPSHOT)
+    assert snapshot.data["steps"]["first"]["state"] == "SUCCEEDED"
+
+
 def test_what_was_trimmed_is_told_as_a_snapshot(stage: EngineStage) -> None:
     ref = stage.submit(CHAIN)
     play(stage, ref, "first")
