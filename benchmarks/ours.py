@@ -174,9 +174,11 @@ def stack(
     workers: int = 2,
     pool: str = "solo",
     concurrency: int = 1,
+    env: Mapping[str, str] | None = None,
 ) -> Generator[Ours]:
-    """Workers, two solo ones by default, and the service process, on an emptied server and a migrated journal."""
-    env = {
+    """Workers, two solo ones by default, and the service process, on an emptied server and a migrated journal. `env`:
+    more settings of theirs."""
+    settled = {
         "CONVERGIO_HOME": str(place.path),
         "CONVERGIO_REDIS_URL": url,
         "CONVERGIO_JOURNAL_URL": journal_url,
@@ -187,6 +189,7 @@ def stack(
         "CONVERGIO_LOG_LEVEL": "WARNING",
         "CONVERGIO_TASK_EVENTS": "true" if events else "false",
         stamping.VARIABLE: str(place.stamps),
+        **(env or {}),
     }
     settings = load(redis_url=url, journal_url=journal_url, home=place.path)
     boot.migrate(journal_url)
@@ -194,7 +197,7 @@ def stack(
     entrance.link.client.flushall()
     worker = [sys.executable, "-m", "convergio.benchmarks.ours", "worker"]
     service = [sys.executable, "-m", "convergio.benchmarks.ours", "service"]
-    with rig.processes(place, [service, *[worker] * workers], env) as pids:
+    with rig.processes(place, [service, *[worker] * workers], settled) as pids:
         rig.wait_for(lambda: _up(entrance), what="the board")
         history = boot.history(settings)
         ours = Ours(

@@ -59,6 +59,9 @@ class Settings(BaseSettings):
     memory_watermark: float = Field(
         0.9, gt=0, le=1, description="share of Redis' maxmemory that may be used; beyond that no run is accepted"
     )
+    stream_retention: float = Field(
+        600.0, ge=0, description="seconds that a conversation's stream stays in Redis when its run has left the board"
+    )
     sqlite_synchronous: Literal["FULL", "NORMAL"] = Field(
         "FULL", description="FULL survives a power cut, NORMAL only a killed process"
     )

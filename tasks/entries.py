@@ -4,7 +4,8 @@ acks.
 `convergio.submit(workflow, input, key=None, tenant=..., submitter=..., priority=None)`: the run's id is the task's id,
 and its result is the run's. `convergio.retry(run, key=None)` and `convergio.fork(run, step=None, input=...,
 definition=None)` do the same for a new run that reuses what another one did. `convergio.signal(run, name, data)` and
-`convergio.cancel(run, reason)` end at once.
+`convergio.cancel(run, reason)` end at once. `convergio.thread(run)` gives what was said in a run's conversations, for
+readers whose stream was trimmed or is gone.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from convergio.graphflow.model import errors, ids
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
 from convergio.tasks import shown
+from convergio.tasks.conversation.archive import Archive
 
 QUEUE = "convergio"
 SUBMITTED = "SUBMITTED"
@@ -37,6 +39,7 @@ class EntryWorker(Protocol):
     entrance: Entrance
     catalog: Catalog
     callers: Callers
+    archive: Archive
 
 
 class Callers(Protocol):
@@ -179,6 +182,10 @@ def _register_control(app: Celery) -> None:
         with said_whole():
             ref = RunRef(tenant=tenant, run=run)
             return self.worker.entrance.resume(ref, by=by or origin_of(self)).state.value
+
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.thread")
+    def thread(self: Entry, run: str, tenant: str = ids.DEFAULT_TENANT) -> dict[str, Any]:
+        return self.worker.archive.past(tenant, run).as_dict()
 
 
 def origin_of(task: Entry) -> str:

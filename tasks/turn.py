@@ -239,13 +239,13 @@ def _sorted(claim: Claim) -> list[tuple[str, Any]]:
 
 async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts) -> Spoken:
     """The agent speaks, and its readers listen; then the verdict, and who is next."""
-    message = f"{instance.step_of(claim.held.step)}.{ground.iteration + 1}"
-    async with Voice(worker.steps.link, claim, speaker=ground.speaker, message=message) as voice:
+    async with Voice(worker.steps.link, claim, speaker=ground.speaker, opening=ground.opening) as voice:
         if ground.chosen is not None:
             voice.custom("speaker.selected", course.as_kept(ground.chosen))
         parts = await worker.agents.speak(
             request, memory=facts, emit=voice.emit, on_usage=partial(facts.book, ground.speaker)
         )
+        voice.settle(parts)
         judge = partial(_over, worker, claim, ground, facts, parts)
         # A condition reads SQL, which may take a while: not on the loop that all turns of this process share.
         stop = judge() if ground.team.stop["condition"] is None else await asyncio.to_thread(judge)
@@ -258,7 +258,19 @@ async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: Tur
                 stop = {"by": "policy", "said": following.reason}
             elif following.speaker == HUMAN:
                 stop = {"by": "handoff", "to": HUMAN}
+        claim.owe(_pace(claim, ground, facts, voice))
     return Spoken(parts=parts, stop=stop, following=following, asked=ground.asked + asked)
+
+
+def _pace(claim: Claim, ground: Ground, facts: Facts, voice: Voice) -> Rows:
+    """How fast the agent's words came and went."""
+    rows = [row for row in facts.rows if row["agent"] == ground.speaker and row["attempt"] == claim.held.attempt]
+    figures = voice.pace.row(
+        output_tokens=sum(row["output_tokens"] for row in rows), model_ms=sum(row["latency_ms"] for row in rows)
+    )
+    about = {"step": instance.step_of(claim.held.step), "iteration": ground.iteration, "speaker": ground.speaker}
+    model = rows[-1]["model"] if rows else ""
+    return {tables.PACES: [{**about, "attempt": claim.held.attempt, "model": model, "at_ms": _now(), **figures}]}
 
 
 def _over(

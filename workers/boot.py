@@ -301,7 +301,17 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     )
     name = f"{worker_name()}-service"
     limit = pressure(settings, parts.link)
-    sweeper = Sweeper(parts.link, parts.plans, parts.ringer, parts.drain, starter, past, parts.nonces, limit)
+    sweeper = Sweeper(
+        parts.link,
+        parts.plans,
+        parts.ringer,
+        parts.drain,
+        starter,
+        past,
+        parts.nonces,
+        limit,
+        keep_s=settings.stream_retention,
+    )
     lease = Leader(parts.link, "rebuilder", name)
     return Service(
         link=parts.link,

@@ -8,6 +8,7 @@
 | @meta     | JSON: workflow, digest, submitter, ... | @input | JSON                           |
 | @output   | the run's result (JSON)                | @error | why it failed (JSON)           |
 | @commit   | name of the lock holder's last COMMIT  | @undo  | COMPENSATING: how it ends then |
+| @spoke    | "1": a step has spoken to readers      |        |                                |
 | s:STEP    | state, see below (absent = WAITING)    | n:STEP | rings so far                   |
 | a:STEP    | attempt (absent = 1)                   | d:STEP | deliveries lost in a row       |
 | u:STEP    | rings lost unclaimed in a row          | o:STEP | output (JSON)                  |
@@ -32,7 +33,7 @@ from typing import Self
 from convergio.graphflow.model import instance
 from convergio.graphflow.model.states import BlockedOn, StepState
 
-STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT, UNDO = (
+STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT, UNDO, SPOKE = (
     "@state",
     "@stop",
     "@cv",
@@ -42,6 +43,7 @@ STATE, STOP, CONTROL, SEQ, OPEN, LOCK, META, INPUT, UNDO = (
     "@meta",
     "@input",
     "@undo",
+    "@spoke",
 )
 
 

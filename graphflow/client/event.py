@@ -19,6 +19,24 @@ RESET: Final = "stream.reset"
 SNAPSHOT: Final = "run.snapshot"
 """Where the run and its steps are: `data` has `state` and `steps` (name -> state, on, since_ms)."""
 
+MESSAGES: Final = "MESSAGES_SNAPSHOT"
+"""What was said so far in the run's conversations, instead of all that a reader has: `data` has `messages`."""
+
+CUSTOM: Final = "CUSTOM"
+"""What AG-UI has no type for: `data` has `name` and `value`."""
+
+RESTARTED: Final = "turn.restarted"
+"""Name of a CUSTOM event: the turn begins anew, and what was said in it is void."""
+
+RETOLD: Final = "turn.messages"
+"""Name of a CUSTOM event: `value` has the `messages` of the turn so far, instead of those that a reader has."""
+
+SPOKEN: Final = "STEP_FINISHED"
+"""The turn has said all. `data` has `whole`: whether that is, message by message, what the thread gets of it, if this
+`claim` ends the turn."""
+
+OUTCOME: Final = "step.succeeded"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:

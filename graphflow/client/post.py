@@ -127,6 +127,16 @@ class Post:
                 sent = now
             time.sleep(POLL)
 
+    def forget(self, task_id: str) -> None:
+        """Takes an answer that nobody asks for again out of Redis."""
+        from celery.exceptions import BackendError
+
+        backend: Any = self.app.backend
+        try:
+            backend.forget(task_id)
+        except (*backend.connection_errors, BackendError, OSError) as error:
+            raise _away(error) from error
+
     def close(self) -> None:
         """Ends the connections: Celery itself leaves them to the garbage collector."""
         app: Any = self._app

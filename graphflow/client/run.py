@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import redis
 
     from convergio.graphflow.client.feed import Feed
+    from convergio.graphflow.client.past import Past, Recall
 
 SUBMIT: Final = "convergio.submit"
 RETRY: Final = "convergio.retry"
@@ -27,6 +28,7 @@ SIGNAL: Final = "convergio.signal"
 CANCEL: Final = "convergio.cancel"
 PAUSE: Final = "convergio.pause"
 RESUME: Final = "convergio.resume"
+THREAD: Final = "convergio.thread"
 
 END: Final = object()
 
@@ -131,11 +133,12 @@ class Run:
         """Everything that happens to the run, from its start, or from behind the event with id `after`.
 
         Resumes by itself when Redis is away for a while. After a rebuild of the board comes `stream.reset`, then a
-        snapshot. The last event is `run.finished`. Raises BoardUnavailable after a minute without Redis,
-        BoardRebuilding after a minute without a board, and UnknownRun if for the client's patience nobody knows the
-        run, or its end.
+        snapshot; `client.transcript.Transcript` makes of the events what was said. The last event is `run.finished`;
+        behind it there is nothing. Raises BoardUnavailable after a minute without Redis, BoardRebuilding after a
+        minute without a board, NoWorker if what the stream has no more is to be asked for and nobody answers, and
+        UnknownRun if for the client's patience nobody knows the run, or its end.
         """
-        return (event for event in self._feed().events(after) if event is not None)
+        return (event for event in self._feed(self._recall).events(after) if event is not None)
 
     def result(self, timeout: str | float | None = None) -> Any:
         """Waits for the run's end and returns its output. `timeout`: seconds, or text such as "10m"; None: for ever.
@@ -259,14 +262,26 @@ class Run:
 
     async def aevents(self, after: str = "") -> AsyncIterator[Event]:
         """`events` for asyncio."""
-        feed = self._feed().events(after)
+        feed = self._feed(self._recall).events(after)
         while (event := await in_thread(next, feed, END)) is not END:
             if event is not None:
                 yield cast(Event, event)
 
     # --- inside ---------------------------------------------------------------------------------------------------
 
-    def _feed(self) -> Feed:
+    def _recall(self) -> Past:
+        """What was said, asked of the journal by way of a worker."""
+        from convergio.graphflow.client.past import Past
+
+        asked = ids.new_run_id()
+        facts = {"run": self.id, "tenant": self._ref.tenant}
+        answer = self._wire.post.ask(THREAD, facts, task_id=asked, patience=self._wire.patience)
+        self._wire.post.forget(asked)
+        if answer.error is not None:
+            raise answer.error
+        return Past.of(answer.result)
+
+    def _feed(self, recall: Recall | None = None) -> Feed:
         from convergio.graphflow.client.feed import Feed
 
         silence = Silence()
@@ -281,7 +296,7 @@ class Run:
                 raise self._unknown()
             return None
 
-        return Feed(self._wire.board, self._ref, ended, prefix=self._wire.prefix)
+        return Feed(self._wire.board, self._ref, ended, recall=recall, prefix=self._wire.prefix)
 
     def _ask(self, entry: str, kwargs: Mapping[str, Any]) -> Answer:
         facts = {"run": self.id, "tenant": self._ref.tenant, "by": self._wire.submitter, **kwargs}

@@ -71,8 +71,12 @@ class Sweeper:
         history: History,
         nonces: Nonces,
         pressure: Pressure | None = None,
+        *,
+        keep_s: float = 0,
     ) -> None:
-        """`pressure`: says when the journal is so far behind that what is held stays held."""
+        """`pressure`: says when the journal is so far behind that what is held stays held. `keep_s`: seconds for which
+        the streams of conversations outlast their runs on the board."""
+        self.keep_s = keep_s
         self.pressure = pressure
         self.link = link
         self.plans = plans
@@ -265,4 +269,4 @@ class Sweeper:
         keys = self.link.keys(epoch)
         ended = cast("list[str]", self.link.client.zrangebyscore(keys.done, "-inf", now_ms, start=0, num=BATCH))
         if ended:
-            departure.forget(self.link, keys, [RunRef.parse(member) for member in ended])
+            departure.forget(self.link, keys, [RunRef.parse(member) for member in ended], keep_s=self.keep_s)

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from convergio.graphflow.client.past import Past
 from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.model import errors, reference
-from convergio.tasks.conversation import tables
+from convergio.tasks.conversation import tables, told
 from convergio.tasks.conversation.thread import Message
 
 KEPT: Final = 256
@@ -81,6 +82,14 @@ class Archive:
                 return [message for part in reversed(parts) for message in part]
             place = Place(**json.loads(continues))
         raise errors.UnknownRun(f"more than {DEEPEST} conversations go on from each other")
+
+    def past(self, tenant: str, run: str) -> Past:
+        """What was said in a run, for who cannot have it from its stream. Raises JournalUnavailable."""
+        return told.past(self._database, self._blobs, tenant, run)
+
+    def paces(self, tenant: str, run: str) -> Sequence[Mapping[str, Any]]:
+        """How fast the turns were that a run took itself: a row each. Raises JournalUnavailable."""
+        return tables.paced(self._database, tenant, run)
 
     def costs(self, tenant: str, run: str, step: str) -> Mapping[int, tuple[int, int]]:
         """What each turn that is in SQL has cost: tokens in and out. Raises JournalUnavailable."""

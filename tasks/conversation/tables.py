@@ -1,4 +1,5 @@
-"""The conversations' own tables: one row per turn, and one per message of the thread. Both only ever grow.
+"""The conversations' own tables: one row per turn, one per message of the thread, and one for how fast each turn that
+an agent took was. They only ever grow.
 
 Rows travel as JSON in the turn's outcome; the journaler writes them in the outcome's transaction. A turn is an
 iteration of its step: 0 is the first. Of a turn that another run made, and this one reuses, the rows are that run's.
@@ -7,18 +8,20 @@ iteration of its step: 0 is the first. Of a turn that another run made, and this
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from convergio.graphflow.journal.database import Database
-from convergio.graphflow.journal.tables import outcomes
-from convergio.graphflow.model.states import StepState
+from convergio.graphflow.journal.tables import events, outcomes, runs
+from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
 from convergio.tasks.agents.tables import model_calls
 from convergio.tasks.conversation.thread import Kind, Message
 
 TURNS: Final = "conversation_turns"
 MESSAGES: Final = "conversation_messages"
+PACES: Final = "conversation_paces"
 
 metadata: Final = sa.MetaData()
 
@@ -29,8 +32,8 @@ def _text(name: str, *, null: bool = False) -> sa.Column[Any]:
     return sa.Column(name, sa.Text(), nullable=null)
 
 
-def _int(name: str) -> sa.Column[Any]:
-    return sa.Column(name, _Integer, nullable=False)
+def _int(name: str, *, null: bool = False) -> sa.Column[Any]:
+    return sa.Column(name, _Integer, nullable=null)
 
 
 turns: Final = sa.Table(
@@ -71,7 +74,26 @@ messages: Final = sa.Table(
     sqlite_strict=True,
 )
 
-TABLES: Final = {TURNS: turns, MESSAGES: messages}
+paces: Final = sa.Table(
+    PACES,
+    metadata,
+    _text("run_id"),
+    _text("step"),
+    _int("iteration"),
+    _text("tenant"),
+    _text("submitter"),
+    _int("attempt"),
+    _text("speaker"),
+    _text("model"),
+    _int("at_ms"),
+    *(_int(name, null=True) for name in ("first_token_us", "first_told_us", "gap_p50_us", "gap_max_us")),
+    *(_int(name) for name in ("chunks", "output_tokens", "streamed_us")),
+    *(_int(name) for name in ("wall_us", "model_us", "tools_us", "overhead_us")),
+    sa.PrimaryKeyConstraint("run_id", "step", "iteration", name="pk_conversation_paces"),
+    sqlite_strict=True,
+)
+
+TABLES: Final = {TURNS: turns, MESSAGES: messages, PACES: paces}
 
 
 def said(database: Database, tenant: str, run: str, step: str, first: int, end: int) -> list[Message]:
@@ -93,12 +115,77 @@ def said(database: Database, tenant: str, run: str, step: str, first: int, end: 
     ]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """A message with its place in the run. `at`: epoch and number of the event that ended its turn, (0, 0) if the turn
+    was another run's."""
+
+    step: str
+    iteration: int
+    at: tuple[int, int]
+    kind: Kind
+    source: str
+    body: Any
+
+
+def lines(database: Database, tenant: str, run: str) -> list[Line]:
+    """The messages of all turns of a run that are in SQL, turn by turn. Raises JournalUnavailable.
+
+    Bodies may be references to blobs.
+    """
+    ours, ended = messages.c, outcomes.c
+    with database.read() as connection:
+        here = sa.case((ended.reused_from.is_(None), 1), else_=0)
+        at = (ended.epoch * here, ended.seq * here)
+        select = sa.select(ended.step, ended.iteration, *at, ours.kind, ours.source, ours.body)
+        rows = connection.execute(
+            select.select_from(outcomes.join(messages, _made(ours)))
+            .where(ended.run_id == run, ended.tenant == tenant, ended.state == StepState.SUCCEEDED.value)
+            .order_by(ended.step, ended.iteration, ours.seq)
+        ).all()
+    return [
+        Line(
+            step=row[0],
+            iteration=row[1],
+            at=(row[2], row[3]),
+            kind=Kind(row[4]),
+            source=row[5],
+            body=json.loads(row[6]),
+        )
+        for row in rows
+    ]
+
+
+def last(database: Database, tenant: str, run: str) -> tuple[int, int] | None:
+    """Epoch and number of the last event that SQL has of a run that has ended. Raises JournalUnavailable."""
+    found: list[tuple[int, int]] = []
+    with database.read() as connection:
+        of_run = sa.select(runs.c.state).where(runs.c.run_id == run, runs.c.tenant == tenant)
+        state = connection.execute(of_run).scalar()
+        if state is None or RunState(state) not in TERMINAL_RUN:
+            return None
+        for table in (events, outcomes):
+            latest = sa.select(table.c.epoch, table.c.seq).where(table.c.run_id == run)
+            row = connection.execute(latest.order_by(table.c.epoch.desc(), table.c.seq.desc()).limit(1)).first()
+            found += [] if row is None else [(int(row[0]), int(row[1]))]
+    return max(found, default=(0, 0))
+
+
 def taken(database: Database, tenant: str, run: str, step: str) -> list[dict[str, Any]]:
     """The turns that are in SQL, in order: the columns of `turns`. Raises JournalUnavailable."""
     with database.read() as connection:
         select = sa.select(turns).select_from(outcomes.join(turns, _made(turns.c)))
         wanted = select.where(*_turns_of(tenant, run, step)).order_by(turns.c.iteration)
         return [dict(row) for row in connection.execute(wanted).mappings()]
+
+
+def paced(database: Database, tenant: str, run: str) -> list[dict[str, Any]]:
+    """How fast the turns of a run were that it took itself, in order: the columns of `paces`. Raises
+    JournalUnavailable."""
+    with database.read() as connection:
+        ours = sa.select(paces).where(paces.c.run_id == run, paces.c.tenant == tenant)
+        rows = connection.execute(ours.order_by(paces.c.step, paces.c.iteration)).mappings()
+        return [dict(row) for row in rows]
 
 
 def costs(database: Database, tenant: str, run: str, step: str) -> dict[int, tuple[int, int]]:

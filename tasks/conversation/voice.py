@@ -10,15 +10,22 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
 from convergio.graphflow.board import voice
 from convergio.graphflow.board.connection import Link
+from convergio.graphflow.client.event import CUSTOM, RESTARTED, RETOLD, SPOKEN, Event
+from convergio.graphflow.client.transcript import Transcript
 from convergio.graphflow.engine.claims import AWAY, Claim
-from convergio.graphflow.model import errors
+from convergio.graphflow.flow.team import HUMAN
+from convergio.graphflow.model import errors, instance
+from convergio.tasks.agents.turn import Part
+from convergio.tasks.conversation import told
+from convergio.tasks.conversation.pace import Pace
+from convergio.tasks.conversation.thread import Kind
 
 logger = logging.getLogger(__name__)
 
@@ -31,31 +38,48 @@ PAUSE_S: Final = 0.25
 LAST_WORDS_S: Final = 2.0
 """Seconds that the end of a turn waits for its readers' board, at most."""
 
+RETELL_EVERY: Final = 5_000
+"""Events of the run after which a turn tells again what it has said: a feed is cut to its last 10,000."""
+
+LONGEST: Final = 32_768
+"""Characters of a prompt that is told to readers; what is longer they get from the thread, when SQL has it."""
+
 CONTENT: Final = "TEXT_MESSAGE_CONTENT"
-RESTARTED: Final = "turn.restarted"
 
 
 class Voice:
     """The events of one turn, on the process's event loop."""
 
-    def __init__(self, link: Link, claim: Claim, *, speaker: str, message: str) -> None:
+    def __init__(self, link: Link, claim: Claim, *, speaker: str, opening: str | None = None) -> None:
+        """`opening`: what people said before this turn, if it is the first."""
         self._link = link
         self._claim = claim
         self._speaker = speaker
-        self._message = message
+        self._step, self._iteration = instance.split(claim.held.step)
+        self._opening = opening
         self._said: list[tuple[str, dict[str, Any]]] = []
         self._new: list[tuple[str, dict[str, Any]]] = []
         self._board = claim.held.epoch
+        self._until: int | None = None
         self._open = False
-        self._part = 0
+        self._place = 0
         self._batch = 0
+        self._whole = False
         self._news = asyncio.Event()
+        self._now = asyncio.Event()
         self._closing = False
         self._pump: asyncio.Task[None] | None = None
+        self.pace = Pace()
+        """how fast it was"""
 
     async def __aenter__(self) -> Self:
         self._pump = asyncio.create_task(self._run())
         self._say("STEP_STARTED", {"stepName": self._speaker})
+        if self._opening is not None:
+            if len(self._opening) <= LONGEST:
+                said = {"messageId": self._message, "role": "user", "name": HUMAN, "delta": self._opening}
+                self._say("TEXT_MESSAGE_CHUNK", said)
+            self._place += 1
         return self
 
     async def __aexit__(
@@ -63,8 +87,11 @@ class Voice:
     ) -> None:
         assert self._pump is not None
         self._end_text()
+        if kind is None:
+            self._say(SPOKEN, {"stepName": self._speaker, "whole": self._whole})
         self._closing = True
         self._news.set()
+        self._now.set()
         try:
             if kind is None:
                 await asyncio.wait({self._pump}, timeout=LAST_WORDS_S)
@@ -73,71 +100,110 @@ class Voice:
             with suppress(asyncio.CancelledError):
                 await self._pump
 
+    @property
+    def _message(self) -> str:
+        """The id of the message that is being said."""
+        return f"{told.label(self._step, self._iteration)}.{self._place}"
+
     def emit(self, kind: str, facts: Mapping[str, Any]) -> None:
         """Something happens in the turn: a `delta` of text, `calls` of tools, their `results`."""
         if kind == "delta":
             self._text(str(facts["text"]))
             return
         self._end_text()
+        message = self._message
         if kind == "calls":
+            self.pace.calls()
             for call in facts["calls"]:
                 about = {"toolCallId": call["id"]}
-                self._say("TOOL_CALL_START", {**about, "toolCallName": call["name"], "parentMessageId": self._message})
+                begins = {"toolCallName": call["name"], "parentMessageId": message, "speaker": self._speaker}
+                self._say("TOOL_CALL_START", {**about, **begins})
                 self._say("TOOL_CALL_ARGS", {**about, "delta": call["arguments"]})
                 self._say("TOOL_CALL_END", about)
         else:
+            self.pace.results()
             for result in facts["results"]:
-                about = {"messageId": f"{self._message}.{result['id']}", "toolCallId": result["id"]}
+                about = {"messageId": told.result_id(message, result["id"]), "toolCallId": result["id"]}
                 self._say("TOOL_CALL_RESULT", {**about, "content": result["text"], "ok": result["ok"]})
+        self._place += 1
 
     def custom(self, name: str, value: Mapping[str, Any]) -> None:
         """What AG-UI has no type for."""
         self._end_text()
-        self._say("CUSTOM", {"name": name, "value": value})
+        self._say(CUSTOM, {"name": name, "value": value})
+
+    def settle(self, parts: Sequence[Part]) -> None:
+        """What the turn adds to the thread: what was not told yet is told, and readers hear whether that is all."""
+        self._end_text()
+        kind, body = parts[-1]
+        if kind is Kind.HANDOFF:
+            self._text(str(body["text"]))
+            self._end_text()
+        opening = [] if self._opening is None else [(Kind.TEXT, HUMAN, {"text": self._opening})]
+        lines = [*opening, *((kind, self._speaker, body) for kind, body in parts)]
+        self._whole = self._fold([*self._said, *self._new]) == told.messages(self._step, self._iteration, lines)
 
     def _text(self, delta: str) -> None:
-        message = {"messageId": f"{self._message}.{self._part}"}
+        message = {"messageId": self._message}
+        self.pace.chunk()
         if not self._open:
             self._open = True
             self._say("TEXT_MESSAGE_START", {**message, "role": "assistant", "name": self._speaker})
-        if self._new and self._new[-1][0] == CONTENT:
+            self._now.set()  # the first words do not wait for more
+        if self._new[-1:] and self._new[-1][0] == CONTENT and self._new[-1][1]["messageId"] == message["messageId"]:
             self._new[-1][1]["delta"] += delta
             return
         self._say(CONTENT, {**message, "delta": delta})
 
     def _end_text(self) -> None:
         if self._open:
-            self._say("TEXT_MESSAGE_END", {"messageId": f"{self._message}.{self._part}"})
+            self._say("TEXT_MESSAGE_END", {"messageId": self._message})
             self._open = False
-            self._part += 1
+            self._place += 1
 
     def _say(self, kind: str, data: dict[str, Any]) -> None:
         self._new.append((kind, data))
         self._news.set()
 
+    def _fold(self, said: Sequence[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+        """The turn's messages, as a reader has them."""
+        transcript = Transcript()
+        for kind, data in said:
+            transcript.tell(Event(id="", type=kind, step=self._step, iteration=self._iteration, data=data))
+        return transcript.of(self._step, self._iteration)
+
     async def _run(self) -> None:
         last = 0.0
         while not (self._closing and not self._new):
             await self._news.wait()
-            if not self._closing:
-                await asyncio.sleep(max(0.0, last + BATCH_S - time.monotonic()))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(0.0, last + BATCH_S - time.monotonic())):
+                    await self._now.wait()
             self._news.clear()
+            self._now.clear()
             last = time.monotonic()
             said, self._new = self._new, []
             if said and not await self._told(said):
                 return
+            if any(kind == CONTENT for kind, _ in said):
+                self.pace.heard()
             if self._closing:
                 self._news.set()
+                self._now.set()
 
     async def _told(self, said: list[tuple[str, dict[str, Any]]]) -> bool:
         """Tells the board; False if the turn is another's by now."""
+        before = len(self._said)
         self._said += said
         self._batch += 1
+        again: list[tuple[str, dict[str, Any]]] = []
         while not self._claim.lost.is_set():
             held = self._claim.held
-            telling = said if held.epoch == self._board else self._said
+            known = held.epoch == self._board and before > 0
+            telling = [*again, *said] if known else self._said
+            until = self._until if known and not again else None
             try:
-                await asyncio.to_thread(self._tell, telling)
+                number = await asyncio.to_thread(self._tell, telling, until)
             except (*AWAY, errors.StaleFence):
                 # A claim that was not asserted on a new board yet is refused there; one that is lost will be told so.
                 await asyncio.sleep(PAUSE_S)
@@ -145,12 +211,18 @@ class Voice:
             except Exception:  # readers miss something; the turn goes on
                 logger.exception("claim %s: its readers are not told", self._claim.member)
                 return False
+            if number is None:
+                again = [(CUSTOM, {"name": RETOLD, "value": {"messages": self._fold(self._said[:before])}})]
+                continue
+            if until is None:
+                self._until = number - len(telling) + RETELL_EVERY
             self._board = held.epoch
             return True
         return False
 
-    def _tell(self, said: list[tuple[str, dict[str, Any]]]) -> None:
+    def _tell(self, said: Sequence[tuple[str, Mapping[str, Any]]], until: int | None) -> int | None:
         attempt = {"attempt": self._claim.held.attempt}
         anew = json.dumps({"name": RESTARTED, "value": attempt})
-        words = [(kind, json.dumps({**data, **attempt}, ensure_ascii=False)) for kind, data in said]
-        voice.speak(self._link, self._claim.held, batch=self._batch, anew=anew, said=words)
+        by = {SPOKEN: {"claim": self._claim.held.fence}}
+        words = [(kind, json.dumps({**data, **attempt, **by.get(kind, {})}, ensure_ascii=False)) for kind, data in said]
+        return voice.speak(self._link, self._claim.held, batch=self._batch, anew=anew, said=words, until=until)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import pool
 from convergio.graphflow.client.event import FINISHED, RESET, SNAPSHOT, Event
 from convergio.graphflow.client.feed import Feed
+from convergio.graphflow.client.past import Past
 from convergio.graphflow.model import errors, reference
 from convergio.graphflow.model.ids import RunRef
 from tests.conftest import ValkeyFactory
@@ -100,6 +102,15 @@ def test_a_reader_that_comes_back_after_a_rebuild_is_reset_too(stage: EngineStag
     assert [event.type for event in events] == [RESET, SNAPSHOT]
 
 
+def test_who_begins_to_read_on_a_new_board_is_told_where_the_run_is(stage: EngineStage) -> None:
+    ref = stage.submit(CHAIN)
+    play(stage, ref, "first")
+    stage.core.link.client.flushall()
+    stage.rebuild()
+    (snapshot,) = told(feed(stage, ref).events(), SNAPSHOT)
+    assert snapshot.data["steps"]["first"]["state"] == "SUCCEEDED"
+
+
 def test_what_was_trimmed_is_told_as_a_snapshot(stage: EngineStage) -> None:
     ref = stage.submit(CHAIN)
     play(stage, ref, "first")
@@ -137,13 +148,23 @@ def test_a_run_that_left_the_board_is_told_by_whoever_knows_its_end(stage: Engin
     assert [event.data for event in events] == [end]
 
 
-def test_a_resumed_reader_of_an_ended_run_is_told_its_end_at_once(stage: EngineStage) -> None:
+def test_a_reader_that_has_had_the_end_is_told_nothing_again(stage: EngineStage) -> None:
     ref = stage.submit(CHAIN)
     play(stage, ref, "first", "second")
-    last = told(feed(stage, ref).events(), FINISHED)[-1]
+    every = told(feed(stage, ref).events(), FINISHED)
     end = {"state": "SUCCEEDED", "output": None, "error": None}
-    again = told(Feed(stage.core.link.client, ref, lambda: end).events(last.id), FINISHED)
-    assert [event.data for event in again] == [end]
+    link = stage.core.link
+    assert list(Feed(link.client, ref, lambda: end).events(every[-1].id)) == []
+    link.client.delete(link.keys(link.epoch()).run(ref))
+    assert told(Feed(link.client, ref, lambda: end).events(every[-2].id), FINISHED) == every[-1:], (
+        "its events are there"
+    )
+    link.client.delete(link.keys(link.epoch()).feed(ref))
+    past = Past(last=every[-2].position)
+    assert told(Feed(link.client, ref, lambda: end, recall=lambda: past).events(every[3].id), FINISHED) == [
+        replace(every[-1], at_ms=0)
+    ]
+    assert list(Feed(link.client, ref, lambda: end, recall=lambda: past).events(every[-1].id)) == []
 
 
 def test_a_reader_outlives_a_server_that_is_killed_and_restarted(

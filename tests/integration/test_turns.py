@@ -356,7 +356,8 @@ def test_readers_are_told_of_a_turn_in_typed_events_numbered_without_a_gap(stage
     tool = ["TOOL_CALL_START", "TOOL_CALL_ARGS", "TOOL_CALL_END", "TOOL_CALL_RESULT"]
     text = ["TEXT_MESSAGE_START", CONTENT, "TEXT_MESSAGE_END"]
     squeezed = [kind for place, kind in enumerate(first) if kind != CONTENT or first[place - 1] != CONTENT]
-    assert squeezed == ["STEP_STARTED", "CUSTOM", *tool, *tool, *text, "CUSTOM"]
+    opening = ["STEP_STARTED", "TEXT_MESSAGE_CHUNK", "CUSTOM"]
+    assert squeezed == [*opening, *tool, *tool, *text, "CUSTOM", "STEP_FINISHED"]
     assert shown(events) == {0: "found it", 1: "two words", 2: "over"}
     ends = [event for event in events if event.type == "step.succeeded" and event.step == "talk"]
     assert [event.iteration for event in ends] == [0, 1, 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -192,15 +193,16 @@ def test_a_terminal_shows_words_as_they_come_and_drops_those_of_a_lost_turn() ->
     def event(kind: str, **data: Any) -> Event:
         return Event(id="1-1", type=kind, step="talk", data=data)
 
+    begins = event("TEXT_MESSAGE_START", messageId="talk.1.0", role="assistant", name="ann")
     events = [
-        event("TEXT_MESSAGE_START", name="ann"),
-        event("TEXT_MESSAGE_CONTENT", delta="half"),
+        begins,
+        event("TEXT_MESSAGE_CONTENT", messageId="talk.1.0", delta="half"),
         event("CUSTOM", name="turn.restarted", value={}),
-        event("TEXT_MESSAGE_START", name="ann"),
-        event("TEXT_MESSAGE_CONTENT", delta="who"),
-        event("TEXT_MESSAGE_CONTENT", delta="le"),
-        event("TEXT_MESSAGE_END"),
-        event("TOOL_CALL_START", toolCallName="look_up"),
+        begins,
+        event("TEXT_MESSAGE_CONTENT", messageId="talk.1.0", delta="who"),
+        event("TEXT_MESSAGE_CONTENT", messageId="talk.1.0", delta="le"),
+        event("TEXT_MESSAGE_END", messageId="talk.1.0"),
+        event("TOOL_CALL_START", parentMessageId="talk.1.1", toolCallId="c", toolCallName="look_up", speaker="ann"),
     ]
     lines: list[str] = []
     whole = Talk(lines.append)
@@ -213,3 +215,27 @@ def test_a_terminal_shows_words_as_they_come_and_drops_those_of_a_lost_turn() ->
         parts.tell(one)
     assert "".join(pieces).splitlines()[0] == "ann: half"
     assert "ann: whole" in "".join(pieces).splitlines()
+
+
+def _line(shown: list[str], text: str) -> None:
+    shown.append(f"{text}\n")
+
+
+def test_a_terminal_is_shown_of_a_snapshot_what_it_does_not_have() -> None:
+    def event(kind: str, **data: Any) -> Event:
+        return Event(id="1-1", type=kind, step="talk", data=data)
+
+    def said(place: int, text: str) -> dict[str, Any]:
+        name = f"talk.1.{place}"
+        return {"id": name, "role": "assistant", "name": "ann", "content": text, "step": "talk", "turn": 1}
+
+    for piece in (True, False):
+        shown: list[str] = []
+        talk = Talk(partial(_line, shown), piece=shown.append if piece else None)
+        talk.tell(event("TEXT_MESSAGE_START", messageId="talk.1.0", role="assistant", name="ann"))
+        talk.tell(event("TEXT_MESSAGE_CONTENT", messageId="talk.1.0", delta="one "))
+        if not piece:
+            assert talk.tail == "ann: one "
+        talk.tell(event("MESSAGES_SNAPSHOT", messages=[said(0, "one two"), said(1, "three")]))
+        talk.tell(event("CUSTOM", name="turn.messages", value={"messages": [said(0, "one two"), said(1, "three")]}))
+        assert "".join(shown) == "ann: one two\nann: three\n"

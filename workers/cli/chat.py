@@ -106,11 +106,11 @@ def _earlier(session: Session, run: str) -> dict[str, Any]:
 
 
 def _listen(session: Session, run: str, *, json_wanted: bool) -> int:
-    from convergio.workers.cli.follow import Follower
+    from convergio.workers.cli.follow import Follower, on_screen
     from convergio.workers.cli.talk import Listener
 
     shown = None if json_wanted else Listener()
-    code = Follower(session, session.ref(run), as_json=json_wanted, shown=shown).follow()
+    code = on_screen(Follower(session, session.ref(run), as_json=json_wanted, shown=shown), run)
     if json_wanted:
         return code
     row = session.history.run(session.settings.tenant, run)

@@ -7,10 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from typing import Any, Final, Protocol
 
 import click
+from rich.console import Group
 from rich.live import Live
+from rich.text import Text
 
 from convergio.graphflow.client.event import FINISHED, RESET, Event
 from convergio.graphflow.client.feed import Feed
@@ -31,6 +34,12 @@ LOOK_SHARE: Final = 10
 
 LOOK_RARELY: Final = 5.0
 """... and a person's answer, which is part of a look, does not count for more than this."""
+
+DRAW_EVERY: Final = 0.1
+"""Least seconds between two drawings of a table because something is said."""
+
+TAIL: Final = 400
+"""Characters of what is being said that are shown below a table."""
 
 QUESTION_MS: Final = 500
 """How long a question may need to come to SQL, where it is read, before it is asked without its text."""
@@ -64,12 +73,16 @@ class Follower:
         as_json: bool = False,
         answers: Answers | None = None,
         shown: Screen | None = None,
+        after: str = "",
     ) -> None:
-        """`answers` None: approvals are left to others. `shown`: where, if not as anywhere else."""
+        """`answers` None: approvals are left to others. `shown`: where, if not as anywhere else. `after`: the id of the
+        event behind which to begin."""
         self._session = session
         self._ref = ref
         self._answers = answers
         self._screen = shown or screen(as_json=as_json)
+        self.at = after
+        """the id of the last event that was shown"""
         self._asked: set[str] = set()
         self._next_look = 0.0
         self.view: RunView | None = None
@@ -77,19 +90,26 @@ class Follower:
 
     def follow(self) -> int:
         """Until the run ends. Returns the exit code: OK if it succeeded, else FAILED."""
-        feed = Feed(self._session.core.link.client, self._ref, self._ended, prefix=self._session.settings.key_prefix)
         try:
-            for event in feed.events():
+            for event in self._feed().events(self.at):
                 if event is None:
                     self._look(wait=True)
                     continue
                 self._screen.tell(event)
+                self.at = event.id
                 if event.type == FINISHED:
                     self._look(wait=False)
                     return exits.OK if event.data["state"] == RunState.SUCCEEDED else exits.FAILED
         finally:
             self._screen.close()
-        raise AssertionError("a feed ends with run.finished")
+        self._look(wait=False)  # there is nothing behind where it began: the run has ended
+        ended = self._ended()
+        return exits.OK if ended is not None and ended["state"] == RunState.SUCCEEDED else exits.FAILED
+
+    def _feed(self) -> Feed:
+        session, ref = self._session, self._ref
+        recall = partial(session.archive.past, ref.tenant, ref.run)
+        return Feed(session.core.link.client, ref, self._ended, recall=recall, prefix=session.settings.key_prefix)
 
     def _ended(self) -> Mapping[str, Any] | None:
         try:
@@ -134,6 +154,16 @@ class Follower:
         patiently(lambda: entrance.signal(self._ref, name=name, data=dict(data), by=by, signal_id=signal_id))
 
 
+def on_screen(follower: Follower, run: str) -> int:
+    """Follows, and says how to go on where somebody stopped it."""
+    try:
+        return follower.follow()
+    except KeyboardInterrupt:
+        if follower.at:
+            click.echo(f"\ngo on with: convergio runs watch {run} --from {follower.at}", err=True)
+        raise
+
+
 def patiently(action: Callable[[], Any], *, seconds: float = 60.0, pause: float = 0.25) -> Any:
     """The action's result; tried again while Redis or SQL are away, for so many seconds."""
     deadline = time.monotonic() + seconds
@@ -176,19 +206,25 @@ class LiveTable:
     def __init__(self) -> None:
         self._live: Live | None = None
         self._talk = Talk(self._print)
+        self._view: RunView | None = None
+        self._drawn = 0.0
 
     def show(self, view: RunView) -> None:
-        """Draws the run."""
+        """Draws the run, and below it what is being said."""
+        self._view = view
         if self._live is None:
             self._live = Live(console=look.console(), auto_refresh=False, vertical_overflow="visible")
             self._live.start()
-        self._live.update(picture.live(view), refresh=True)
+        self._drawn = time.monotonic()
+        self._live.update(Group(picture.live(view), Text(self._talk.tail[-TAIL:], style="dim")), refresh=True)
 
     def tell(self, event: Event) -> None:
-        """Says above the table what the table cannot say: whole messages, as the table is drawn below them."""
+        """Whole messages go above the table; what is being said stands below it, as it grows."""
         if event.type == RESET:
             self._print(rebuilt(event))
         self._talk.tell(event)
+        if self._view is not None and self._talk.tail and time.monotonic() - self._drawn > DRAW_EVERY:
+            self.show(self._view)
 
     def pause(self) -> None:
         """Leaves the table as it is, for a question below it."""

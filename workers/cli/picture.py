@@ -11,6 +11,7 @@ from rich.text import Text
 from convergio.graphflow.engine import reason
 from convergio.graphflow.engine.reason import RunView, StepView
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, StepState
+from convergio.tasks.conversation.pace import Tempo
 from convergio.workers.cli import look
 
 ROWS: Final = 60
@@ -66,6 +67,17 @@ def note(view: RunView, step: StepView) -> str:
     if step.held_ms is not None:
         return "held after a rebuild"
     return f"attempt {step.attempt}" if step.state is StepState.RUNNING and step.attempt > 1 else ""
+
+
+def tempo(one: Tempo) -> str:
+    """`talk: 4 turns, first words after 310 ms and 4 ms to readers, 42 tokens/s, 11 ms a turn beside all that`"""
+    parts = [f"{one.turns} turns"]
+    if one.first_token_ms is not None:
+        parts.append(f"first words after {one.first_token_ms:.0f} ms and {one.first_told_ms or 0:.0f} ms to readers")
+    if one.tokens_per_s is not None:
+        parts.append(f"{one.tokens_per_s:.0f} tokens/s")
+    parts.append(f"{one.overhead_ms:.0f} ms a turn beside models and tools")
+    return f"{one.step}: {', '.join(parts)}"
 
 
 def _waits(view: RunView, step: StepView) -> str:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from convergio.graphflow.model.workflow import StepKind
 from convergio.workers.cli import again, exits
 from convergio.workers.cli.menu import Group
 from convergio.workers.cli.session import Session, as_json, with_session
@@ -88,9 +89,15 @@ def _summary(row: RunRow) -> dict[str, Any]:
 @with_session
 def show(session: Session, run: str, json_wanted: bool) -> int:
     """A run and its steps, as they are now."""
+    from convergio.tasks.conversation import pace
+
     view = session.inquiry.view(session.ref(run))
+    talked = any(step.kind is StepKind.CONVERSATION for step in view.steps.values())
+    paces = session.archive.paces(session.settings.tenant, view.id) if talked else []
+    tempos = pace.tempos(paces)
     if json_wanted:
-        click.echo(as_json(as_facts(view)))
+        heard = {"conversations": [asdict(one) for one in tempos], "paces": paces} if talked else {}
+        click.echo(as_json({**as_facts(view), **heard}))
         return exits.OK
     from convergio.graphflow.engine import reason
     from convergio.workers.cli import look, picture
@@ -100,6 +107,8 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
     if origin := reason.of_origin(view):
         look.say(origin)
     look.show(picture.steps(view))
+    for tempo in tempos:
+        look.say(picture.tempo(tempo), style="dim")
     if view.output is not None:
         look.say("\noutput", style="bold")
         click.echo(as_json(view.output))
@@ -155,13 +164,16 @@ def _step_facts(step: StepView) -> dict[str, Any]:
 
 @runs.command("watch")
 @click.argument("run")
+@click.option(
+    "--from", "after", default="", metavar="ID", help="Go on behind this event: the `id` of one, as in --json."
+)
 @click.option("--json", "json_wanted", is_flag=True, help="Every event as a line of JSON.")
 @with_session
-def watch(session: Session, run: str, json_wanted: bool) -> int:
+def watch(session: Session, run: str, after: str, json_wanted: bool) -> int:
     """Follow a run until it ends. Exit code 1 if it fails or is cancelled."""
-    from convergio.workers.cli.follow import Follower
+    from convergio.workers.cli.follow import Follower, on_screen
 
-    return Follower(session, session.ref(run), as_json=json_wanted).follow()
+    return on_screen(Follower(session, session.ref(run), as_json=json_wanted, after=after), run)
 
 
 @runs.command("why")

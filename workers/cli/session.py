@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
     from convergio.graphflow.model.ids import RunRef
+    from convergio.tasks.conversation.archive import Archive
     from convergio.workers.boot import Core
 
 P = ParamSpec("P")
@@ -59,6 +60,14 @@ class Session:
         from convergio.graphflow.journal.history import History
 
         return History(self.database)
+
+    @cached_property
+    def archive(self) -> Archive:
+        """What was said in conversations."""
+        from convergio.graphflow.journal.blobs import Blobs
+        from convergio.tasks.conversation.archive import Archive
+
+        return Archive(self.database, Blobs(self.database, limit=self.settings.blob_limit))
 
     @cached_property
     def catalog(self) -> Catalog:

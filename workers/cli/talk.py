@@ -2,64 +2,88 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import click
 
-from convergio.graphflow.client.event import RESET, Event
+from convergio.graphflow.client.event import CUSTOM, MESSAGES, RESET, RESTARTED, Event
+from convergio.graphflow.client.transcript import Transcript
 from convergio.graphflow.engine.reason import RunView
 
 Line = Callable[[str], object]
 
 
 class Talk:
-    """The events of turns as text: piece by piece where that can be, else a message at a time."""
+    """The events of turns as text: piece by piece where that can be, else a message at a time. What a screen has, it
+    is not shown again: a snapshot adds what is missing."""
 
     def __init__(self, line: Line, *, piece: Line | None = None) -> None:
         """`line` shows a whole line; `piece` a part of one, if parts can be shown."""
         self._line = line
         self._piece = piece
-        self._text = ""
-        self.open = False
-        """in the middle of a line"""
+        self._said = Transcript()
+        self._shown: dict[str, int] = {}
+        self._now = ""
+
+    @property
+    def open(self) -> bool:
+        """In the middle of a line."""
+        return bool(self._now) and self._piece is not None
+
+    @property
+    def tail(self) -> str:
+        """What is being said and was not shown yet, where parts cannot be shown."""
+        said = (one for one in self._said.messages if one["id"] == self._now)
+        return next((f"{one['name']}: {one['content']}" for one in said), "")
 
     def tell(self, event: Event) -> None:
         """One event; those that are not about what is said change nothing."""
-        data = event.data
-        match event.type:
-            case "TEXT_MESSAGE_START":
-                self.open = True
-                self._say(f"{data['name']}: ")
-            case "TEXT_MESSAGE_CONTENT":
-                self._say(data["delta"])
-            case "TEXT_MESSAGE_END":
-                self._end()
-            case "TOOL_CALL_START":
-                self._line(f"  uses {data['toolCallName']}")
-            case "CUSTOM" if data["name"] == "turn.restarted":
-                self._cut("the turn begins anew, as its worker was lost or has failed")
-            case _ if event.type == RESET:
-                self._cut("")
-            case _:
-                pass
-
-    def _say(self, text: str) -> None:
-        if self._piece is not None:
-            self._piece(text)
-        else:
-            self._text += text
-
-    def _end(self) -> None:
-        if self.open:
-            self._line("" if self._piece is not None else self._text)
-        self.open, self._text = False, ""
-
-    def _cut(self, why: str) -> None:
-        if self._piece is not None:
+        restarted = event.type == CUSTOM and event.data["name"] == RESTARTED
+        if restarted or event.type == RESET:
+            self._end(keep=False)
+        if restarted:
+            self._void(event)
+            self._line("  (the turn begins anew, as its worker was lost or has failed)")
+        self._said.tell(event)
+        if event.type == "TOOL_CALL_START":
             self._end()
-        self.open, self._text = False, ""
-        if why:
-            self._line(f"  ({why})")
+            self._line(f"  uses {event.data['toolCallName']}")
+        everything = event.type == MESSAGES
+        messages = self._said.messages if everything else self._said.of(event.step or "", event.iteration)
+        for message in messages:
+            if message["role"] == "assistant" and "content" in message:
+                self._show(message)
+        if event.type == "TEXT_MESSAGE_END" or everything:
+            self._end()
+
+    def _void(self, event: Event) -> None:
+        for message in self._said.of(event.step or "", event.iteration):
+            self._shown.pop(message["id"], None)
+
+    def _show(self, message: Mapping[str, Any]) -> None:
+        name, text = message["id"], message["content"]
+        shown = self._shown.get(name, 0)
+        if len(text) <= shown:
+            return
+        if name != self._now:
+            self._end()
+            self._now, shown = name, 0
+            if self._piece is not None:
+                self._piece(f"{message['name']}: ")
+        if self._piece is not None:
+            self._piece(text[shown:])
+            self._shown[name] = len(text)
+
+    def _end(self, *, keep: bool = True) -> None:
+        """The line is over. Without `keep` what was not shown of it is void."""
+        if self._now and self._piece is not None:
+            self._line("")
+        elif self._now and keep:
+            message = next(one for one in self._said.messages if one["id"] == self._now)
+            self._line(f"{message['name']}: {message['content']}")
+            self._shown[self._now] = len(message["content"])
+        self._now = ""
 
 
 class Listener:
