@@ -23,6 +23,11 @@ class Talk:
         self.open = False
         """in the middle of a line"""
 
+    @property
+    def saying(self) -> str:
+        """What was said so far of a message that is shown when it is whole."""
+        return self._text
+
     def tell(self, event: Event) -> None:
         """One event; those that are not about what is said change nothing."""
         data = event.data
