@@ -92,10 +92,11 @@ def test_a_conversation_is_read_turn_by_turn(opened: Database, journal_url: str)
         connection.execute(conversation_tables.messages.insert(), message)
         connection.execute(conversation_tables.turns.insert(), taken)
         connection.execute(agent_tables.model_calls.insert(), call)
-    fact = {"key": "model.1", "value": {"row": {"call_id": "k"}}}
-    Stream(opened).write(event(1, "step.recorded", "c1-a", step="talk", iteration=1, data=fact))
+    key, value = "model.1", {"row": {"call_id": "k"}}
+    recorded = event(1, "step.recorded", "c1-a", step="talk", iteration=1, data={"key": key, "value": value})
+    Stream(opened).write(recorded)
     found = Journal(journal_url).history("c1-").talked
     assert found.said == [Said(run="c1-a", step="talk#1", seq=0, kind="text", source="ann", body={"text": "hello"})]
     assert found.taken == [Taken(run="c1-a", step="talk#1", speaker="ann", calls=1)]
     assert found.paid == [Paid(run="c1-a", step="talk#1", call="k")]
-    assert found.kept == [Kept(run="c1-a", step="talk#1", **fact)]
+    assert found.kept == [Kept(run="c1-a", step="talk#1", key=key, value=value)]
