@@ -251,9 +251,7 @@ SHAPES: Final[Mapping[str, Callable[[Sketch], None]]] = MappingProxyType(
     }
 )
 
-_FILLERS: Final = tuple(
-    draw for name, draw in SHAPES.items() if name not in ("broken", "saga", "slow", "child", "talk")
-)
+_FILLERS: Final = tuple(draw for name, draw in SHAPES.items() if name not in ("broken", "saga", "slow", "child"))
 
 
 def draw(name: str, shape: str, random: Random) -> Graph:
