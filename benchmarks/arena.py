@@ -43,7 +43,7 @@ WORKERS: Final = tuple(name for name, _, _ in POOLS)
 DRAIN_S: Final = 5.0
 """Seconds a worker that is stopped has for the steps it runs."""
 
-QUEUES: Final = ("steps", "control")
+QUEUES: Final = ("steps", "turns", "control")
 PRIORITIES: Final = ("", "\x06\x163", "\x06\x166", "\x06\x169")
 """What kombu adds to a queue's name for its lists."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from pathlib import Path
 from typing import Final
 
 from convergio.benchmarks import stamping
@@ -11,6 +13,7 @@ from convergio.graphflow.flow import registry
 NOOP: Final = "bench.noop"
 SLEEP: Final = "bench.sleep"
 STAMP: Final = "bench.stamp"
+MODULES: Final = "bench.modules"
 
 
 @registry.step(name=NOOP)
@@ -28,3 +31,9 @@ def sleep(seconds: float) -> None:
 def stamp() -> None:
     """A timestamp, as the bare tasks leave one."""
     stamping.stamp()
+
+
+@registry.step(name=MODULES)
+def modules(path: str) -> None:
+    """Writes down what this process has imported."""
+    Path(path).write_text("\n".join(sorted(sys.modules)))

@@ -5,6 +5,7 @@ result is one JSON object on stdout, and the exit code is 1 when the bound fails
 
 * nothing lost, committed twice or out of order, every fan-in complete, every outcome as the reference has it, all that
   is to be undone undone, no more steps of a concurrency key at once than may,
+* every thread as the reference has it, no effect of its tools twice, its ledger exact,
 * nothing ran twice on a healthy worker because a store blinked,
 * recovery p99 within 15 s,
 * every fault hit something; over a full cycle of kinds, stale owners were refused and boards were wiped.
@@ -54,6 +55,7 @@ class Tally:
     runs: int = 0
     steps: int = 0
     executions: int = 0
+    turns: int = 0
     fenced: int = 0
     healthy_run_twice: int = 0
     unknown_outcomes: int = 0
@@ -158,7 +160,8 @@ def _settle(here: Arena, traffic: Traffic, prefix: str, hit: faults.Hit | None, 
     history = here.journal.history(f"{prefix}-")
     mine = {run.run for run in history.runs}
     executions = [one for one in here.effects.all() if one.run in mine or one.run in traffic.accepted]
-    violations = checker.check(traffic.accepted, history, executions, cancelled=frozenset(traffic.cancelled))
+    gone, notes = frozenset(traffic.cancelled), here.effects.notes()
+    violations = checker.check(traffic.accepted, history, executions, cancelled=gone, notes=notes)
     for violation in violations[:20]:
         say(f"  {violation}")
     tally.violations += violations
@@ -166,6 +169,7 @@ def _settle(here: Arena, traffic: Traffic, prefix: str, hit: faults.Hit | None, 
     tally.runs += len(traffic.accepted)
     tally.steps += len(history.outcomes)
     tally.executions += len(executions)
+    tally.turns += len(history.talked.taken)
     tally.rerung += _rerung(history)
     if hit is None:
         return
@@ -198,6 +202,7 @@ def report(wanted: Options, tally: Tally, seconds: float) -> dict[str, Any]:
         "runs": tally.runs,
         "steps": tally.steps,
         "executions": tally.executions,
+        "turns": tally.turns,
         **{fault.value: wrong[fault] for fault in Fault},
         "healthy_run_twice": tally.healthy_run_twice,
         "unknown_outcomes": tally.unknown_outcomes,

@@ -1,7 +1,7 @@
 """The history checker: holds the journal and the effects of some runs against what the reference says of their graphs.
 
 Independent of the engine: it imports none of it, and knows only SQL rows and what bodies wrote down themselves. What
-was undone is the matter of `undone`.
+was undone is the matter of `undone`, what was said that of `talked`.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
-from convergio.benchmarks import graphs, reference, undone
-from convergio.benchmarks.effects import Execution
+from convergio.benchmarks import graphs, reference, talked, undone
+from convergio.benchmarks.effects import Execution, Note
 from convergio.benchmarks.evidence import TERMINAL, Event, History, Outcome, Run, Signal
 from convergio.benchmarks.graphs import Graph
 from convergio.benchmarks.reference import Expected, Fate
@@ -30,10 +30,11 @@ def check(
     executions: Iterable[Execution],
     *,
     cancelled: frozenset[str] = frozenset(),
+    notes: Iterable[Note] = (),
 ) -> list[Violation]:
     """All that is wrong with the runs in `accepted` (run id -> its graph) and with their children. `cancelled`: runs
-    that somebody cancelled."""
-    everything = Everything(history, executions)
+    that somebody cancelled; `notes`: what tools wrote down."""
+    everything = Everything(history, executions, notes)
     found: list[Violation] = []
     for name, graph in accepted.items():
         found += Case(everything, name, graph, cancelled=name in cancelled).violations()
@@ -53,7 +54,8 @@ def _by_run(rows: Iterable[Row]) -> defaultdict[str, list[Row]]:
 class Everything:
     """What the journal has and what bodies did, of all runs."""
 
-    def __init__(self, history: History, executions: Iterable[Execution]) -> None:
+    def __init__(self, history: History, executions: Iterable[Execution], notes: Iterable[Note] = ()) -> None:
+        self.threads = talked.Threads(history.talked, notes)
         self.runs = {run.run: run for run in history.runs}
         self.outcomes, self.events = _by_run(history.outcomes), _by_run(history.events)
         self.signals, self.executions = _by_run(history.signals), _by_run(executions)
@@ -124,6 +126,7 @@ class Case:
             yield from self.child_violations(name)
         yield from self.execution_violations()
         yield from undone.violations(self, self.everything.events[self.run])
+        yield from talked.violations(self, self.everything.threads)
 
     def says(self, fault: Fault, step: str, said: str) -> Violation:
         return Violation(fault=fault, run=self.run, step=step, said=said)
@@ -194,6 +197,10 @@ class Case:
             return
         if found.attempt != wanted.attempt:
             yield self.says(Fault.WRONG, name, f"took attempt {found.attempt}, should be {wanted.attempt}")
+        if node.talk is not None:
+            if reference.seen(output)[0] != wanted.digest:
+                yield self.says(Fault.WRONG, name, f"ended with {output['text']!r}")
+            return
         if node.child is not None or (node.items is not None and not wanted.member):
             yield from self._gathered(name, wanted, output)
             return
@@ -315,7 +322,8 @@ class Case:
 
     def _began_after(self, execution: Execution, parent: str, name: str) -> Iterator[Violation]:
         """The output it was given is one of an execution that had ended before."""
-        if name in self.graph.approvals:
+        wanted = self.expected.steps.get(name)
+        if wanted is not None and (wanted.node.approval or wanted.node.talk is not None):
             return
         given = self.by_nonce.get(execution.saw.get(parent, ""))
         if given is None or given.ended is None or given.ended > execution.began:

@@ -44,6 +44,15 @@ class Execution:
     fenced: float | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Note:
+    """What a tool of a conversation wrote down. `key`: its idempotency key."""
+
+    key: str
+    text: str
+    pid: int
+
+
 class Log:
     """Writes this process's file. Safe for threads and after a fork."""
 
@@ -53,7 +62,7 @@ class Log:
         self._lock = threading.Lock()
 
     def write(self, fact: str, nonce: str, **rest: Any) -> None:
-        """Adds one line: `began`, `ended` or `fenced`, and for which claim."""
+        """Adds one line: `began`, `ended` or `fenced`, and for which claim; or `noted`, and under which key."""
         line = {"fact": fact, "nonce": nonce, "at": time.monotonic(), "ms": time.time_ns() // 1_000_000, **rest}
         os.write(self._file(), json.dumps(line).encode() + b"\n")
 
@@ -73,12 +82,18 @@ class Effects:
         self.directory = directory
         self._executions: dict[str, Execution] = {}
         self._open: dict[str, Execution] = {}
+        self._notes: list[Note] = []
         self._offsets: dict[Path, int] = {}
 
     def all(self) -> list[Execution]:
         """Every execution so far, by its beginning."""
         self._read()
         return sorted(self._executions.values(), key=lambda execution: execution.began)
+
+    def notes(self) -> list[Note]:
+        """All that tools have noted so far."""
+        self._read()
+        return list(self._notes)
 
     def running(self) -> list[Execution]:
         """Those that have begun and neither ended nor lost their claim; those of dead processes are among them."""
@@ -100,6 +115,9 @@ class Effects:
 
     def _take(self, line: dict[str, Any]) -> None:
         nonce = line["nonce"]
+        if line["fact"] == "noted":
+            self._notes.append(Note(key=nonce, text=line["text"], pid=line["pid"]))
+            return
         if line["fact"] == "began":
             self._executions[nonce] = self._open[nonce] = Execution(
                 nonce=nonce,

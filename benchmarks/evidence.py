@@ -68,6 +68,57 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Said:
+    """A message of a thread, by the journal: the `seq`-th of its turn."""
+
+    run: str
+    step: str
+    seq: int
+    kind: str
+    source: str
+    body: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Taken:
+    """A turn of a conversation, by the journal, and how many model calls it says that it took."""
+
+    run: str
+    step: str
+    speaker: str
+    calls: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paid:
+    """A model call on the ledger."""
+
+    run: str
+    step: str
+    call: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept:
+    """A fact that a claim recorded."""
+
+    run: str
+    step: str
+    key: str
+    value: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Talked:
+    """All that the journal says about conversations. Steps are named by instance, turn by turn."""
+
+    said: Sequence[Said] = ()
+    taken: Sequence[Taken] = ()
+    paid: Sequence[Paid] = ()
+    kept: Sequence[Kept] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class History:
     """All that the journal says about some runs, and the events it could not keep."""
 
@@ -75,6 +126,7 @@ class History:
     outcomes: Sequence[Outcome] = ()
     events: Sequence[Event] = ()
     signals: Sequence[Signal] = ()
+    talked: Talked = Talked()
     dead: int = 0
 
 
@@ -115,7 +167,26 @@ class Journal:
             outcomes=[_outcome(row) for row in outcomes],
             events=[_event(row) for row in events],
             signals=[Signal(run=a, step=b, created_ms=c, settled=bool(d or e)) for a, b, c, d, e in signals],
+            talked=self._talked(among, these),
             dead=self._ask(f"SELECT count(*) FROM dead_events WHERE {among}", these)[0][0],
+        )
+
+    def _talked(self, among: str, these: Sequence[Any]) -> Talked:
+        def rows(columns: str, table: str, order: str = "1") -> list[tuple[Any, ...]]:
+            asked = f"SELECT run_id, step, iteration, {columns} FROM {table} WHERE {among} ORDER BY {order}"
+            return [(run, _instance(step, turn), *rest) for run, step, turn, *rest in self._ask(asked, these)]
+
+        said = rows("seq, kind, source, body", "conversation_messages", "run_id, step, iteration, seq")
+        return Talked(
+            said=[Said(run=a, step=b, seq=c, kind=d, source=e, body=json.loads(f)) for a, b, c, d, e, f in said],
+            taken=[
+                Taken(run=a, step=b, speaker=c, calls=d) for a, b, c, d in rows("speaker, calls", "conversation_turns")
+            ],
+            paid=[Paid(run=a, step=b, call=c) for a, b, c in rows("call_id", "model_calls")],
+            kept=[
+                Kept(run=a, step=b, key=c, value=json.loads(d or "null"))
+                for a, b, c, d in rows("key, value", "records")
+            ],
         )
 
     def unfinished(self, runs: Iterable[str]) -> list[str]:
@@ -137,8 +208,10 @@ class Journal:
         return {one: asked[one] for one, kind in last.items() if kind == "step.asked" and not self.has_outcome(*one)}
 
     def has_outcome(self, run: str, step: str) -> bool:
-        """Whether the journal has an outcome of this step."""
-        return bool(self._ask("SELECT 1 FROM outcomes WHERE run_id = ? AND step = ?", (run, step)))
+        """Whether the journal has an outcome of this step: of any of its instances, or of the one that is named."""
+        name, _, number = step.partition("#")
+        asked = "SELECT 1 FROM outcomes WHERE run_id = ? AND step = ? AND iteration >= ?"
+        return bool(self._ask(asked, (run, name, int(number or 0))))
 
     def epoch(self) -> int:
         """The number of the board that the journal follows; 0 before the first."""

@@ -1,4 +1,4 @@
-"""Workflows as values: steps of every kind, edges, conditions, loops, maps, children and undoing. Pure.
+"""Workflows as values: steps of every kind, edges, conditions, loops, maps, talks, children and undoing. Pure.
 
 Every graph comes from a seed (`shapes`) and is turned twice: into a document for the engine, and into an expectation
 by the reference.
@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
+
+from convergio.benchmarks.talks import Talk
 
 FUNCTION: Final = "chaos.work"
 """The name under which the body of every task step is registered."""
@@ -78,6 +80,7 @@ class Node:
     `on_failure`: fail, continue, compensate; `answer`: it asks, and that is what it is told. `undo`: it can be undone,
     after so many attempts at that which fail. `deals`: it gives so many numbers, for a map. `sees`: a step behind it in
     its loop, whose last round it is given. `keyed`: it has a concurrency key. `child`: it is a run of its own.
+    `talk`: it is a conversation.
     """
 
     name: str
@@ -97,6 +100,7 @@ class Node:
     sees: str = ""
     keyed: bool = False
     child: Graph | None = None
+    talk: Talk | None = None
 
     @property
     def fails(self) -> bool:
@@ -115,13 +119,20 @@ class Node:
 
     @property
     def step_durable(self) -> bool:
-        """Whether its successors must wait for the journal: approvals always are."""
-        return self.durable or self.approval
+        """Whether its successors must wait for the journal: approvals and turns always are."""
+        return self.durable or self.approval or self.talk is not None
 
     @property
     def runs(self) -> bool:
-        """Whether a body runs in its own name: not for approvals, maps and children."""
-        return not self.approval and self.items is None and self.child is None
+        """Whether a body runs in its own name: not for approvals, maps, talks and children."""
+        return not self.approval and self.items is None and self.child is None and self.talk is None
+
+    @property
+    def end(self) -> str:
+        """Its last instance: of a talk its last turn."""
+        return (
+            self.name if self.talk is None or len(self.talk.turns) == 1 else f"{self.name}#{len(self.talk.turns) - 1}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +195,10 @@ class Graph:
             return {**shared, "approval": {"title": node.name}}
         if node.child is not None:
             return {**shared, "workflow": node.child.name, "with": {"run": "input.run", "value": "input.value"}}
+        if node.talk is not None:
+            again = {"max": node.retries, "backoff": 0.2, "factor": 1.5, "jitter": 0.5}
+            begins = f"{node.name} {{{{ input.value }}}}"
+            return {**shared, "conversation": node.talk.team(), "prompt": begins, "retry": again, "timeout": "30s"}
         shared["on_failure"] = "ask" if node.answer else node.on_failure
         if node.undo is not None:
             shared["compensate"] = {"task": UNDO, "with": self._undo(node), "retry": {"max": node.undo, "backoff": 0.1}}
@@ -196,7 +211,8 @@ class Graph:
 
     def _task(self, node: Node) -> dict[str, Any]:
         parents = [*(link.step for link in node.links), *([node.sees] if node.sees else [])]
-        durable = [name for name in parents if self.nodes[name].step_durable and node.name not in self.looped]
+        above = [self.nodes[name] for name in parents if node.name not in self.looped]
+        durable = [one.end for one in above if one.step_durable]
         given = {
             "value": "input.value",
             "step": f"'{node.name}'",

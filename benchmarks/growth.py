@@ -14,7 +14,6 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
@@ -135,15 +134,10 @@ def lifetime(stack: ours.Ours, sizes: Sizes) -> dict[str, Any]:
     flow = ours.independent(min(1_000, sizes.lifetime), Durability.STREAM)
     stack.batch(flow, max(1, sizes.lifetime // 20 // len(flow.steps)))
     workers = stack.pids[:-1]
-    before = [_resident_mb(pid) for pid in workers]
+    before = [rig.resident_mb(pid) for pid in workers]
     stack.batch(flow, max(1, sizes.lifetime // len(flow.steps)))
-    grown = [_resident_mb(pid) - was for pid, was in zip(workers, before, strict=True)]
+    grown = [rig.resident_mb(pid) - was for pid, was in zip(workers, before, strict=True)]
     return {"lifetime_steps": sizes.lifetime, "worker_grown_mb": round(max(grown), 2)}
-
-
-def _resident_mb(pid: int) -> float:
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return pages * 4096 / 2**20
 
 
 def left_behind(stack: ours.Ours, *, wait_s: float) -> int:

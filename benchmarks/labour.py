@@ -1,4 +1,4 @@
-"""The body of chaos steps, which writes down what it does; workers import this module (`CONVERGIO_INCLUDE`)."""
+"""The bodies of chaos steps and a tool, which write down what they do; workers import them (`CONVERGIO_INCLUDE`)."""
 
 from __future__ import annotations
 
@@ -14,17 +14,21 @@ from typing import Any, Final, cast
 import psycopg
 from celery import current_task
 
-from convergio.benchmarks import effects, evidence, graphs, reference
+from convergio.benchmarks import effects, evidence, graphs, reference, talks
 from convergio.config.settings import variable
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.flow import registry
 from convergio.graphflow.model import errors
+from convergio.tasks.tools.tool import tool
 
 WATCH_S: Final = 0.1
 """Seconds between two looks at the claims."""
 
 KEPT_S: Final = 60.0
 """How long a claim is looked at: its outcome may be refused after its body has ended."""
+
+NOTING_S: Final = 0.03
+"""Seconds that the tool takes after it wrote down what it was asked for: time to be killed in."""
 
 
 class Watch:
@@ -79,7 +83,14 @@ def work(
     given = {name: reference.seen(output) for name, output in parents.items() if output is not None}
     saw = {f"{name}{part}": by for name, (_, parts) in given.items() for part, by in parts.items()}
     name = reference.instance(step, round, place)
-    by = _act(name, saw, millis=millis, flaws=flaws, durable=[one for one in durable if one in given], key=key)
+    by = _act(
+        name,
+        saw,
+        millis=millis,
+        flaws=flaws,
+        durable=[one for one in durable if one.partition("#")[0] in given],
+        key=key,
+    )
     text = reference.digest(name, value, {parent: digest for parent, (digest, _) in given.items()})
     return {
         "digest": text,
@@ -88,6 +99,14 @@ def work(
         "saw": saw,
         "numbers": reference.numbers(text, deals),
     }
+
+
+@tool(name=talks.TOOL)
+def note(text: str, idempotency_key: str) -> str:
+    """Writes a note down."""
+    _log(os.getpid()).write("noted", idempotency_key, text=text, pid=os.getpid())
+    time.sleep(NOTING_S)
+    return talks.noted(text)
 
 
 @registry.step(name=graphs.UNDO)

@@ -188,7 +188,8 @@ class _Case:
     def _inputs_hold(self, execution: Execution) -> bool:
         """Whether what it was given was in the journal when the board was lost: an outcome that had to be told to the
         new board has a time after the beginning of those that had gone on with it."""
-        return all(self.known.get(nonce, math.inf) <= execution.began_ms for nonce in execution.saw.values())
+        known = (self.known.get(nonce, math.inf) for nonce in execution.saw.values() if nonce)  # turns always are
+        return all(at_ms <= execution.began_ms for at_ms in known)
 
     def _lost_its_place(self, execution: Execution, fault: Disturbance) -> bool:
         """Whether it is an item of a map that lets few run at once, and was one of these because items before it had

@@ -2,7 +2,7 @@
 
 Imports nothing of the engine. A step's output is a digest over its name, the run's value and the digests of what it was
 given, so a step that saw too little, or something else, has another digest. A step in a loop has an outcome for each
-round, a map one for each item, under names like `s2#1` and `s2#4000` (see `instance`).
+round, a talk one for each turn, a map one for each item, under names like `s2#1` and `s2#4000` (see `instance`).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from enum import StrEnum
 from typing import Any
 
 from convergio.benchmarks.graphs import Gate, Graph, Items, Node
+from convergio.benchmarks.talks import Talk
 
 
 class Fate(StrEnum):
@@ -88,14 +89,22 @@ def numbers(text: str, count: int) -> list[int]:
 
 
 def seen(output: Any) -> tuple[str, Mapping[str, str]]:
-    """The digest of what a step gave, and by whom: "" for a step, "[3]" for an item. Of a child: its last step's."""
+    """The digest of what a step gave, and by whom: "" for a step, "[3]" for an item. Of a child: its last step's; of a
+    talk that of what was said last, by nobody's claim."""
     if isinstance(output, list):
         items: Sequence[Any] = output  # pyright: ignore[reportUnknownVariableType]
         there = {f"[{place}]": str(one["by"]) for place, one in enumerate(items) if one is not None}
         return digest("", 0, {str(place): one["digest"] for place, one in enumerate(items) if one is not None}), there
     if "out" in output:
         return seen(output["out"]) if output["out"] is not None else ("", {})
+    if "speaker" in output:
+        return said(output["text"]), {"": ""}
     return str(output["digest"]), {"": str(output.get("by", ""))}
+
+
+def said(text: str) -> str:
+    """The digest of a turn: of what was said in it."""
+    return digest("", 0, {"text": text})
 
 
 def execute(graph: Graph) -> Expectation:
@@ -106,6 +115,8 @@ def execute(graph: Graph) -> Expectation:
     for node in graph.nodes.values():
         if node.name in regions:
             made.loop(regions[node.name])
+        elif node.talk is not None:
+            made.talk(node, node.talk)
         elif node.name not in looped:
             made.step(node)
     failed = any(step.ends_the_run for step in made.steps.values())
@@ -132,6 +143,16 @@ class _Execution:
             if turn == end.loop.most:
                 self.steps[name] = replace(done, exhausted=not end.loop.goes_on)
                 return
+
+    def talk(self, node: Node, talk: Talk) -> None:
+        """Its turns, one after the other."""
+        for turn, speech in enumerate(talk.turns):
+            self.step(node, turn, since=self.last.get(node.name, ""))
+            name = self.last[node.name]
+            if self.steps[name].fate is not Fate.SUCCEEDED:
+                return
+            attempt = 2 if speech.failure else 1
+            self.steps[name] = replace(self.steps[name], digest=said(speech.text), attempt=attempt, parents={})
 
     def step(self, node: Node, turn: int = 0, since: str = "") -> None:
         """One instance, which begins after `since`. What it sees of the last round is there already."""

@@ -22,6 +22,8 @@ from convergio.workers.embedded.supervisor import Supervisor
 T = TypeVar("T")
 
 TICKS = os.sysconf("SC_CLK_TCK")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+CPUS = os.cpu_count() or 1
 
 
 def say(text: str) -> None:
@@ -121,6 +123,11 @@ def children(pid: int) -> list[int]:
         return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except FileNotFoundError:
         return []
+
+
+def resident_mb(pid: int) -> float:
+    """The memory of a process that is there now."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * PAGE / 2**20
 
 
 def server_pid(client: redis.Redis) -> int:

@@ -1,4 +1,4 @@
-"""Random workflows: chains, fans, meshes, conditions, loops, maps, children, questions, sagas, flaky steps, approvals.
+"""Random workflows: chains, fans, meshes, conditions, loops, maps, children, talks, questions, sagas, approvals.
 
 And those that end badly: whatever makes a run fail, some of them undone then. Pure.
 """
@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from convergio.benchmarks.graphs import INPUT, Gate, Graph, Items, Link, Loop, Node
+from convergio.benchmarks.talks import FAILURES, Speech, Talk
 
 
 @dataclass(slots=True)
@@ -136,9 +137,27 @@ def _rounds(sketch: Sketch, *, goes_on: bool) -> None:
         sketch.nodes[head] = replace(sketch.nodes[head], sees=end)
 
 
+def _talk(sketch: Sketch) -> None:
+    """A conversation beside a branch, and a step that is given what was said last."""
+    top, random = sketch.add(), sketch.random
+    turns = tuple(_speech(f"s{len(sketch.nodes)}.{turn}", random) for turn in range(random.randint(2, 6)))
+    talk = Talk(members=random.randint(2, 3), turns=turns, pace=random.choice((0.005, 0.02, 0.08)))
+    sketch.add([sketch.add([top], talk=talk, retries=1), sketch.add([top])])
+
+
+def _speech(name: str, random: Random) -> Speech:
+    """Its notes are like no others of the run."""
+    rounds = [
+        [f"{name}.{place}.{one}" for one in range(random.randint(1, 2))] for place in range(random.choice((0, 0, 1, 2)))
+    ]
+    words = " ".join(f"{random.randrange(16**4):04x}" for _ in range(random.randint(1, 12)))
+    failure = random.choice(FAILURES) if random.random() < 0.2 else ""
+    return Speech(text=words, notes=tuple(map(tuple, rounds)), failure=failure)
+
+
 def _child(sketch: Sketch) -> None:
-    top = sketch.add()
-    sketch.add([_call(sketch, sketch.random.choice((_chain, _fan, _map, _loop, _durable))), sketch.add([top])])
+    top, parts = sketch.add(), (_chain, _fan, _map, _loop, _durable, _talk)
+    sketch.add([_call(sketch, sketch.random.choice(parts)), sketch.add([top])])
 
 
 def _call(sketch: Sketch, draw_part: Callable[[Sketch], None]) -> str:
@@ -219,6 +238,7 @@ SHAPES: Final[Mapping[str, Callable[[Sketch], None]]] = MappingProxyType(
         "loop": _loop,
         "mesh": _mesh,
         "child": _child,
+        "talk": _talk,
         "condition": _condition,
         "saga": _saga,
         "flaky": _flaky,

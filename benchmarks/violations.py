@@ -15,6 +15,9 @@ class Fault(StrEnum):
     FAN_IN = "incomplete_fanins"  # a step did not see the outputs of exactly those parents or items that succeeded
     WRONG = "wrong_outcomes"  # another state, output or attempt than the reference has, or undone for nothing
     LIMIT = "limit_violations"  # more steps of a concurrency key ran at once than may
+    THREAD = "wrong_transcripts"  # a thread is not what the reference says
+    EFFECT = "double_effects"  # what a tool was asked for once happened twice, or not at all, by its key
+    LEDGER = "ledger_violations"  # a recorded answer is not on the ledger once, or what nobody recorded is
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

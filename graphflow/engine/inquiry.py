@@ -118,7 +118,7 @@ class Inquiry:
             if number < now:
                 continue
             if number > now:
-                steps[row.step] = replace(self._from_journal(everyone[row.step], run), iteration=number)
+                steps[row.step] = _with_turn(steps[row.step], self._from_journal(everyone[row.step], run), number)
             if instance.index_of(row.instance) is not None:
                 steps[row.step] = _with_item(steps[row.step], row)
             elif row.type == "step.mapped" and isinstance(row, EventRow):
@@ -198,7 +198,8 @@ class Inquiry:
         one = live.instances[step.name]
         if instance.round_of(one) > step.iteration:
             step = replace(step, iteration=instance.round_of(one), state=StepState.WAITING, error=None, note="")
-            step = replace(step, worker=None, started_ms=None, finished_ms=None, tokens=0, tally=None, awaits="")
+            spent = step.tokens if step.kind is StepKind.CONVERSATION else 0
+            step = replace(step, worker=None, started_ms=None, finished_ms=None, tokens=spent, tally=None, awaits="")
             step = replace(step, reused_from=None, cached_from=None, failures=())
         word = fields.Word.parse(live.values.get(fields.state(one)))
         if word.state is StepState.WAITING and step.state is not StepState.WAITING:
@@ -332,12 +333,19 @@ def _with_outcome(step: StepView, row: OutcomeRow) -> StepView:
         attempt=row.attempt,
         error=row.error,
         worker=row.worker,
-        started_ms=row.started_ms,
+        started_ms=step.started_ms or row.started_ms,
         finished_ms=row.finished_ms,
-        tokens=step.tokens + row.tokens if step.tally is not None else row.tokens,
+        tokens=step.tokens + row.tokens,
         reused_from=row.reused_from,
         cached_from=row.cached_from,
     )
+
+
+def _with_turn(step: StepView, fresh: StepView, number: int) -> StepView:
+    """Another round of a loop begins anew; a turn of a conversation goes on with what the others took."""
+    if step.kind is not StepKind.CONVERSATION:
+        return replace(fresh, iteration=number)
+    return replace(fresh, iteration=number, tokens=step.tokens, started_ms=step.started_ms)
 
 
 def _with_item(step: StepView, row: OutcomeRow | EventRow) -> StepView:

@@ -101,14 +101,8 @@ def said(database: Database, tenant: str, run: str, step: str, first: int, end: 
 
     Bodies may be references to blobs.
     """
-    ours = messages.c
     with database.read() as connection:
-        select = sa.select(outcomes.c.iteration, ours.seq, ours.kind, ours.source, ours.body, ours.at_ms)
-        rows = connection.execute(
-            select.select_from(outcomes.join(messages, _made(ours)))
-            .where(*_turns_of(tenant, run, step), outcomes.c.iteration >= first, outcomes.c.iteration < end)
-            .order_by(outcomes.c.iteration, ours.seq)
-        ).all()
+        rows = connection.execute(_SAID, {"tenant": tenant, "run": run, "step": step, "first": first, "end": end}).all()
     return [
         Message(iteration=row[0], seq=row[1], kind=Kind(row[2]), source=row[3], body=json.loads(row[4]), at_ms=row[5])
         for row in rows
@@ -198,7 +192,7 @@ def costs(database: Database, tenant: str, run: str, step: str) -> dict[int, tup
         return {row[0]: (int(row[1]), int(row[2])) for row in connection.execute(wanted.group_by(turn))}
 
 
-def _turns_of(tenant: str, run: str, step: str) -> list[sa.ColumnElement[bool]]:
+def _turns_of(tenant: Any, run: Any, step: Any) -> list[sa.ColumnElement[bool]]:
     ended = outcomes.c
     here = [ended.run_id == run, ended.step == step, ended.tenant == tenant]
     return [*here, ended.state == StepState.SUCCEEDED.value]
@@ -209,3 +203,16 @@ def _made(made: Any) -> sa.ColumnElement[bool]:
     ended = outcomes.c
     origin = sa.func.coalesce(ended.reused_from, ended.run_id)
     return sa.and_(made.run_id == origin, made.step == ended.step, made.iteration == ended.iteration)
+
+
+_SAID: Final = (
+    sa.select(outcomes.c.iteration, *(messages.c[name] for name in ("seq", "kind", "source", "body", "at_ms")))
+    .select_from(outcomes.join(messages, _made(messages.c)))
+    .where(
+        *_turns_of(sa.bindparam("tenant"), sa.bindparam("run"), sa.bindparam("step")),
+        outcomes.c.iteration >= sa.bindparam("first"),
+        outcomes.c.iteration < sa.bindparam("end"),
+    )
+    .order_by(outcomes.c.iteration, messages.c.seq)
+)
+"""The statement of `said`, made once: every turn reads its thread by it, and making it costs five times as much."""

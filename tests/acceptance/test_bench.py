@@ -16,6 +16,10 @@ FIELDS = {
     "fanin_1000_s", "fanin_1000_ratio", "celery_chord_1000_s", "mesh_steps_per_s", "mesh_latency_ratio_p50",
     "publish_us_per_step", "journal_cpu_us_per_step", "ratio_to_drain",
 }  # fmt: skip
+TURN_FIELDS = {
+    "overhead_ms_p50", "overhead_ms_p99", "overhead_turn_500_ratio", "cpu_ms_per_turn", "bytes_per_turn",
+    "rss_over_imports_mb", "capacity_turns_per_s",
+}  # fmt: skip
 
 
 @pytest.mark.slow
@@ -47,3 +51,15 @@ def test_a_graph_is_replayed_in_order_and_its_makespan_compared(tmp_path: Path) 
     assert (graph["tasks"], graph["correct"]) == (2, True)
     assert graph["list_schedule_s"] == pytest.approx(0.2)
     assert 1 < graph["makespan_ratio"] == result["worst_ratio"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_what_a_turn_costs_is_measured_on_two_workers() -> None:
+    command = [sys.executable, "-m", "convergio.benchmarks.turns", "--quick"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert all(result[name] > 0 for name in TURN_FIELDS)
+    assert all(result["slow"][name] > 0 for name in ("overhead_ms_p50", "cpu_ms_per_turn", "rss_over_imports_mb"))
+    assert result["ok"] is not bool(result["failed"]), "what it says is what it found, whatever that is here"

@@ -20,6 +20,16 @@ steps:
   first: {task: demo.echo, with: {value: 1}}
   sign: {approval: {title: Go on?, risk: high}, needs: [first]}
 """
+TALKING = """
+workflow: talking
+version: 1
+steps:
+  talk:
+    prompt: Talk
+    conversation:
+      agents: [{name: ann, role: You talk., script: [{say: one two three four, pace: 0.2}]}]
+      stop: {turns: 1}
+"""
 COLOUR = re.compile(r"\x1b\[[0-9;]*3[0-9][0-9;]*m")
 REDRAWN = "\x1b[2K"
 
@@ -68,6 +78,15 @@ def test_a_watched_run_is_drawn_live_and_asks_below_the_table(town: Place, tmp_p
     assert "● succeeded" in screen
     assert REDRAWN in screen
     assert bool(COLOUR.search(screen)) is not no_colour
+
+
+def test_what_an_agent_says_grows_below_the_table_word_by_word(town: Place, tmp_path: Path) -> None:
+    path = tmp_path / "talking.yaml"
+    path.write_text(TALKING)
+    code, screen = on_a_terminal("run", str(path), "--watch", env=town.env, answers={})
+    assert code == 0
+    assert "ann: one two three four" in screen
+    assert screen.count("ann: one") > screen.count("ann: one two three four")
 
 
 def test_a_list_on_a_terminal_has_icons_words_and_colour(town: Place) -> None:

@@ -24,11 +24,17 @@ def test_the_demo_says_what_it_does_streams_and_ends_with_the_outcome(new_place:
     lines = done.stdout.splitlines()
     assert lines[-1] == "SUCCEEDED"
     assert lines[0] == "market_entry: Market entry"
-    assert "8 steps: 5 by agents, 2 by functions, 1 by a person; each one is a Celery task" in lines[1]
+    said = (
+        "8 steps: 4 by agents, 1 by a team that talks, 2 by functions, 1 by a person; each one, and each turn of a team"
+    )
+    assert said in lines[1]
     assert "the scripted model: no language model" in done.stdout
     assert f"directory {new_place.home} (kept)" in done.stdout
     assert "approval sign_off (Enter this market?): approved by --yes" in done.stdout
     assert [part for part in PARTS if part not in lines] == []
+    spoke = [line.split(": ")[0] for line in lines if line.startswith(("ali-chief-of-staff: ", "luca: "))]
+    assert spoke == ["ali-chief-of-staff", "luca", "ali-chief-of-staff"]
+    assert [line for line in lines if line.startswith("entry_strategy ") and line.endswith("  3 turns")]
     assert "tokens" in next(line for line in lines if line.startswith("total "))
     assert [line for line in lines if "● implementation_planning succeeded  wanda" in line]
     command = next(line for line in lines if "convergio runs show" in line).split()
@@ -56,7 +62,7 @@ def test_the_demo_takes_real_input(new_place: Place, tmp_path: Path) -> None:
 
 def test_the_demo_survives_its_worker_killed_and_redis_wiped(new_place: Place) -> None:
     with going("demo", env=new_place.env) as demo:
-        demo.wait_for("market_research running")
+        demo.wait_for("ali-chief-of-staff: ")  # a team talks
         os.kill(new_place.pid("worker"), signal.SIGKILL)
         demo.wait_for("worker ended (SIGKILL): started again")
         demo.wait_for("⏸ Enter this market?")
@@ -68,6 +74,7 @@ def test_the_demo_survives_its_worker_killed_and_redis_wiped(new_place: Place) -
         demo.wait_for("the board was lost: it is made anew from the journal")
         assert demo.ended() == 0
         assert demo.said[-1] == "SUCCEEDED\n"
+        assert any(line.startswith("luca: ") for line in demo.said)
     (run,) = new_place.json("runs", "list")
     assert run["state"] == "SUCCEEDED"
 

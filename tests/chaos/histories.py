@@ -7,10 +7,12 @@ from dataclasses import dataclass, field, replace
 from random import Random
 
 from convergio.benchmarks import checker, graphs, reference, shapes
-from convergio.benchmarks.effects import Execution
-from convergio.benchmarks.evidence import Event, History, Outcome, Run, Signal
+from convergio.benchmarks.effects import Execution, Note
+from convergio.benchmarks.evidence import Event, History, Outcome, Run, Signal, Talked
 from convergio.benchmarks.graphs import Graph, Node
 from convergio.benchmarks.reference import Expectation, Expected, Fate
+from convergio.benchmarks.talks import Talk
+from tests.chaos import telling
 
 RUN = "r1"
 BEGAN_MS = 1_000_000
@@ -27,6 +29,8 @@ class Told:
     events: list[Event] = field(default_factory=list[Event])
     signals: list[Signal] = field(default_factory=list[Signal])
     executions: list[Execution] = field(default_factory=list[Execution])
+    talked: list[Talked] = field(default_factory=list[Talked])
+    notes: list[Note] = field(default_factory=list[Note])
     dead: int = 0
 
     @property
@@ -36,7 +40,14 @@ class Told:
     @property
     def history(self) -> History:
         outcomes = sorted(self.outcomes.values(), key=lambda row: row.order)
-        return History(runs=self.runs, outcomes=outcomes, events=self.events, signals=self.signals, dead=self.dead)
+        return History(
+            runs=self.runs,
+            outcomes=outcomes,
+            events=self.events,
+            signals=self.signals,
+            talked=telling.together(self.talked),
+            dead=self.dead,
+        )
 
     def of(self, step: str, run: str = RUN) -> Execution:
         """The last execution of a step."""
@@ -83,7 +94,7 @@ class _Telling:
         node, start = wanted.node, 100 * len(self.told.outcomes)
         skipped, whole = wanted.fate is Fate.SKIPPED, node.items is not None and not wanted.member
         saw = {seen: self.by[one] for seen, one in wanted.parents.items()}
-        ran = not skipped and not node.approval and node.child is None and not whole
+        ran = (not skipped and node.runs) or wanted.member
         for attempt in range(1, wanted.attempt + 1 if ran else 1):
             at, last = start + 30 * (attempt - 1), attempt == wanted.attempt
             good = last and wanted.fate is Fate.SUCCEEDED
@@ -95,7 +106,10 @@ class _Telling:
             self._decided(name)
         if node.child is not None and not skipped:
             output = self._below(name, node.child)
-        if wanted.fate is Fate.SUCCEEDED and node.child is None:
+        if wanted.fate is Fate.SUCCEEDED and node.talk is not None:
+            self.by[name] = ""
+            output = self._turn(name, node, node.talk)
+        elif wanted.fate is Fate.SUCCEEDED and node.child is None:
             output = self._map(wanted) if whole else self._output(name, wanted, saw)
         now = 100 * len(self.told.outcomes)
         self._outcome(name, wanted, output, start=start if ran else None, finished=now + 95)
@@ -108,6 +122,13 @@ class _Telling:
         self.by[name] = "chaos" if wanted.node.approval else self.told.of(name, self.run).nonce
         output = {"digest": wanted.digest, "value": reference.value_of(wanted.digest), "by": self.by[name]}
         return output if wanted.node.approval else {**output, "saw": saw}
+
+    def _turn(self, name: str, node: Node, talk: Talk) -> Mapping[str, object]:
+        turn = int(name.partition("#")[2] or 0)
+        talked, notes = telling.of(talk, self.run, node.name, turn, self.graph.value)
+        self.told.talked.append(talked)
+        self.told.notes += notes
+        return {"speaker": talk.speaker(turn), "text": talk.turns[turn].text}
 
     def _map(self, wanted: Expected) -> list[object]:
         rows = [self.told.outcomes[self.run, member] for member in wanted.members]

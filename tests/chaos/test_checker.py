@@ -28,7 +28,7 @@ def change(told: Told, step: str, **fields: object) -> None:
 @pytest.mark.parametrize("seed", range(60))
 def test_a_history_without_faults_has_no_violations(seed: int) -> None:
     told = tell(random_graph(seed))
-    assert checker.check(told.accepted, told.history, told.executions) == []
+    assert checker.check(told.accepted, told.history, told.executions, notes=told.notes) == []
 
 
 def test_the_checker_loads_nothing_of_the_engine() -> None:

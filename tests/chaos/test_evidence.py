@@ -6,14 +6,19 @@ from collections.abc import Iterator
 
 import pytest
 
-from convergio.benchmarks.evidence import Journal, Run, Signal
+from convergio.benchmarks.evidence import Journal, Kept, Paid, Run, Said, Signal, Taken
 from convergio.graphflow.journal.database import Database
+from convergio.tasks.agents import tables as agent_tables
+from convergio.tasks.conversation import tables as conversation_tables
 from tests.integration.journal_samples import Stream, accepted, event, migrated, new_signal, outcome
 
 
 @pytest.fixture
 def opened(journal_url: str) -> Iterator[Database]:
     with migrated(journal_url) as database:
+        with database.write() as connection:
+            for domain in (agent_tables, conversation_tables):
+                domain.metadata.create_all(connection)
         yield database
 
 
@@ -74,3 +79,24 @@ def test_an_event_that_the_journal_refused_is_counted(opened: Database, journal_
     accepted(opened, "c1-a")
     Stream(opened).write(event(1, "step.retry", "c1-a", step="load", data={"why": "a\x00b"}))
     assert Journal(journal_url).history("c1-").dead == 1
+
+
+def test_a_conversation_is_read_turn_by_turn(opened: Database, journal_url: str) -> None:
+    accepted(opened, "c1-a")
+    turn = {"run_id": "c1-a", "tenant": "default", "submitter": "me", "step": "talk", "iteration": 1}
+    message = {**turn, "seq": 0, "kind": "text", "source": "ann", "body": '{"text": "hello"}', "at_ms": 1}
+    spent = {"model": "m", "agent": "ann", "input_tokens": 1, "output_tokens": 1, "estimated": False, "attempt": 1}
+    call = {**turn, **spent, "call_id": "k", "latency_ms": 1, "started_ms": 1}
+    taken = {**turn, "speaker": "ann", "calls": 1, "input_tokens": 1, "output_tokens": 1}
+    with opened.write() as connection:
+        connection.execute(conversation_tables.messages.insert(), message)
+        connection.execute(conversation_tables.turns.insert(), taken)
+        connection.execute(agent_tables.model_calls.insert(), call)
+    key, value = "model.1", {"row": {"call_id": "k"}}
+    recorded = event(1, "step.recorded", "c1-a", step="talk", iteration=1, data={"key": key, "value": value})
+    Stream(opened).write(recorded)
+    found = Journal(journal_url).history("c1-").talked
+    assert found.said == [Said(run="c1-a", step="talk#1", seq=0, kind="text", source="ann", body={"text": "hello"})]
+    assert found.taken == [Taken(run="c1-a", step="talk#1", speaker="ann", calls=1)]
+    assert found.paid == [Paid(run="c1-a", step="talk#1", call="k")]
+    assert found.kept == [Kept(run="c1-a", step="talk#1", key=key, value=value)]

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import signal
 import tempfile
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from convergio.graphflow.model.workflow import StepKind
 from convergio.workers.cli import exits
 from convergio.workers.cli.menu import Command
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
     from convergio.workers.embedded.stack import Stack
 
 DEFAULT = "market_entry"
+
+BY: Final[Mapping[StepKind, tuple[str, str]]] = {
+    StepKind.AGENT: ("an agent", "agents"),
+    StepKind.CONVERSATION: ("a team that talks", "teams that talk"),
+    StepKind.TASK: ("a function", "functions"),
+    StepKind.APPROVAL: ("a person", "people"),
+}
+"""Who does steps of these kinds, if it is one, and if there are more."""
 
 
 @click.command(cls=Command)
@@ -64,15 +73,15 @@ class Show:
 
     def announce(self) -> None:
         """Says what will happen."""
-        from convergio.graphflow.model.workflow import StepKind
         from convergio.workers.cli import look
 
         kinds = [step.kind for step in self.workflow.steps.values()]
-        of = {kind: kinds.count(kind) for kind in StepKind}
-        steps = f"{len(kinds)} steps: {of[StepKind.AGENT]} by agents, {of[StepKind.TASK]} by functions"
-        asks = of[StepKind.APPROVAL]
+        of = {kind: kinds.count(kind) for kind in BY if kind in kinds}
+        said = [f"{count} by {BY[kind][count > 1]}" for kind, count in of.items()]
         look.say(f"{self.workflow.name}: {self.workflow.title or 'a workflow'}", style="bold")
-        look.say(f"  {steps}{f', {asks} by a person' if asks else ''}; each one is a Celery task")
+        talks = StepKind.CONVERSATION in kinds
+        task = "each one, and each turn of a team, is a Celery task" if talks else "each one is a Celery task"
+        look.say(f"  {len(kinds)} steps: {', '.join(said)}; {task}")
         look.say(f"  input     {self.source}")
         look.say(f"  model     {self.brain.words}")
         look.say(f"  directory {self.settings.home.absolute()} (kept)")

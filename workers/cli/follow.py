@@ -11,9 +11,7 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 import click
-from rich.console import Group
 from rich.live import Live
-from rich.text import Text
 
 from convergio.graphflow.client.event import FINISHED, RESET, Event
 from convergio.graphflow.client.feed import Feed
@@ -211,19 +209,18 @@ class LiveTable:
 
     def show(self, view: RunView) -> None:
         """Draws the run, and below it what is being said."""
-        self._view = view
         if self._live is None:
             self._live = Live(console=look.console(), auto_refresh=False, vertical_overflow="visible")
             self._live.start()
-        self._drawn = time.monotonic()
-        self._live.update(Group(picture.live(view), Text(self._talk.tail[-TAIL:], style="dim")), refresh=True)
+        self._view, self._drawn = view, time.monotonic()
+        self._live.update(picture.live(view, saying=self._talk.tail[-TAIL:]), refresh=True)
 
     def tell(self, event: Event) -> None:
-        """Whole messages go above the table; what is being said stands below it, as it grows."""
+        """Says above the table what the table cannot say: whole messages. Until it is whole, a message grows below."""
         if event.type == RESET:
             self._print(rebuilt(event))
         self._talk.tell(event)
-        if self._view is not None and self._talk.tail and time.monotonic() - self._drawn > DRAW_EVERY:
+        if self._live is not None and self._view is not None and time.monotonic() > self._drawn + DRAW_EVERY:
             self.show(self._view)
 
     def pause(self) -> None:
@@ -245,7 +242,7 @@ class Lines:
 
     def __init__(self) -> None:
         self._seen: dict[str, tuple[StepState, BlockedOn | None, int]] = {}
-        """by the step and the round of its loop"""
+        """by the step and, if it is in a loop, its round"""
         self._talk = Talk(click.echo, piece=lambda text: click.echo(text, nl=False))
 
     def show(self, view: RunView) -> None:
@@ -254,9 +251,12 @@ class Lines:
             return
         for step in view.steps.values():
             now = (step.state, step.on, step.attempt)
-            before = self._seen.get(step.label, (StepState.WAITING, None, 1))
+            if _talks_on(step):
+                continue
+            named = picture.named(step)
+            before = self._seen.get(named, (StepState.WAITING, None, 1))
             if now != before and step.on is not BlockedOn.JOURNAL:
-                self._seen[step.label] = now
+                self._seen[named] = now
                 click.echo(line_of(view, step))
 
     def tell(self, event: Event) -> None:
@@ -272,13 +272,20 @@ class Lines:
         """Nothing to end."""
 
 
+def _talks_on(step: StepView) -> bool:
+    """Whether it is a turn of a conversation that others came before: that it goes on can be heard."""
+    return (
+        step.kind is StepKind.CONVERSATION and step.iteration > 0 and step.state in (StepState.READY, StepState.RUNNING)
+    )
+
+
 def line_of(view: RunView, step: StepView) -> str:
     """`  12 s  ● market_research succeeded   domik  4.1 s  213 tokens`"""
     at = (step.finished_ms if step.state in (StepState.SUCCEEDED, StepState.FAILED) else step.since_ms) or view.now_ms
     at = at if step.reused_from is None else view.created_ms  # it ended long before this run began
     look_of = look.LOOKS[step.state]
     word = look.word_of(step.state, step.on).removeprefix(f"{look_of.icon} ")
-    parts = [f"{(at - view.created_ms) / 1000:7.1f} s  {look_of.icon} {step.label} {word}", step.does]
+    parts = [f"{(at - view.created_ms) / 1000:7.1f} s  {look_of.icon} {picture.named(step)} {word}", step.does]
     if step.state not in (StepState.READY, StepState.RUNNING, StepState.BLOCKED):
         parts += [picture.took(view, step), f"{step.tokens} tokens" if step.tokens else ""]
     parts.append(picture.note(view, step))

@@ -11,6 +11,7 @@ from rich.text import Text
 from convergio.graphflow.engine import reason
 from convergio.graphflow.engine.reason import RunView, StepView
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, StepState
+from convergio.graphflow.model.workflow import StepKind
 from convergio.tasks.conversation.pace import Tempo
 from convergio.workers.cli import look
 
@@ -35,14 +36,19 @@ def steps(view: RunView) -> Table:
     for step in _shown(view):
         tokens = str(step.tokens) if step.tokens else ""
         table.add_row(
-            step.label, look.shown(step.state, step.on), step.does, took(view, step), tokens, note(view, step)
+            named(step), look.shown(step.state, step.on), step.does, took(view, step), tokens, note(view, step)
         )
     return table
 
 
-def live(view: RunView) -> Group:
-    """What a terminal redraws while a run goes on."""
-    return Group(heading(view), steps(view), _counts(view) if len(view.steps) > ROWS else "")
+def named(step: StepView) -> str:
+    """What a step is called: with its round, but for conversations, whose rounds are their turns."""
+    return step.name if step.kind is StepKind.CONVERSATION else step.label
+
+
+def live(view: RunView, *, saying: str = "") -> Group:
+    """What a terminal redraws while a run goes on. `saying`: what an agent has said so far of its message."""
+    return Group(heading(view), steps(view), _counts(view) if len(view.steps) > ROWS else "", Text(saying, style="dim"))
 
 
 def took(view: RunView, step: StepView) -> str:
@@ -66,7 +72,18 @@ def note(view: RunView, step: StepView) -> str:
         return _waits(view, step)
     if step.held_ms is not None:
         return "held after a rebuild"
-    return f"attempt {step.attempt}" if step.state is StepState.RUNNING and step.attempt > 1 else ""
+    again = f"attempt {step.attempt}" if step.state is StepState.RUNNING and step.attempt > 1 else ""
+    return again or turns(step)
+
+
+def turns(step: StepView) -> str:
+    """How far a conversation is; nothing for other steps."""
+    if step.kind is not StepKind.CONVERSATION or step.started_ms is None:
+        return ""
+    number = step.iteration + 1
+    if step.state not in TERMINAL_STEP:
+        return f"turn {number}"
+    return "1 turn" if number == 1 else f"{number} turns"
 
 
 def tempo(one: Tempo) -> str:

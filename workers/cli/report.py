@@ -54,7 +54,9 @@ def _totals(view: RunView) -> str:
     took = {
         step.name: step.finished_ms - step.started_ms
         for step in view.steps.values()
-        if step.kind is StepKind.AGENT and step.started_ms is not None and step.finished_ms is not None
+        if step.kind in (StepKind.AGENT, StepKind.CONVERSATION)
+        and step.started_ms is not None
+        and step.finished_ms is not None
     }
     tokens = sum(step.tokens for step in view.steps.values())
     ended = view.finished_ms or view.now_ms
