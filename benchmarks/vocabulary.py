@@ -3,6 +3,12 @@
 A vocabulary is a YAML file: `name`, `domains: {domain: {roles: [two or more], words: [eight or more]}}` (eight domains
 or more) and, where the wording shall differ, `phrases` (see `Phrases`). Selectors never see it; the simulated model
 that chooses speakers knows it, as a language model knows what words mean.
+
+How held-out vocabularies are made, so that nothing is tuned on them: a field of business that no other has, its own
+tone, ten domains with two roles and ten words each from that field's everyday language, every kind of phrase put anew
+without a look at the cue words of `config/speakers.yaml` or at any conversation, failure or figure; committed before
+the next tuning starts; never played before the one run at its end. Once a run's figures are out, the next round of
+tuning writes new ones, and these become training.
 """
 
 from __future__ import annotations
@@ -18,8 +24,8 @@ import yaml
 from convergio.graphflow.model import errors
 
 SHIPPED: Final = "convergio.benchmarks"
-TRAINING: Final = ("business", "software", "restaurant", "university")
-HELD_OUT: Final = ("hospital", "newsroom")
+TRAINING: Final = ("business", "software", "restaurant", "university", "hospital", "newsroom")
+HELD_OUT: Final = ("harbour", "farm", "lawoffice", "filmset")
 
 Few = Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
 
