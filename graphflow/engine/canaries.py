@@ -7,7 +7,6 @@ again at the consuming end. The canary is also the liveness probe of the queue's
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, cast
 
@@ -43,6 +42,8 @@ class Canary:
     id: str = ""
     pushed_ms: int = 0
     eaten_ms: int | None = None
+    rung: int = 0
+    """doorbells of the list that nobody has claimed yet"""
 
     @property
     def probes(self) -> bool:
@@ -70,25 +71,36 @@ class Canaries:
         """
         try:
             epoch, now_ms = self.link.epoch(), board_time(self.link)
-            seen = [self.look(epoch, queue, priority) for queue in QUEUES for priority in LISTS]
+            seen = self.look(epoch)
             for canary in seen:
                 self._watch(epoch, canary, now_ms)
         except UNREACHABLE as error:
             raise unavailable(error) from error
         return seen
 
-    def look(self, epoch: Epoch, queue: str, priority: int) -> Canary:
-        """The canary of one list as it is now."""
-        queue_list = self.bell.list_of(canary_route(queue, priority))
-        values = cast("Mapping[str, str]", self.link.client.hgetall(self.link.keys(epoch).canary(queue_list)))
-        return Canary(
-            queue=queue,
-            priority=priority,
-            queue_list=queue_list,
-            id=values.get("id", ""),
-            pushed_ms=int(values.get("pushed", 0)),
-            eaten_ms=int(values["eaten"]) if "eaten" in values else None,
-        )
+    def look(self, epoch: Epoch) -> list[Canary]:
+        """The canaries of all lists as they are now."""
+        keys, routes = self.link.keys(epoch), [(queue, priority) for queue in QUEUES for priority in LISTS]
+        lists = [self.bell.list_of(canary_route(*route)) for route in routes]
+        with self.link.client.pipeline(transaction=False) as pipe:
+            for queue_list in lists:
+                pipe.hgetall(keys.canary(queue_list))
+                pipe.zcard(keys.rung(queue_list))
+            answers = pipe.execute()
+        return [
+            Canary(
+                queue=queue,
+                priority=priority,
+                queue_list=queue_list,
+                id=values.get("id", ""),
+                pushed_ms=int(values.get("pushed", 0)),
+                eaten_ms=int(values["eaten"]) if "eaten" in values else None,
+                rung=rung,
+            )
+            for (queue, priority), queue_list, values, rung in zip(
+                routes, lists, answers[::2], answers[1::2], strict=True
+            )
+        ]
 
     def _watch(self, epoch: Epoch, canary: Canary, now_ms: int) -> None:
         keys = self.link.keys(epoch)
@@ -96,9 +108,8 @@ class Canaries:
             return
         if canary.eaten_ms is not None:
             self._ring_lost(epoch, keys, canary)
-        rung = self.link.client.zcard(keys.rung(canary.queue_list))
         if not canary.id or canary.eaten_ms is not None:
-            if rung or (canary.probes and now_ms - canary.pushed_ms > 10 * EVERY_MS):
+            if canary.rung or (canary.probes and now_ms - canary.pushed_ms > 10 * EVERY_MS):
                 self._hatch(epoch, canary)
         elif now_ms - canary.pushed_ms > PROOF_MS and not self.link.client.llen(canary.queue_list):
             self._hatch(epoch, canary)  # the list is empty and nobody reported it: this canary got lost itself

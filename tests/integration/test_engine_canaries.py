@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -26,12 +26,15 @@ def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
 
 def watch(stage: Stage, queue: str = "steps", priority: int = FRESH) -> Canary:
     """One watch; the canary of a list as it was seen."""
-    seen = stage.service.canaries.watch()
-    return next(canary for canary in seen if (canary.queue, canary.priority) == (queue, priority))
+    return one_of(stage.service.canaries.watch(), queue, priority)
 
 
 def canary_of(stage: Stage, priority: int = FRESH) -> Canary:
-    return stage.service.canaries.look(stage.service.link.epoch(), "steps", priority)
+    return one_of(stage.service.canaries.look(stage.service.link.epoch()), "steps", priority)
+
+
+def one_of(seen: Sequence[Canary], queue: str, priority: int) -> Canary:
+    return next(canary for canary in seen if (canary.queue, canary.priority) == (queue, priority))
 
 
 def take_step(stage: Stage) -> Doorbell:

@@ -11,7 +11,7 @@ from typing import Any
 from convergio.graphflow import asking, decide, draft, shortcut
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.scripts import Claimed, Parked
-from convergio.graphflow.decision import START, Decision, Entry, Event, Unloaded, View
+from convergio.graphflow.decision import START, Decision, Entry, Event, Unloaded
 from convergio.graphflow.draft import ALIVE
 from convergio.graphflow.flow.plan import Plan
 from convergio.graphflow.model import errors, instance
@@ -315,16 +315,18 @@ def think(world: World) -> None:
                 budget=drainer.budget,
             )
         except Unloaded as missing:
-            _read(world, drainer.view, missing)
+            _read(world, drainer, missing)
 
 
-def _read(world: World, view: View, missing: Unloaded) -> None:
-    values = world.values()
+def _read(world: World, drainer: Drainer, missing: Unloaded) -> None:
+    """What the decision lacks; mostly all else, too, as the engine reads ahead what it will probably need."""
+    view, values = drainer.view, world.values()
     if missing.everything:
         view.values.update({name: value for name, value in values.items() if name.startswith("s:")})
         view.complete = True
-    else:
-        view.values.update({name: values.get(name, "") for name in missing.names})
+        return
+    ahead = [] if drainer.frugal else values
+    view.values.update({name: values.get(name, "") for name in {*missing.names, *ahead} - view.values.keys()})
 
 
 def _commit(world: World, drainer: Drainer, decision: Decision) -> None:

@@ -75,8 +75,8 @@ def check(world: World) -> None:
     """Never more steps than the limit."""
     if not any(node.limit for node in world.nodes.values()):
         return
-    steps = [name.removeprefix("s:") for name in world.values() if name.startswith("s:")]
-    keyed = [step for step in steps if fields.key(step) in world.values()]
+    prefix = fields.key("")
+    keyed = [name.removeprefix(prefix) for name in world.values() if name.startswith(prefix)]
     active = [step for step in keyed if world.word(step).state in ACTIVE]
     assert len(active) <= (limit_of(world) if keyed else 0), f"{active} are too many"
     world.met["a key is shared"] += len(active) > 1

@@ -53,6 +53,8 @@ class Drainer:
     locked: Locked
     view: View
     budget: int
+    frugal: bool = False
+    """reads nothing ahead: its decision begins anew for every field that it lacks"""
     decision: Decision | None = None
 
 
@@ -164,7 +166,7 @@ class World:
         """Somebody holds the lock now."""
         if locked is not None:
             budget = self.pick((1, 2, 3, 5, 8, decide.BUDGET)) if self.faults else decide.BUDGET
-            self.drainers.append(Drainer(locked, View(dict(locked.values), blank=blank), budget))
+            self.drainers.append(Drainer(locked, View(dict(locked.values), blank=blank), budget, self.draw(8) == 0))
 
     def ring(
         self, step: str, was: str, *, kind: str, lease: str = "", over: bool = False, timer: str = "",
