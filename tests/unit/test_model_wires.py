@@ -258,6 +258,15 @@ def test_whoever_cancels_hangs_up_on_the_provider(dialect: Dialect, moment: str,
     assert [call.estimated for call in booked] == [True]
 
 
+@EACH
+def test_the_attempts_deadline_holds_whatever_the_provider_does_and_hangs_up(dialect: Dialect, provider: Any) -> None:
+    server = provider(dialect.half("Half ", "an", stalls=True))
+    error, booked = fails(dialect.model(server, timeout_s=60.0), deadline_s=0.5)
+    assert (error.code, error.retryable) == ("STEP_TIMEOUT", True)
+    assert [call.estimated for call in booked] == [True]
+    wait_until(lambda: server.hung_up, 20)
+
+
 # --- who is asked instead ---------------------------------------------------------------------------------------------
 
 
