@@ -38,6 +38,10 @@ class Dialect(ABC):
     def says(self, *pieces: str, finish: str | None = "stop", usage: Usage | None = USAGE, **more: Any) -> Reply:
         return Reply(raw="".join(self.parts(pieces, finish, usage)).encode(), **more)
 
+    def at_once(self, text: str) -> Reply:
+        """An answer in as few pieces as the protocol has."""
+        return self.says(text)
+
     def half(self, *pieces: str, **more: Any) -> Reply:
         """The beginning of an answer."""
         return Reply(raw="".join(self.parts(pieces, None, None)).encode(), **more)
@@ -155,6 +159,11 @@ class Ollama(Dialect):
 
     def refuses(self, status: int, message: str = "no", **more: Any) -> Reply:
         return Reply(status=status, body={"error": message}, **more)
+
+    def at_once(self, text: str) -> Reply:
+        end = json.loads(self._end("stop", USAGE))
+        end["message"]["content"] = text
+        return Reply(raw=json.dumps(end).encode() + b"\n")
 
     def garbage(self) -> Reply:
         return Reply(raw=b'{"model": "m", "message": {"content": "Half\n')

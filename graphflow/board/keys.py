@@ -25,6 +25,8 @@
 | P:E:TENANT:RUN:inbox          | list   | consequences that wait to be decided (JSON)                                 |
 | P:E:TENANT:RUN:feed           | stream | what readers follow, ids `E-seq`                                            |
 | P:E:TENANT:RUN:made:NONCE     | hash   | what becomes the run by ADOPT; until then nobody reads it, and it expires   |
+
+Not of the board: P:quota:PART:MODEL, the limits of models (`tasks/agents/quota.py`), which end by themselves.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ PATIENCE_S: Final = 2.0
 """Seconds a call waits in its worker; beyond that its step waits without a slot."""
 
 PAUSE_S: Final = 0.1
+AWAY_S: Final = 1.0
 LONGEST_HOLD_S: Final = 300.0
 """A provider may ask for more, but its word holds for all workers: they look again then."""
 
@@ -68,8 +69,8 @@ class Quota:
     async def enter(self, model: ModelSettings, tokens: int) -> Place:
         """A place for a call of so many tokens at most.
 
-        Raises: errors.ModelBusy with the seconds after which there may be one, if that is not soon;
-        errors.BoardUnavailable if Redis does not answer: without it nobody knows what the others do.
+        Raises: errors.ModelBusy with the seconds after which there may be one, if that is not soon, or if Redis does
+        not answer.
         """
         keys = [f"{self._prefix}:quota:{part}:{model.title}" for part in ("running", "minute", "tokens", "hold")]
         limits, name, waited = model.limits, uuid.uuid4().hex, 0.0
@@ -78,7 +79,9 @@ class Quota:
             try:
                 answer = await self.ask(keys, "enter", name, *most, tokens)
             except redis.RedisError as error:
-                raise errors.BoardUnavailable(f"no limits of {model.title} can be kept: {error}") from error
+                hint = "it goes on by itself when Redis is back: without it nobody knows what the others do"
+                said = f"Redis, which keeps the limits of {model.title}, does not answer"
+                raise errors.ModelBusy(said, retry_after=AWAY_S, hint=hint) from error
             if answer[0] == "OK":
                 return Place(self, keys, name)
             seconds = int(answer[1]) / 1000

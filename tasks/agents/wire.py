@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -14,6 +15,8 @@ from convergio.tasks.agents.failure import Failure
 from convergio.tasks.agents.metering import Call
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.spec import AgentSpec
+
+logger = logging.getLogger(__name__)
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -73,8 +76,12 @@ class Heard:
     async def close(self) -> None:
         """Hangs up, whoever stopped reading."""
         hang_up, self.hang_up = self.hang_up, None
-        if hang_up is not None:
+        if hang_up is None:
+            return
+        try:
             await hang_up()
+        except Exception as error:  # noqa: BLE001  # a connection that is gone is hung up on
+            logger.info("a provider's stream was not closed as it should: %r", error)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

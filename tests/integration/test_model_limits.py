@@ -139,7 +139,7 @@ def test_every_key_ends_by_itself(client: Any) -> None:
     assert all(int(client.pttl(name)) > 0 for name in names)
 
 
-def test_without_redis_nobody_knows_what_the_others_do() -> None:
+def test_without_redis_a_call_waits_as_nobody_knows_what_the_others_do() -> None:
     gone = Quota(redis.Redis(host="127.0.0.1", port=9), "test")
-    with pytest.raises(errors.BoardUnavailable):
+    with pytest.raises(errors.ModelBusy, match="does not answer"):
         asyncio.run(gone.enter(limited(concurrent=1), 1))

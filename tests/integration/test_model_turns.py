@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import random
 import time
 from collections.abc import Iterator, Mapping
@@ -175,6 +176,11 @@ def test_what_is_wrong_with_a_tool_call_is_told_to_the_model_in_every_protocol(
         assert stage.row(ref).state is RunState.SUCCEEDED, stage.row(ref).error
         assert thread(stage, ref)[-1] == ("ann", "A drink, it says.")
         assert len(provider.requests) == len(ledger(stage, ref)) == len(replies) + 1
+        told = [call for message in provider.requests[-1]["messages"] for call in message.get("tool_calls") or ()]
+        arguments = [call["function"]["arguments"] for call in told]
+        assert all(isinstance(json.loads(one), dict) for one in arguments if isinstance(one, str)), (
+            "what is told is JSON"
+        )
     assert [word for word, _ in called] == list(DIALECTS)
 
 
@@ -220,10 +226,10 @@ def test_an_image_is_refused_before_anything_is_paid(stage: Stage, provider: Fai
 
 
 def noise(side: int) -> str:
-    """A picture that cannot be packed."""
+    """A picture that cannot be packed, in a form that AutoGen would not give it."""
     kept = io.BytesIO()
     pixels = random.Random(1).randbytes(3 * side * side)
-    Picture.frombytes("RGB", (side, side), pixels).save(kept, format="PNG")
+    Picture.frombytes("RGB", (side, side), pixels).save(kept, format="JPEG")
     return base64.b64encode(kept.getvalue()).decode()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "promises.md"
 
-RULES = 202
+RULES = 220
 """So many rules are on the page today. Raise it with the page; who takes a rule off has to lower it, and say why."""
 
 
