@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from convergio.graphflow.model import errors
 from convergio.tasks.agents import quota
@@ -140,6 +142,6 @@ def test_every_key_ends_by_itself(client: Any) -> None:
 
 
 def test_without_redis_a_call_waits_as_nobody_knows_what_the_others_do() -> None:
-    gone = Quota(redis.Redis(host="127.0.0.1", port=9), "test")
+    gone = Quota(redis.Redis(host="127.0.0.1", port=9, retry=Retry(NoBackoff(), 0)), "test")
     with pytest.raises(errors.ModelBusy, match="does not answer"):
         asyncio.run(gone.enter(limited(concurrent=1), 1))

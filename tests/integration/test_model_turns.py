@@ -130,13 +130,15 @@ def test_a_turn_that_fails_says_why_and_leaves_the_thread_as_it_was(stage: Stage
 
 
 def test_the_provider_says_when_and_the_turn_waits_so_long(stage: Stage, provider: FailingProvider) -> None:
-    limited = OPENAI.refuses(429, headers={"retry-after": "30"})
+    limited = OPENAI.refuses(429, headers={"retry-after": "600"})
     answers(stage, OPENAI.model(provider), provider, limited, OPENAI.says("Tea, ", "then."))
     ref = stage.submit(talking("ann", turns=1, retry={"max": 2, "backoff": "1s"}), {"x": "tea"})
     stage.answer_all()
-    stage.pass_time(25.0)
+    stage.age(500)
+    stage.pass_time(1.0)
     assert (stage.bells(), len(provider.requests)) == ([], 1)
-    stage.pass_time(10.0)
+    stage.age(100)
+    stage.pass_time(1.0)
     run(stage, ref)
     assert stage.row(ref).state is RunState.SUCCEEDED
     assert thread(stage, ref)[-1] == ("ann", "Tea, then.")
