@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image as Picture
 
 from convergio.graphflow.model import errors
 from convergio.tasks.conversation import image
+from convergio.workers.cli import chat
 
 
 def picture(kind: str = "PNG", size: tuple[int, int] = (3, 2)) -> str:
@@ -55,3 +57,9 @@ def test_a_message_of_ten_megabytes_is_refused() -> None:
     image.check_length("x" * image.LONGEST_MESSAGE)
     with pytest.raises(errors.MessageTooLarge, match="10000000 characters"):
         image.check_length("x" * 10_000_000)
+
+
+def test_a_file_that_chat_is_given_is_what_it_is_whatever_its_name_says(tmp_path: Path) -> None:
+    path = tmp_path / "seen.txt"
+    path.write_bytes(base64.b64decode(picture("WEBP")))
+    assert image.images_of([chat._image(path)]) == [{"media_type": "image/webp", "data": picture("WEBP")}]
