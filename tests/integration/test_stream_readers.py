@@ -120,6 +120,19 @@ def test_a_turn_that_nobody_could_hear_is_told_from_the_thread_before_its_outcom
     assert read(stage, ref, after=events[retold[1]].id) == events[retold[1] :], "it is told to who was stopped after it"
 
 
+def test_a_snapshot_waits_for_a_turn_that_has_ended_and_is_not_in_sql_yet(stage: Stage) -> None:
+    ref = stage.submit(talking(agent("ann", "one"), agent("bob", "two"), stop={"turns": 2}), {"x": "it"})
+    stage.answer_one()
+    every = read(stage, ref)
+    stage.client.xtrim(stage.keys.feed(ref), maxlen=0, approximate=False)
+    assert read(stage, ref, after=every[1].id) == []
+    stage.journal()
+    behind = read(stage, ref, after=every[1].id)
+    assert [one["content"] for one in messages(behind)] == ["Plan it", "one"]
+    run(stage, ref)
+    assert messages([*behind, *read(stage, ref, after=behind[-1].id)]) == thread(stage, ref)
+
+
 def test_a_turn_is_told_again_before_its_beginning_is_trimmed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voice, "BATCH_S", 0.0)
     monkeypatch.setattr(voice, "RETELL_EVERY", 15)

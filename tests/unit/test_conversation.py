@@ -239,3 +239,8 @@ def test_a_terminal_is_shown_of_a_snapshot_what_it_does_not_have() -> None:
         talk.tell(event("MESSAGES_SNAPSHOT", messages=[said(0, "one two"), said(1, "three")]))
         talk.tell(event("CUSTOM", name="turn.messages", value={"messages": [said(0, "one two"), said(1, "three")]}))
         assert "".join(shown) == "ann: one two\nann: three\n"
+        talk.tell(event("TEXT_MESSAGE_START", messageId="talk.1.2", role="assistant", name="ann"))
+        talk.tell(event("TEXT_MESSAGE_CONTENT", messageId="talk.1.2", delta="void"))
+        talk.tell(event("step.failed"))
+        talk.tell(Event(id="1-2", type="MESSAGES_SNAPSHOT", data={"messages": [said(3, "four")]}))
+        assert shown[-1].endswith("four\n") or shown[-2:] == ["four", "\n"]
