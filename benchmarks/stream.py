@@ -139,10 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="nothing but the result on stdout (it is JSON anyway)")
     options = parser.parse_args(argv)
     pace = provider.Pace(first_s=0.02, chunks=8, gap_s=0.01) if options.quick else provider.Pace()
-    sizes = (2, 2) if options.quick else (options.conversations, options.turns)
-    found = measure(*sizes, pace)
+    conversations, turns = int(options.conversations), int(options.turns)
+    if options.quick:
+        conversations, turns = 2, 2
+    found = measure(conversations, turns, pace)
     good = found["first_token_ms_p50"] <= options.bound
-    print(json.dumps({"bench": "stream", "conversations": sizes[0], **found, "bound_ms": options.bound, "ok": good}))
+    print(
+        json.dumps({"bench": "stream", "conversations": conversations, **found, "bound_ms": options.bound, "ok": good})
+    )
     return 0 if good else 1
 
 
