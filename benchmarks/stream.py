@@ -75,7 +75,7 @@ def batch(stack: ours.Ours, conversations: int, turns: int) -> tuple[list[RunRow
     """So many conversations at once, each with a reader."""
     url, runs = stack.settings.redis_url, [stack.submit(talking(turns)) for _ in range(conversations)]
     with ThreadPoolExecutor(conversations) as readers:
-        found = [turn for read_turns in readers.map(lambda run: read(url, run), runs) for turn in read_turns]
+        found = [turn for heard in readers.map(read, [url] * conversations, runs) for turn in heard]
     stack.wait_journaled(runs)
     return runs, found
 
@@ -131,7 +131,7 @@ def measure(conversations: int, turns: int, pace: provider.Pace) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="convergio bench stream", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="convergio bench stream", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--conversations", type=int, default=4, help="at once")
     parser.add_argument("--turns", type=int, default=12, help="of each conversation")
     parser.add_argument("--quick", action="store_true", help="a few short turns: figures that are only shown to exist")
