@@ -75,7 +75,7 @@ def batch(stack: ours.Ours, conversations: int, turns: int) -> tuple[list[RunRow
     """So many conversations at once, each with a reader."""
     url, runs = stack.settings.redis_url, [stack.submit(talking(turns)) for _ in range(conversations)]
     with ThreadPoolExecutor(conversations) as readers:
-        found = [turn for read_turns in readers.map(lambda run: read(url, run), runs) for turn in read_turns]
+        found = [turn for heard in readers.map(read, [url] * conversations, runs) for turn in heard]
     stack.wait_journaled(runs)
     return runs, found
 
@@ -131,7 +131,7 @@ def measure(conversations: int, turns: int, pace: provider.Pace) -> dict[str, An
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
-    parser = argparse.ArgumentParser(prog="convergio bench stream", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="convergio bench stream", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--conversations", type=int, default=4, help="at once")
     parser.add_argument("--turns", type=int, default=12, help="of each conversation")
     parser.add_argument("--quick", action="store_true", help="a few short turns: figures that are only shown to exist")
@@ -139,10 +139,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="nothing but the result on stdout (it is JSON anyway)")
     options = parser.parse_args(argv)
     pace = provider.Pace(first_s=0.02, chunks=8, gap_s=0.01) if options.quick else provider.Pace()
-    sizes = (2, 2) if options.quick else (options.conversations, options.turns)
-    found = measure(*sizes, pace)
+    conversations, turns = int(options.conversations), int(options.turns)
+    if options.quick:
+        conversations, turns = 2, 2
+    found = measure(conversations, turns, pace)
     good = found["first_token_ms_p50"] <= options.bound
-    print(json.dumps({"bench": "stream", "conversations": sizes[0], **found, "bound_ms": options.bound, "ok": good}))
+    print(
+        json.dumps({"bench": "stream", "conversations": conversations, **found, "bound_ms": options.bound, "ok": good})
+    )
     return 0 if good else 1
 
 

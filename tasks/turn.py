@@ -258,7 +258,7 @@ async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: Tur
                 stop = {"by": "policy", "said": following.reason}
             elif following.speaker == HUMAN:
                 stop = {"by": "handoff", "to": HUMAN}
-        claim.owe(_pace(claim, ground, facts, voice))
+    claim.owe(_pace(claim, ground, facts, voice))
     return Spoken(parts=parts, stop=stop, following=following, asked=ground.asked + asked)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, cast
 
@@ -160,7 +160,8 @@ class Feed:
 
     def _words(self, epoch: int) -> Mapping[str, fields.Word]:
         found = self._client.hscan_iter(self._run(epoch), match="s:*", count=GROUP)
-        return {name[2:]: fields.Word.parse(text) for name, text in found}
+        words = cast("Iterator[tuple[str, str]]", found)
+        return {name[2:]: fields.Word.parse(text) for name, text in words}
 
     def _after_all(self, epoch: int, last: int) -> Sequence[Event] | None:
         """For who has read all of a run that has ended."""

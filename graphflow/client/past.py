@@ -44,7 +44,10 @@ class Past:
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Past:
         """The inverse of `as_dict`."""
-        turns = [Turn(**{**one, "at": _position(one["at"])}) for one in facts["turns"]]
+        turns = [
+            Turn(step=one["step"], iteration=one["iteration"], at=_position(one["at"]), messages=list(one["messages"]))
+            for one in facts["turns"]
+        ]
         return cls(turns=turns, last=None if facts["last"] is None else _position(facts["last"]))
 
 

@@ -8,6 +8,7 @@ iteration of its step: 0 is the first. Of a turn that another run made, and this
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -102,7 +103,8 @@ def said(database: Database, tenant: str, run: str, step: str, first: int, end: 
     Bodies may be references to blobs.
     """
     with database.read() as connection:
-        rows = connection.execute(_SAID, {"tenant": tenant, "run": run, "step": step, "first": first, "end": end}).all()
+        given = {"tenant": tenant, "run": run, "step": step, "first": first, "end": end}
+        rows: Sequence[Any] = connection.execute(_SAID, given).all()
     return [
         Message(iteration=row[0], seq=row[1], kind=Kind(row[2]), source=row[3], body=json.loads(row[4]), at_ms=row[5])
         for row in rows

@@ -63,3 +63,16 @@ def test_what_a_turn_costs_is_measured_on_two_workers() -> None:
     assert all(result[name] > 0 for name in TURN_FIELDS)
     assert all(result["slow"][name] > 0 for name in ("overhead_ms_p50", "cpu_ms_per_turn", "rss_over_imports_mb"))
     assert result["ok"] is not bool(result["failed"]), "what it says is what it found, whatever that is here"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_the_streams_benchmark_measures_from_the_provider_to_a_reader_and_fails_above_its_bound() -> None:
+    command = [sys.executable, "-m", "convergio.benchmarks.stream", "--quick", "--bound", "0.001"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stderr[-3000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["turns"] == 4
+    names = ("first_token", "chunk", "chunk_gap", "first_told", "bare_first_token", "bare_chunk")
+    assert all(0 < result[f"{name}_ms_p50"] <= result[f"{name}_ms_p99"] for name in names)
+    assert result["tokens_per_s"] > 0

@@ -5,6 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import redis
+
+from convergio.graphflow import Client
+from convergio.graphflow.client.transcript import Transcript
 from tests.acceptance.town import Place
 
 TEAM = """
@@ -30,3 +34,27 @@ def test_a_team_talks_and_goes_on_where_it_was_days_later(town: Place, tmp_path:
     assert words == "{'not': 'so'} APPROVED"
     assert [event["type"] for event in events].count("run.finished") == 1
     assert town.cli("chat", "--resume", "Go on").returncode == 2
+    assert watched(town, run) == ["we begin", "{'not': 'so'} APPROVED"]
+
+
+def watched(town: Place, run: str) -> list[str]:
+    """What readers have of an ended conversation: from its start, from behind any event, and when only SQL has it."""
+    every = [json.loads(line) for line in town.ok("runs", "watch", run, "--json").splitlines()]
+    middle = every[len(every) // 2]["id"]
+    behind = town.ok("runs", "watch", run, "--from", middle, "--json").splitlines()
+    assert [json.loads(line) for line in behind] == every[len(every) // 2 + 1 :]
+    speed = town.json("runs", "show", run)
+    assert [(one["step"], one["turns"]) for one in speed["conversations"]] == [("talk", 2)]
+    assert [row["speaker"] for row in speed["paces"]] == ["ann", "bob"]
+    with redis.Redis.from_url(town.redis_url, decode_responses=True) as client:
+        client.delete(*client.keys(f"convergio:*:default:{run}"), *client.keys(f"convergio:*:default:{run}:feed"))
+    said = town.ok("runs", "watch", run).splitlines()
+    with Client(town.redis_url) as remote:
+        transcript, types = Transcript(), list[str]()
+        for event in remote.run(run).events():
+            transcript.tell(event)
+            types.append(event.type)
+    assert types == ["MESSAGES_SNAPSHOT", "run.finished"]
+    texts = [str(one["content"]) for one in transcript.messages if one["role"] == "assistant"]
+    assert [line.partition(": ")[2] for line in said if line[:3] in ("ann", "bob")] == texts
+    return texts

@@ -107,8 +107,13 @@ def test_who_begins_to_read_on_a_new_board_is_told_where_the_run_is(stage: Engin
     play(stage, ref, "first")
     stage.core.link.client.flushall()
     stage.rebuild()
-    (snapshot,) = told(feed(stage, ref).events(), SNAPSHOT)
-    assert snapshot.data["steps"]["first"]["state"] == "SUCCEEDED"
+    for state in ("READY", "SUCCEEDED"):
+        (snapshot,) = told(feed(stage, ref).events(), SNAPSHOT)
+        steps = {name: facts["state"] for name, facts in snapshot.data["steps"].items()}
+        assert steps == {"first": "SUCCEEDED", "second": state}
+        if state == "READY":
+            play(stage, ref, "second")
+    assert [event.type for event in told(feed(stage, ref).events(snapshot.id), FINISHED)] == [FINISHED]
 
 
 def test_what_was_trimmed_is_told_as_a_snapshot(stage: EngineStage) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.client.past import Past
 from convergio.graphflow.client.transcript import Transcript
 from convergio.graphflow.engine.fork import Fork
+from convergio.graphflow.flow import document
 from convergio.graphflow.journal.rows import ForkKind
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
@@ -67,26 +69,38 @@ def thread(stage: Stage, ref: RunRef) -> list[dict[str, Any]]:
     return [dict(message) for turn in past.turns for message in turn.messages]
 
 
-def test_the_first_words_do_not_wait_for_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model says its second word when the board has the first, and then nothing waits for an hour."""
-    monkeypatch.setattr(voice, "BATCH_S", 3_600.0)
-    heard, speak, said = threading.Event(), board_voice.speak, list[str]()
+@contextmanager
+def word_by_word(told: Callable[[], object] = lambda: None, *, first: int = 1) -> Generator[None]:
+    """The scripted model says each word when the board has the one before, up to its word number `first`. `told` is
+    called whenever something was told."""
+    heard, speak, said = threading.Event(), board_voice.speak, list[float]()
 
     def speaking(*args: Any, **more: Any) -> Any:
         answer = speak(*args, **more)
+        told()
         if any(kind == voice.CONTENT for kind, _ in more["said"]):
             heard.set()
         return answer
 
     async def paced(seconds: float) -> None:
-        said.append("a word")
-        if len(said) > 1:
+        if 0 < len(said) <= first:
             await asyncio.to_thread(heard.wait, 10)
+            heard.clear()
+        said.append(seconds)
 
-    monkeypatch.setattr(board_voice, "speak", speaking)
-    monkeypatch.setattr(autogen_turn, "asyncio", SimpleNamespace(sleep=paced))
+    with (
+        mock.patch.object(board_voice, "speak", speaking),
+        mock.patch.object(autogen_turn, "asyncio", SimpleNamespace(sleep=paced)),
+    ):
+        yield
+
+
+def test_the_first_words_do_not_wait_for_more(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model says its second word when the board has the first, and then nothing waits for an hour."""
+    monkeypatch.setattr(voice, "BATCH_S", 3_600.0)
     ref = stage.submit(talking(agent("ann", {"say": "one two three"}), stop={"turns": 1}), {"x": "it"})
-    run(stage, ref)
+    with word_by_word():
+        run(stage, ref)
     events = read(stage, ref)
     assert [one.data["delta"] for one in events if one.type == voice.CONTENT] == ["one ", "two three"]
     assert messages(events) == thread(stage, ref)
@@ -94,15 +108,18 @@ def test_the_first_words_do_not_wait_for_more(stage: Stage, monkeypatch: pytest.
 
 def test_a_reader_has_what_the_thread_has_tools_thoughts_and_handoffs_included(stage: Stage) -> None:
     thinks = {"say": "let me see", "call": [{"tool": "turns.look_up", "arguments": {"word": "dog"}}]}
-    hands = {"call": [{"tool": "transfer_to_bob", "arguments": {}}]}
-    team = [looking_up(thinks, "so it is"), agent("bob", "well", hands | {"call": [{"tool": "transfer_to_ann"}]})]
-    flow = talking(*team, stop={"turns": 4})
-    ref = stage.submit(flow, {"x": "it"})
+    ann = agent(
+        "ann", thinks, {"call": [{"tool": "transfer_to_bob"}]}, "so it is", tools=["turns.look_up"], handoffs=["bob"]
+    )
+    talk = {"agents": [ann, agent("bob", "well")], "policy": "handoff", "stop": {"turns": 3}}
+    steps = {"talk": {"conversation": talk, "prompt": "Plan it"}}
+    ref = stage.submit(document.parse_document({"workflow": "talking", "version": 1, "steps": steps}))
     run(stage, ref)
     events = read(stage, ref)
     assert messages(events) == thread(stage, ref)
     assert [one.data["whole"] for one in events if one.type == SPOKEN].count(True) >= 2
-    assert {one["role"] for one in messages(events)} == {"user", "assistant", "tool"}
+    assert [one["role"] for one in messages(events)].count("tool") == 2
+    assert any("bob" in one.get("content", "") for one in messages(events) if one["role"] == "assistant")
     for place in range(0, len(events), 7):
         behind = read(stage, ref, after=events[place].id)
         assert messages([*events[: place + 1], *behind]) == thread(stage, ref)
@@ -120,22 +137,33 @@ def test_a_turn_that_nobody_could_hear_is_told_from_the_thread_before_its_outcom
     assert read(stage, ref, after=events[retold[1]].id) == events[retold[1] :], "it is told to who was stopped after it"
 
 
+def test_a_snapshot_waits_for_a_turn_that_has_ended_and_is_not_in_sql_yet(stage: Stage) -> None:
+    ref = stage.submit(talking(agent("ann", "one"), agent("bob", "two"), stop={"turns": 2}), {"x": "it"})
+    stage.answer_one()
+    every = read(stage, ref)
+    stage.client.xtrim(stage.keys.feed(ref), maxlen=0, approximate=False)
+    assert read(stage, ref, after=every[1].id) == []
+    stage.journal()
+    behind = read(stage, ref, after=every[1].id)
+    assert [one["content"] for one in messages(behind)] == ["Plan it", "one"]
+    run(stage, ref)
+    assert messages([*behind, *read(stage, ref, after=behind[-1].id)]) == thread(stage, ref)
+
+
 def test_a_turn_is_told_again_before_its_beginning_is_trimmed(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(voice, "BATCH_S", 0.0)
     monkeypatch.setattr(voice, "RETELL_EVERY", 15)
-    ref = stage.submit(talking(agent("ann", {"say": WORDS, "pace": 0.001}), stop={"turns": 1}), {"x": "it"})
-    speak, begun = board_voice.speak, list[tuple[list[Event], str]]()
+    ref = stage.submit(talking(agent("ann", WORDS), stop={"turns": 1}), {"x": "it"})
+    begun: list[tuple[list[Event], str]] = []
 
-    def speaking(*args: Any, **more: Any) -> Any:
-        said = speak(*args, **more)
+    def told() -> None:
         stage.client.xtrim(stage.keys.feed(ref), maxlen=30, approximate=False)
         events = read(stage, ref)
         begun.append((events, events[-1].id))
-        return said
 
-    with mock.patch.object(board_voice, "speak", speaking):
+    with word_by_word(told, first=len(WORDS)):
         run(stage, ref)
-    assert len(begun) > 30
+    assert len(begun) > len(WORDS.split())
     assert begun[-1][0][0].type == MESSAGES, "it begins where the stream is trimmed"
     for events, last in begun:
         assert messages([*events, *read(stage, ref, after=last)]) == thread(stage, ref)

@@ -16,7 +16,7 @@ import pytest
 import sqlalchemy as sa
 
 from convergio.graphflow.board.voice import speak
-from convergio.graphflow.client.event import Event
+from convergio.graphflow.client.event import RESTARTED, Event
 from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.flow import document
@@ -28,7 +28,7 @@ from convergio.tasks.agents import tables as agent_tables
 from convergio.tasks.agents.tables import model_calls
 from convergio.tasks.conversation import tables
 from convergio.tasks.conversation.thread import Kind, heard_by
-from convergio.tasks.conversation.voice import CONTENT, RESTARTED
+from convergio.tasks.conversation.voice import CONTENT
 from convergio.tasks.tools.tool import tool
 from tests.integration.engine_rig import QUIET, Stage, Worker, stage_on
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from convergio.graphflow.client.event import FINISHED, RESET, Event
+from convergio.graphflow.client.event import FINISHED, RESET, RESTARTED, Event
 from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.flow import document
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.conversation import tables
-from convergio.tasks.conversation.voice import CONTENT, RESTARTED
+from convergio.tasks.conversation.voice import CONTENT
 from tests.integration.engine_bodies import in_order
 from tests.integration.engine_rig import QUIET
 from tests.integration.test_engine_workers import Crew, crew

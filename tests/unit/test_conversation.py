@@ -24,10 +24,11 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.workflow import OnMax
 from convergio.tasks.agents import replies
 from convergio.tasks.agents.roster import Roster
-from convergio.tasks.conversation import course, migrations, review, tables
+from convergio.tasks.conversation import course, migrations, pace, review, tables
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.tools.tool import Tools
+from convergio.workers.cli import picture
 from convergio.workers.cli.talk import Talk
 
 
@@ -239,3 +240,25 @@ def test_a_terminal_is_shown_of_a_snapshot_what_it_does_not_have() -> None:
         talk.tell(event("MESSAGES_SNAPSHOT", messages=[said(0, "one two"), said(1, "three")]))
         talk.tell(event("CUSTOM", name="turn.messages", value={"messages": [said(0, "one two"), said(1, "three")]}))
         assert "".join(shown) == "ann: one two\nann: three\n"
+        talk.tell(event("TEXT_MESSAGE_START", messageId="talk.1.2", role="assistant", name="ann"))
+        talk.tell(event("TEXT_MESSAGE_CONTENT", messageId="talk.1.2", delta="void"))
+        talk.tell(event("step.failed"))
+        talk.tell(Event(id="1-2", type="MESSAGES_SNAPSHOT", data={"messages": [said(3, "four")]}))
+        assert shown[-1].endswith("four\n") or shown[-2:] == ["four", "\n"]
+
+
+def test_how_fast_a_conversation_was_is_said_in_a_line() -> None:
+    row = {
+        "step": "talk",
+        "first_token_us": 310_000,
+        "first_told_us": 2_000,
+        "gap_p50_us": 20_000,
+        "gap_max_us": 30_000,
+    }
+    row |= {"chunks": 3, "output_tokens": 8, "streamed_us": 200_000, "overhead_us": 11_000}
+    silent = row | {"first_token_us": None, "first_told_us": None, "streamed_us": 0, "overhead_us": 13_000}
+    (tempo,) = pace.tempos([row, silent])
+    assert picture.tempo(tempo) == (
+        "talk: 2 turns, first words after 310 ms and 2 ms to readers, 40 tokens/s, 12 ms a turn beside models and tools"
+    )
+    assert picture.tempo(pace.tempos([silent])[0]) == "talk: 1 turn, 13 ms a turn beside models and tools"

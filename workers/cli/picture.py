@@ -88,7 +88,7 @@ def turns(step: StepView) -> str:
 
 def tempo(one: Tempo) -> str:
     """`talk: 4 turns, first words after 310 ms and 4 ms to readers, 42 tokens/s, 11 ms a turn beside all that`"""
-    parts = [f"{one.turns} turns"]
+    parts = [f"{one.turns} turn{'s' * (one.turns != 1)}"]
     if one.first_token_ms is not None:
         parts.append(f"first words after {one.first_token_ms:.0f} ms and {one.first_told_ms or 0:.0f} ms to readers")
     if one.tokens_per_s is not None:

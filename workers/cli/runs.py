@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,9 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
 
     view = session.inquiry.view(session.ref(run))
     talked = any(step.kind is StepKind.CONVERSATION for step in view.steps.values())
-    paces = session.archive.paces(session.settings.tenant, view.id) if talked else []
+    paces: Sequence[Mapping[str, Any]] = ()
+    if talked:
+        paces = session.archive.paces(session.settings.tenant, view.id)
     tempos = pace.tempos(paces)
     if json_wanted:
         heard = {"conversations": [asdict(one) for one in tempos], "paces": paces} if talked else {}

@@ -80,9 +80,10 @@ class Talk:
         if self._now and self._piece is not None:
             self._line("")
         elif self._now and keep:
-            message = next(one for one in self._said.messages if one["id"] == self._now)
-            self._line(f"{message['name']}: {message['content']}")
-            self._shown[self._now] = len(message["content"])
+            said = next((one for one in self._said.messages if one["id"] == self._now), None)
+            if said is not None:  # else it has been taken back since
+                self._line(f"{said['name']}: {said['content']}")
+                self._shown[self._now] = len(said["content"])
         self._now = ""
 
 
