@@ -19,6 +19,8 @@ HARD_WORDS: Final = 60
 HARD_ITEMS: Final = 8
 FAST_SECONDS: Final = 2.0
 IDLE: Final = 1.0
+KIN: Final = 0.6
+"""What it counts that a colleague of the same domains has nothing to do now."""
 FAILED: Final = 0.15
 OPEN_ITEMS: Final = 8
 """How many open items are looked at beyond the one in focus."""
@@ -187,5 +189,6 @@ def _refusal(scene: Scene) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in scene.context.names:
         refused = (focus.refused.get(name, 0.0) + FAILED * focus.failed[name]) if focus is not None else 0.0
-        found[name] = max(IDLE if name in idle else 0.0, 1.0 - 0.3**refused)
+        near = max((share for other, share in scene.agenda.knowledge.near(name).items() if other in idle), default=0.0)
+        found[name] = max(IDLE if name in idle else KIN * near, 1.0 - 0.3**refused)
     return found
