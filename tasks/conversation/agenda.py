@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final
 
-from convergio.tasks.conversation.floor import USER, SelectionContext, Utterance
+from convergio.tasks.conversation.floor import USER, Candidate, Utterance
 from convergio.tasks.conversation.knowledge import Knowledge
 from convergio.tasks.conversation.reading import Message, Reader, Sentence
 
@@ -34,7 +34,7 @@ REPORTS: Final = frozenset(("done", "failed", "waiting", "again", "declined"))
 NAMES: Final = re.compile(r"[\w-]+")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Item:
     """Something that was asked for: its words, when last, and who failed at it or refused it."""
 
@@ -55,8 +55,8 @@ class Item:
 class Agenda:
     """The thread, read from its first message to its last."""
 
-    def __init__(self, context: SelectionContext, reader: Reader, window: int) -> None:
-        self.knowledge = Knowledge(context.candidates, reader)
+    def __init__(self, candidates: tuple[Candidate, ...], reader: Reader) -> None:
+        self.knowledge = Knowledge(candidates, reader)
         self.items: list[Item] = []
         self.helped: Counter[str] = Counter()
         self.spoke: Counter[str] = Counter()
@@ -65,11 +65,9 @@ class Agenda:
         self.idle: set[str] = set()
         self.retrying: str | None = None
         self.closing = False
-        self._names = frozenset(context.names)
+        self._reader = reader
+        self._names = frozenset(self.knowledge.names)
         self._named: str | None = None
-        thread = context.thread
-        for said in thread if len(thread) <= window else (thread[0], *thread[-window:]):
-            self._hear(said, reader.read(said.text, self._names))
 
     @property
     def named(self) -> str | None:
@@ -88,7 +86,9 @@ class Agenda:
         """What nobody knows a word of comes last: mostly it is no request."""
         return not self.knowledge.known(item.words), item.later, -item.asked, item.place
 
-    def _hear(self, said: Utterance, message: Message) -> None:
+    def hear(self, said: Utterance) -> None:
+        """The next message of the thread."""
+        message = self._reader.read(said.text, self._names)
         self.closing = message.closing
         for sentence in message.sentences:
             self.knowledge.heard(sentence.words)

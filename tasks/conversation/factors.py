@@ -8,6 +8,7 @@ from typing import Final
 
 from convergio.tasks.conversation.agenda import Agenda
 from convergio.tasks.conversation.floor import Candidate, SelectionContext
+from convergio.tasks.conversation.minutes import Minutes
 from convergio.tasks.conversation.reading import Message, Reader
 from convergio.tasks.conversation.tuning import Tuning
 
@@ -42,7 +43,7 @@ class Scene:
     """Who spoke, the latest first."""
 
     @classmethod
-    def of(cls, context: SelectionContext, tuning: Tuning, reader: Reader) -> Scene:
+    def of(cls, context: SelectionContext, tuning: Tuning, reader: Reader, minutes: Minutes | None = None) -> Scene:
         """The thread as it is now."""
         names = frozenset(context.names)
         first, last = (reader.read(context.thread[place].text if context.thread else "") for place in (0, -1))
@@ -50,7 +51,7 @@ class Scene:
             context=context,
             tuning=tuning,
             reader=reader,
-            agenda=Agenda(context, reader, tuning.window),
+            agenda=(minutes or Minutes(reader, tuning.window)).of(context),
             last=last,
             together=first.together or last.together,
             speakers=tuple(said.speaker for said in reversed(context.thread) if said.speaker in names),

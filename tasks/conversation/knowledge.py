@@ -42,6 +42,7 @@ class Knowledge:
         """In how many items each word is: what is in many tells little."""
         described, self._owners, self._colleagues = _described(candidates, reader)
         self._of: dict[str, Shares] = dict(described)
+        self._telling = {word for word, fields in self._owners.items() if fields == 1}
         self._beside: dict[str, dict[str, float]] = {}
 
     def learn(self, name: str, words: Words) -> None:
@@ -51,6 +52,8 @@ class Knowledge:
             if name not in known:
                 added = {other: LEARNED * share for other, share in self._colleagues[name].items()}
                 self._of[word] = {**added, **known, name: LEARNED}
+                if word not in self._owners:
+                    self._telling.add(word)
 
     def heard(self, words: frozenset[str]) -> None:
         """These words stood together in a sentence."""
@@ -69,11 +72,11 @@ class Knowledge:
 
     def known(self, words: Words) -> bool:
         """Whether any of these belongs to one field alone."""
-        return any(word in self._of and self._owners.get(word, 1) == 1 for word in words)
+        return not self._telling.isdisjoint(words)
 
     def shared(self, name: str, words: frozenset[str]) -> tuple[set[str], set[str]]:
         """Of these words those of this agent, and those of others only; words of several fields are nobody's."""
-        told = {word for word in words if word in self._of and self._owners.get(word, 1) == 1}
+        told = self._telling & words
         mine = {word for word in told if name in self._of[word]}
         return mine, told - mine
 
