@@ -24,11 +24,11 @@ FIELD: Final = 0.7
 ENDINGS: Final = ("ings", "ing", "ies", "ed", "es", "s", "y", "e")
 COMMON_WORDS: Final = """
 a about after again all also am an and any anyone are as at be been before but by can cannot charge could did do does
-done every expert finished first following for from get give had has have he her here him his how i if in into is it its just know
-let look looks make may me more must my need needs new next no not now of off on one only open or our out over please
-put ready responsible result see she should so some somebody someone still than that the their them then there these
-they thing things this those to too under up us use was we well were what when where which while who whom whose why
-will with without would yet you your
+done every expert finished first following for from get give had has have he her here him his how i if in into is it
+its just know let look looks make may me more must my need needs new next no not now of off on one only open or our
+out over please put ready responsible result see she should so some somebody someone still than that the their them
+then there these they thing things this those to too under up us use was we well were what when where which while who
+whom whose why will with without would yet you your
 """
 COMMON: Final = frozenset(COMMON_WORDS.split())
 """Words that say nothing about a field of work."""

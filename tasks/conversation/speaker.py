@@ -34,9 +34,10 @@ ATTEMPTS: Final = 3
 """So often a model is asked that names nobody, or more than one."""
 
 
-V2 = True
-SURE: Final = 0.4
-"""What a candidate's words fit from when on its field is known."""
+SURE: Final = 0.55
+CERTAIN: Final = 0.02
+"""How well the first one's words have to fit so that its field is known: of epsilon, that share is left then, and where
+nothing is open."""
 
 
 class Policy(Protocol):
@@ -128,12 +129,17 @@ class Scored:
         )
 
     def _close(
-        self, scene: Scene, ranked: Sequence[str], totals: Mapping[str, float], scores: Mapping[str, Mapping[str, float]]
+        self,
+        scene: Scene,
+        ranked: Sequence[str],
+        totals: Mapping[str, float],
+        scores: Mapping[str, Mapping[str, float]],
     ) -> list[str]:
-        """About whom a model is asked: nobody where nothing is open, or the first is known to be of the field."""
-        if not scene.agenda.open() or (V2 and scores[ranked[0]].get("expertise", 0.0) >= SURE):
-            return []
-        close = [name for name in ranked if totals[ranked[0]] - totals[name] < self._tuning.epsilon]
+        """About whom a model is asked: those within epsilon, where a model may know more than the words tell."""
+        first = ranked[0]
+        sure = not scene.agenda.open() or scores[first].get("expertise", 0.0) >= SURE
+        epsilon = self._tuning.epsilon * (CERTAIN if sure else 1.0)
+        close = [name for name in ranked if totals[first] - totals[name] < epsilon]
         return close if len(close) > 1 else []
 
     def _reason(self, values: Mapping[str, float]) -> str:

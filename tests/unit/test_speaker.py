@@ -123,6 +123,54 @@ def test_what_has_to_wait_comes_after_what_it_waits_for() -> None:
     assert speaker.select(context(task, waits)).speaker == "amy"
 
 
+def test_a_word_belongs_to_whose_words_it_stood_beside() -> None:
+    """Nobody is described with invoices; they were mentioned beside the budget."""
+    said = ("user", "Please check invoices against the budget. Please draft the poster.")
+    moment = context(said, ("amy", "The budget is done."), ("sara", "Next we need the invoices."), team=TEAM[::-1])
+    assert values(moment)["amy"]["expertise"] > max(values(moment)[name]["expertise"] for name in ("luca", "sara"))
+    assert Scored(TUNING)(moment).speaker == "amy"
+
+
+def test_colleagues_share_their_words_and_what_they_cannot_do_now() -> None:
+    ben = Candidate(name="ben", domains=("finance",))
+    asked = context(("user", "We need to check the margin."), team=(SARA, LUCA, ben, AMY))
+    assert values(asked)["amy"]["expertise"] > values(asked)["ben"]["expertise"] > values(asked)["luca"]["expertise"]
+    refused = context(("user", "We need a poster."), ("amy", "That is not my field."), team=(SARA, LUCA, ben, AMY))
+    assert values(refused)["amy"]["refusal"] > values(refused)["ben"]["refusal"] > values(refused)["luca"]["refusal"]
+
+
+def test_a_name_is_no_word_of_what_is_asked_for() -> None:
+    desk = Candidate(name="budget_desk", description="Keeps the calendar.")
+    moment = context(("user", "We need to check the layout."), ("amy", "budget_desk knows. It is about the layout."))
+    with_desk = replace(moment, candidates=(*TEAM, desk))
+    assert values(with_desk)["budget_desk"]["expertise"] == 0
+
+
+def test_what_waits_waits_until_what_it_waits_for_is_done() -> None:
+    said = [
+        ("user", "We need to draft the budget. We need to check the encryption. We need to plan the layout."),
+        ("luca", "I cannot check the encryption before somebody drafts the budget."),
+        ("sara", "I did it: the layout is planned."),
+    ]
+    assert Scored(TUNING)(context(*said)).speaker == "amy"
+    assert Scored(TUNING)(context(*said, ("amy", "The budget is done."))).speaker == "luca"
+
+
+@pytest.mark.parametrize("window", [4, 40])
+def test_an_agenda_kept_at_hand_is_the_one_that_a_fresh_reading_makes(window: int) -> None:
+    """Also of a fork, of a thread that was taken up late, and behind the window."""
+    tuned = TUNING.model_copy(update={"window": window})
+    lines = ["The budget and its margin are done.", "I cannot help here.", "Next we need the layout.", "luca, yours."]
+    said = [("user", "We need a budget. We need the layout. Please check threats.")]
+    said += [(TEAM[(turn * 2) % 3].name, lines[(turn * 7) % 4]) for turn in range(30)]
+    kept = Scored(tuned)
+    forked = [*said[:9], ("sara", "The layout is done."), *said[9:15]]
+    for thread in ([said[:end] for end in range(1, 31)], [said[:9], forked[:10], forked, said[:12]]):
+        for part in thread:
+            moment = context(*part)
+            assert kept(moment) == Scored(tuned)(moment)
+
+
 def test_a_name_counts_less_after_names_were_wrong() -> None:
     right = context(PLAIN, ("amy", "sara, this is yours."))
     wrong = context(PLAIN, ("amy", "sara, this is yours."), ("sara", "Not my field. luca, this is yours."))
@@ -158,7 +206,7 @@ def test_a_model_is_asked_only_when_it_is_close() -> None:
         asked.append(names)
         return f"I would say {names[-1]}."
 
-    close = Scored(TUNING.model_copy(update={"epsilon": 10.0}), ask)
+    close = Scored(TUNING.model_copy(update={"epsilon": 100.0}), ask)
     clear = Scored(TUNING.model_copy(update={"epsilon": 0.01}), ask)
     moment = context(("user", "We need to check the encryption."))
     assert clear(moment).speaker == "luca"
@@ -167,6 +215,16 @@ def test_a_model_is_asked_only_when_it_is_close() -> None:
     assert found.asked
     assert len(asked) == 1
     assert found.speaker == asked[0][-1]
+
+
+def test_a_model_is_asked_rather_where_nobodys_words_fit() -> None:
+    some = TUNING.model_copy(update={"epsilon": 2.0})
+    known, strange = (
+        Scored(some, answering("sara"))(context(("user", f"We need to check the {what}.")))
+        for what in ("encryption", "greenhouse")
+    )
+    assert (known.speaker, known.asked) == ("luca", False)
+    assert (strange.speaker, strange.asked) == ("sara", True)
 
 
 def answering(answer: str) -> speaker.Ask:
