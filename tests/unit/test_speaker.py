@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -322,6 +323,29 @@ def test_turns_are_compared_with_a_measured_round_robin_and_losses_count() -> No
     assert kind.reduction(30, measured) == -0.5
     assert kind.reduction(10, tuning.Kind()) is None
     assert all(one.baseline for one in TUNING.kinds.values())
+
+
+def test_savings_are_means_by_type_and_policy() -> None:
+    def ended(type_: str, turns: int, policy: str | None) -> dict[str, Any]:
+        return {"type": type_, "turns": turns, "first": None if policy is None else json.dumps({"policy": policy})}
+
+    kinds = {"simple_query": tuning.Kind(baseline=6.0), "strategy": tuning.Kind(baseline=20.0)}
+    found = kind.savings(
+        [
+            ended("strategy", 10, "scored"),
+            ended("strategy", 20, "scored"),
+            ended("strategy", 30, "round_robin"),
+            ended("simple_query", 3, None),
+            ended("of_before", 3, "scored"),
+        ],
+        kinds,
+    )
+    assert [(one.type, one.policy, one.conversations, one.turns, one.saved) for one in found] == [
+        ("simple_query", "?", 1, 3.0, 0.5),
+        ("strategy", "round_robin", 1, 30.0, -0.5),
+        ("strategy", "scored", 2, 15.0, 0.25),
+        ("of_before", "scored", 1, 3.0, None),
+    ]
 
 
 @pytest.mark.parametrize(
