@@ -9,12 +9,14 @@ Bounds: against the best baseline (neither ours nor the oracle) the lower end of
 saved is 0.10 or more, success is at most 2 points lower, and a choice among 14 to 17 agents takes less than 1 ms of
 processor time (median). The last line on stdout is one JSON object; exit code 1 if a bound fails. `losses` names the
 families in which some baseline needs fewer turns than ours; `stopping` says what the stop candidate would have done,
-apart from everything else.
+apart from everything else; `asking` is `scored` with the simulated model to ask (`llm_style`, with its errors) where
+candidates are closer than epsilon and nobody's words fit: with the calls that takes, beside one a turn of `llm_style`.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import random
 import time
@@ -27,10 +29,10 @@ from typing import Any, Final
 from convergio.benchmarks import vocabulary
 from convergio.benchmarks.engine import quantile
 from convergio.benchmarks.errands import FAMILIES, Errand, errands
-from convergio.benchmarks.selectors import BASELINES, ORACLE, READERS, Selector, oracle
+from convergio.benchmarks.selectors import BASELINES, ORACLE, READERS, Reader, Selector, oracle
 from convergio.benchmarks.talk import Talk, words_of
 from convergio.tasks.conversation import tuning
-from convergio.tasks.conversation.floor import STOP
+from convergio.tasks.conversation.floor import STOP, SelectionContext
 from convergio.tasks.conversation.speaker import Scored
 
 TRAINING_SEEDS: Final = (1, 5)
@@ -45,6 +47,7 @@ POINTS: Final = 0.02
 SELECT_MS: Final = 1.0
 LARGE_TEAM: Final = 14
 OURS: Final = "scored"
+ASKING: Final = "scored_asking"
 STOPPING_TASKS: Final = 10 * len(FAMILIES)
 
 
@@ -106,6 +109,60 @@ def reduction(ours: Sequence[Outcome], theirs: Sequence[Outcome]) -> tuple[float
 
 def _share(pairs: Sequence[tuple[int, int]]) -> float:
     return 1 - sum(mine for mine, _ in pairs) / sum(other for _, other in pairs)
+
+
+class Asking:
+    """Our policy with the simulated model to ask about those that it cannot tell apart. `calls`: how often it was."""
+
+    def __init__(self, tuning_: tuning.Tuning) -> None:
+        self.calls = 0
+        self._talk: Talk | None = None
+        self._scored = Scored(tuning_, self._ask)
+        self._model = Reader()
+
+    def __call__(self, talk: Talk) -> str:
+        """Its choice for the next turn."""
+        self._talk = talk
+        return self._scored(talk.view()).speaker
+
+    def _ask(self, _context: SelectionContext, names: Sequence[str]) -> str:
+        """The model is offered these names only."""
+        assert self._talk is not None, "a model is asked while a choice is made"
+        self.calls += 1
+        talk = copy.copy(self._talk)
+        offered = tuple(agent for agent in talk.errand.agents if agent.face.name in names)
+        talk.errand = replace(talk.errand, agents=offered)
+        return self._model(talk)
+
+
+def asked(outcomes: Mapping[str, Sequence[Outcome]], calls: int) -> dict[str, float]:
+    """What asking gives, and takes: against the best baseline, and in calls of the model."""
+    ours, theirs = outcomes[ASKING], outcomes[best_baseline(outcomes)]
+    share, low, high = reduction(ours, theirs)
+    return {
+        "turn_reduction": round(share, 4),
+        "turn_reduction_ci_low": round(low, 4),
+        "turn_reduction_ci_high": round(high, 4),
+        "success": fmean(one.solved for one in ours),
+        "calls_per_turn": round(calls / sum(one.turns for one in ours), 4),
+        "calls_per_conversation": round(calls / len(ours), 3),
+    }
+
+
+def cold_ms(tuning_: tuning.Tuning, errand_list: Iterable[Errand], words: vocabulary.Vocabulary) -> float | None:
+    """Processor time of a choice in a large team by a process that has never seen its thread, half-way: the median."""
+    found: list[float] = []
+    for errand in (one for one in errand_list if len(one.agents) >= LARGE_TEAM):
+        talk, ours = Talk(errand=errand, vocabulary=words), Scored(tuning_)
+        while not talk.over:
+            talk.speak(ours(talk.view()).speaker)
+        view = talk.view()
+        half = replace(view, thread=view.thread[: len(view.thread) // 2 + 1])
+        fresh = Scored(tuning_)
+        start = time.thread_time()
+        fresh(half)
+        found.append((time.thread_time() - start) * 1000)
+    return round(quantile(found, 0.5), 3) if found else None
 
 
 def by(key: Callable[[Errand], str], outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, float]]:
@@ -200,15 +257,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     names: Sequence[str] = arguments.vocabulary or (vocabulary.TRAINING if arguments.training else vocabulary.HELD_OUT)
     first, last = arguments.seeds or (TRAINING_SEEDS if arguments.training else HELD_OUT_SEEDS)
-    ours = Scored(tuning.load())
-    selectors: dict[str, Selector] = {**BASELINES, ORACLE: oracle, **READERS, OURS: blind(ours)}
+    ours, asking = Scored(tuning.load()), Asking(tuning.load())
+    selectors: dict[str, Selector] = {**BASELINES, ORACLE: oracle, **READERS, OURS: blind(ours), ASKING: asking}
     words = [vocabulary.load(name) for name in names]
     outcomes = played(selectors, words, range(first, last + 1), arguments.tasks)
     result = {**compared(outcomes), **summary(outcomes)}
     result["losses"] = losses(result["families"])
-    result["stopping"] = stopping(
-        ours, errands(words[0], seed=first, count=min(arguments.tasks, STOPPING_TASKS)), words[0]
-    )
+    result["asking"] = {"epsilon": tuning.load().epsilon, **asked(outcomes, asking.calls)}
+    some = errands(words[0], seed=first, count=min(arguments.tasks, STOPPING_TASKS))
+    result["stopping"] = stopping(ours, some, words[0])
+    result["select_cold_ms_p50_large_teams"] = cold_ms(tuning.load(), some, words[0])
     failed = judged(result)
     head = {"vocabularies": [one.name for one in words], "seeds": [first, last], "tasks": len(outcomes[OURS])}
     print(json.dumps({**head, **result, "failed": failed, "ok": not failed}))

@@ -334,6 +334,7 @@ def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoke
         "continues": None if continues is None else json.dumps(continues),
         "calls": len(ledger),
         **spent,
+        "type": course.type_of(ground.heard[ground.before].text),
     }
     claim.owe({tables.TURNS: [turn]})
     output = {
@@ -344,6 +345,7 @@ def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoke
         "tokens": ground.tokens + tokens,
         "asked": spoken.asked,
         "next": turn["next_speaker"],
+        "type": turn["type"],
         "stop": stop,
         "continues": continues,
     }

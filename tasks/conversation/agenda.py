@@ -8,19 +8,16 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Final
 
-from convergio.tasks.conversation.floor import USER, Candidate, SelectionContext, Utterance
+from convergio.tasks.conversation.floor import USER, Candidate, Utterance
+from convergio.tasks.conversation.knowledge import Knowledge
 from convergio.tasks.conversation.reading import Message, Reader, Sentence
 
 SAME: Final = 0.5
 """Share of the smaller one's words that two sentences share when they are about the same."""
-
-LEARNED: Final = 0.6
-"""What a word counts that an agent reported with, beside 1 for one of its own description."""
 
 FITS: Final = 0.3
 FEW: Final = 8
@@ -31,10 +28,13 @@ UNSURE: Final = 0.7
 
 FORGIVEN: Final = 0.6
 """What is left of a refusal when something else was done since: it may have been too early."""
+REPORTED: Final = 3
+"""Content words of a report, at least."""
+REPORTS: Final = frozenset(("done", "failed", "waiting", "again", "declined"))
 NAMES: Final = re.compile(r"[\w-]+")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Item:
     """Something that was asked for: its words, when last, and who failed at it or refused it."""
 
@@ -42,54 +42,21 @@ class Item:
     place: int
     asked: int = 0
     done: bool = False
-    later: bool = False
+    waits: list[Item] = field(default_factory=list["Item"])
     failed: Counter[str] = field(default_factory=Counter[str])
     refused: dict[str, float] = field(default_factory=dict[str, float])
 
-
-class Knowledge:
-    """Which words belong to whom: description, tools, name and domains, and what was learned in the thread."""
-
-    def __init__(self, candidates: Sequence[Candidate], reader: Reader) -> None:
-        self.of = {candidate.name: dict(reader.known_by(candidate)) for candidate in candidates}
-        self.uses: Counter[str] = Counter()
-        """In how many items each word is: what is in many tells little."""
-        self._owners: Counter[str] = Counter(chain.from_iterable(self.of.values()))
-
-    def learn(self, name: str, words: frozenset[str] | set[str]) -> None:
-        """This agent reported something in these words."""
-        known = self.of[name]
-        for word in words:
-            if word not in known:
-                known[word] = LEARNED
-                self._owners[word] = max(1, self._owners[word])
-
-    def known(self, words: set[str]) -> bool:
-        """Whether any of these belongs to anybody."""
-        return any(self._owners[word] for word in words)
-
-    def shared(self, name: str, words: frozenset[str]) -> tuple[set[str], set[str]]:
-        """Of these words those of this agent, and those of others only."""
-        mine = {word for word in words if word in self.of[name]}
-        return mine, {word for word in words if word not in mine and self._owners[word]}
-
-    def fits(self, words: set[str] | frozenset[str]) -> dict[str, float]:
-        """How well each agent knows these words, 0 to 1: rare words count more, unknown ones not at all."""
-        weights = {word: 1 / (self._owners[word] * max(1, self.uses[word])) for word in words if self._owners[word]}
-        whole = sum(weights.values())
-        if not whole:
-            return dict.fromkeys(self.of, 0.0)
-        return {
-            name: sum(weight * known[word] for word, weight in weights.items() if word in known) / whole
-            for name, known in self.of.items()
-        }
+    @property
+    def later(self) -> bool:
+        """Whether something has to be done before."""
+        return any(not item.done for item in self.waits)
 
 
 class Agenda:
     """The thread, read from its first message to its last."""
 
-    def __init__(self, context: SelectionContext, reader: Reader, window: int) -> None:
-        self.knowledge = Knowledge(context.candidates, reader)
+    def __init__(self, candidates: tuple[Candidate, ...], reader: Reader) -> None:
+        self.knowledge = Knowledge(candidates, reader)
         self.items: list[Item] = []
         self.helped: Counter[str] = Counter()
         self.spoke: Counter[str] = Counter()
@@ -98,11 +65,9 @@ class Agenda:
         self.idle: set[str] = set()
         self.retrying: str | None = None
         self.closing = False
-        self._names = frozenset(context.names)
+        self._reader = reader
+        self._names = frozenset(self.knowledge.names)
         self._named: str | None = None
-        thread = context.thread
-        for said in thread if len(thread) <= window else (thread[0], *thread[-window:]):
-            self._hear(said, reader.read(said.text))
 
     @property
     def named(self) -> str | None:
@@ -121,8 +86,12 @@ class Agenda:
         """What nobody knows a word of comes last: mostly it is no request."""
         return not self.knowledge.known(item.words), item.later, -item.asked, item.place
 
-    def _hear(self, said: Utterance, message: Message) -> None:
+    def hear(self, said: Utterance) -> None:
+        """The next message of the thread."""
+        message = self._reader.read(said.text, self._names)
         self.closing = message.closing
+        for sentence in message.sentences:
+            self.knowledge.heard(sentence.words)
         if said.speaker == USER or said.speaker not in self._names:
             self._named = self._name(said)
             for sentence in message.sentences:
@@ -140,7 +109,7 @@ class Agenda:
     def _answer(self, said: Utterance, message: Message) -> bool:
         """What this turn did to the agenda; whether it helped."""
         who, focus = said.speaker, self.focus()
-        acts = [(self._act(who, sentence), sentence.words) for sentence in message.sentences]
+        acts = self._told([(self._act(who, sentence), sentence.words) for sentence in message.sentences])
         kinds = {act for act, _ in acts}
         self.retrying = who if "failed" in kinds else None
         if "done" in kinds or "again" in kinds:
@@ -151,7 +120,7 @@ class Agenda:
             asked = [self._about(words) for act, words in acts if act == "asking"]
             self._futile(who, focus, asked, declined="declined" in kinds)
         if "waiting" in kinds:
-            self._waits(said, _all(acts, "waiting"))
+            self._waits(said, _all(acts, "waiting"), focus)
         for act, words in acts:
             if act in ("asking", "again"):
                 self._ask(words, said.index)
@@ -160,6 +129,14 @@ class Agenda:
             self.idle.add(who)
             return False
         return "failed" not in kinds or "done" in kinds
+
+    def _told(self, acts: list[tuple[str, frozenset[str]]]) -> list[tuple[str, frozenset[str]]]:
+        """What comes before a report, and is about nothing that is open, is talk."""
+        last = max((place for place, (act, _) in enumerate(acts) if act in REPORTS), default=0)
+        return [
+            (act if place >= last or act == "plain" or self._about(words) is not None else "plain", words)
+            for place, (act, words) in enumerate(acts)
+        ]
 
     def _act(self, who: str, sentence: Sentence) -> str:
         """What a sentence does: by whose words it has, and by its cues."""
@@ -172,12 +149,19 @@ class Agenda:
             return "waiting"
         if (mine or others or hit) and "asking" in cues and not (mine and cues & {"done", "negation"}):
             return "asking"
-        return self._told(cues, hit=hit, own=bool(mine) or not others, known=bool(mine or others or hit))
+        if not (mine or others or hit):
+            return self._strange(words, cues)
+        return self._cued(cues, hit=hit, own=bool(mine) or not others)
 
-    def _told(self, cues: frozenset[str], *, hit: bool, own: bool, known: bool) -> str:
+    def _strange(self, words: frozenset[str], cues: frozenset[str]) -> str:
+        """What a sentence does of which nobody's words are known: mostly a longer one is a report, too."""
+        if cues & {"declined", "negation"}:
+            return "declined"
+        enough = REPORTED if "done" in cues else REPORTED + 1
+        return "done" if len(words) >= enough and not cues & {"asking", "waiting", "failed"} else "plain"
+
+    def _cued(self, cues: frozenset[str], *, hit: bool, own: bool) -> str:
         """What a sentence does that asks for nothing. Whoever speaks of somebody else's open item wants it done."""
-        if not known:
-            return "declined" if cues & {"declined", "negation"} else "plain"
         if "failed" in cues or ("negation" in cues and own):
             return "failed" if own or hit else "plain"
         if "done" in cues:
@@ -205,23 +189,26 @@ class Agenda:
         if item is not None:
             item.failed[said.speaker] += 1
             item.asked = said.index
-            item.later = False
+            item.waits.clear()
             self.knowledge.learn(said.speaker, item.words | words)
 
-    def _waits(self, said: Utterance, words: frozenset[str]) -> None:
+    def _waits(self, said: Utterance, words: frozenset[str], focus: Item | None) -> None:
         """Something of the speaker's has to wait for something else, and both are named."""
         fits = self.knowledge.fits
         about = sorted(self._touched(words), key=lambda item: -fits(item.words)[said.speaker])
         own = about[0] if about and fits(about[0].words)[said.speaker] >= FITS else None
-        if own is not None:
-            own.later = True
-            self.knowledge.learn(said.speaker, own.words & words)
         others = [item for item in about if item is not own]
+        if own is not None:
+            self.knowledge.learn(said.speaker, own.words & words)
+        if not others:
+            _, foreign = self.knowledge.shared(said.speaker, words - (own.words if own is not None else set()))
+            others = [self._ask(frozenset(foreign), said.index)] if foreign else []
         for item in others:
             item.asked = said.index
-        _, foreign = self.knowledge.shared(said.speaker, words - (own.words if own is not None else set()))
-        if not others and foreign:
-            self._ask(frozenset(foreign), said.index, later=True)
+            if own is not None and own not in item.waits:
+                own.waits.append(item)
+        if focus is not None and focus is not own and focus not in others:
+            focus.refused[said.speaker] = focus.refused.get(said.speaker, 0.0) + UNSURE
 
     def _touched(self, words: frozenset[str]) -> list[Item]:
         """Open items of which these words name a good part."""
@@ -231,32 +218,48 @@ class Agenda:
         """Closes what the turn is about: by its words, else what was in focus, if that fits the speaker."""
         self.idle.clear()
         for words in reports:
-            item = self._about(words)
-            if item is None and focus is not None and self.knowledge.fits(focus.words)[who] >= FITS:
-                item = focus
+            item = self._about(words) or self._own(who, focus)
             if item is not None:
                 item.done = True
                 self.knowledge.learn(who, item.words)
             self.knowledge.learn(who, words)
         for item in self.items:
-            item.later = False
             for name in item.refused:
                 item.refused[name] *= FORGIVEN
 
-    def _ask(self, words: frozenset[str] | set[str], index: int, *, later: bool = False) -> None:
-        """`later`: an item that has to wait itself keeps waiting."""
-        item = self._about(words, anew=True) if index else None
+    def _own(self, who: str, focus: Item | None) -> Item | None:
+        """What an agent has most likely done: what was in focus or else comes next of what fits it, or nobody."""
+        fits = self.knowledge.fits
+        for item in self.open():
+            known = fits(item.words)
+            if known[who] >= FITS or (item is focus and not any(known.values())):
+                return item
+        return None
+
+    def _ask(self, words: frozenset[str] | set[str], index: int) -> Item:
+        """The item for these words, asked for now: a new one, or one that is there."""
+        item = (self._about(words, anew=True) or self._akin(words)) if index else None
         if item is None:
             item = Item(words=set(), place=len(self.items))
             self.items.append(item)
-        added = words - item.words if not item.words else {word for word in words - item.words if self._fitting(word)}
+        field = self.knowledge.field(item.words)
+        added = words - item.words if not item.words else {word for word in words if self._fitting(word, field)}
         self.knowledge.uses.update(added)
         item.words |= added
-        item.asked, item.done, item.later = index, False, item.later and later
+        item.asked, item.done = index, False
+        return item
 
-    def _fitting(self, word: str) -> bool:
-        """Whether a word may be added to an item: somebody knows it, and no item has it."""
-        return self.knowledge.known({word}) and not self.knowledge.uses[word]
+    def _akin(self, words: frozenset[str] | set[str]) -> Item | None:
+        """Something open that is for the same people as these words: it is put in other words."""
+        field = self.knowledge.field(words)
+        if not field:
+            return None
+        open_items = [item for item in self.open() if self.knowledge.known(item.words)]
+        return next((item for item in open_items if self.knowledge.field(item.words) & field), None)
+
+    def _fitting(self, word: str, field: frozenset[str]) -> bool:
+        """Whether a word may be added to an item: it is of the same people, and no item has it."""
+        return not self.knowledge.uses[word] and bool(self.knowledge.field({word}) & field)
 
     def _about(self, words: frozenset[str] | set[str], *, anew: bool = False) -> Item | None:
         """The item that these words are about; one that is done only if it is asked for `anew`, and no open one is."""
@@ -265,7 +268,10 @@ class Agenda:
         for item in self.items:
             if (item.done and not anew) or not words or not item.words:
                 continue
-            shared = len(item.words & words) / min(len(item.words), len(words))
+            both = item.words & words
+            shared = len(both) / min(len(item.words), len(words))
+            if len(both) < 2 and not self.knowledge.known(both):
+                continue  # one word of no field: how things are put, and not what is meant
             rank = (shared, not item.done, -item.place)
             if shared >= SAME and (best is None or rank > best):
                 best, found = rank, item

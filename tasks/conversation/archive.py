@@ -91,6 +91,10 @@ class Archive:
         """How fast the turns were that a run took itself: a row each. Raises JournalUnavailable."""
         return tables.paced(self._database, tenant, run)
 
+    def ended(self, tenant: str, run: str | None = None) -> Sequence[Mapping[str, Any]]:
+        """The conversations that have ended, of one run or of all. Raises JournalUnavailable."""
+        return tables.ended(self._database, tenant, run)
+
     def costs(self, tenant: str, run: str, step: str) -> Mapping[int, tuple[int, int]]:
         """What each turn that is in SQL has cost: tokens in and out. Raises JournalUnavailable."""
         return tables.costs(self._database, tenant, run, step)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from convergio.graphflow.flow.team import GRAPH
-from convergio.tasks.conversation import speaker, tuning
+from convergio.tasks.conversation import kind, speaker, tuning
 from convergio.tasks.conversation.floor import STOP, Selection, SelectionContext, ToolEvent, Utterance
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import SPOKEN, Kind, Message
@@ -61,6 +61,11 @@ def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
             )
             used = []
     return tuple(said)
+
+
+def type_of(task: str) -> str:
+    """The type of a conversation, by its task."""
+    return kind.of_task(task)
 
 
 def as_kept(selection: Selection) -> dict[str, Any]:

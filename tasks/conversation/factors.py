@@ -8,6 +8,7 @@ from typing import Final
 
 from convergio.tasks.conversation.agenda import Agenda
 from convergio.tasks.conversation.floor import Candidate, SelectionContext
+from convergio.tasks.conversation.minutes import Minutes
 from convergio.tasks.conversation.reading import Message, Reader
 from convergio.tasks.conversation.tuning import Tuning
 
@@ -19,6 +20,8 @@ HARD_WORDS: Final = 60
 HARD_ITEMS: Final = 8
 FAST_SECONDS: Final = 2.0
 IDLE: Final = 1.0
+KIN: Final = 0.6
+"""What it counts that a colleague of the same domains has nothing to do now."""
 FAILED: Final = 0.15
 OPEN_ITEMS: Final = 8
 """How many open items are looked at beyond the one in focus."""
@@ -40,7 +43,7 @@ class Scene:
     """Who spoke, the latest first."""
 
     @classmethod
-    def of(cls, context: SelectionContext, tuning: Tuning, reader: Reader) -> Scene:
+    def of(cls, context: SelectionContext, tuning: Tuning, reader: Reader, minutes: Minutes | None = None) -> Scene:
         """The thread as it is now."""
         names = frozenset(context.names)
         first, last = (reader.read(context.thread[place].text if context.thread else "") for place in (0, -1))
@@ -48,7 +51,7 @@ class Scene:
             context=context,
             tuning=tuning,
             reader=reader,
-            agenda=Agenda(context, reader, tuning.window),
+            agenda=(minutes or Minutes(reader, tuning.window)).of(context),
             last=last,
             together=first.together or last.together,
             speakers=tuple(said.speaker for said in reversed(context.thread) if said.speaker in names),
@@ -187,5 +190,6 @@ def _refusal(scene: Scene) -> dict[str, float]:
     found: dict[str, float] = {}
     for name in scene.context.names:
         refused = (focus.refused.get(name, 0.0) + FAILED * focus.failed[name]) if focus is not None else 0.0
-        found[name] = max(IDLE if name in idle else 0.0, 1.0 - 0.3**refused)
+        near = max((share for other, share in scene.agenda.knowledge.near(name).items() if other in idle), default=0.0)
+        found[name] = max(IDLE if name in idle else KIN * near, 1.0 - 0.3**refused)
     return found

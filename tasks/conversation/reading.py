@@ -15,6 +15,7 @@ from convergio.tasks.conversation.floor import Candidate
 from convergio.tasks.conversation.tuning import Tuning, pattern
 
 WORD: Final = re.compile(r"[^\W_]+(?:-[^\W_]+)*")
+NAME: Final = re.compile(r"[\w-]+")
 SENTENCE: Final = re.compile(r"(?<=[.!?])\s+|\n+")
 STEM_LENGTH: Final = 8
 FIELD: Final = 0.7
@@ -23,11 +24,11 @@ FIELD: Final = 0.7
 ENDINGS: Final = ("ings", "ing", "ies", "ed", "es", "s", "y", "e")
 COMMON_WORDS: Final = """
 a about after again all also am an and any anyone are as at be been before but by can cannot charge could did do does
-done every expert finished first for from get give had has have he her here him his how i if in into is it its just know
-let look looks make may me more must my need needs new next no not now of off on one only open or our out over please
-put ready responsible result see she should so some somebody someone still than that the their them then there these
-they thing things this those to too under up us use was we well were what when where which while who whom whose why
-will with without would yet you your
+done every expert finished first following for from get give had has have he her here him his how i if in into is it
+its just know let look looks make may me more must my need needs new next no not now of off on one only open or our
+out over please put ready responsible result see she should so some somebody someone still than that the their them
+then there these they thing things this those to too under up us use was we well were what when where which while who
+whom whose why will with without would yet you your
 """
 COMMON: Final = frozenset(COMMON_WORDS.split())
 """Words that say nothing about a field of work."""
@@ -80,10 +81,11 @@ class Reader:
         self.known_by = lru_cache(maxsize=1024)(self._known_by)
         self.phases_of = lru_cache(maxsize=1024)(self._phases_of)
 
-    def _read(self, text: str) -> Message:
+    def _read(self, text: str, names: frozenset[str] = frozenset()) -> Message:
+        """What a text says to a team: its members' names are no words."""
         found = self._patterns
         return Message(
-            sentences=tuple(self._sentence(one) for one in SENTENCE.split(text) if one),
+            sentences=tuple(self._sentence(one, names) for one in SENTENCE.split(text) if one),
             closing=bool(found["closing"].search(text)),
             together=bool(found["collaboration"].search(text)),
             urgent=min(1.0, sum(added for added, alarm in self._alarms if alarm.search(text))),
@@ -108,7 +110,9 @@ class Reader:
             name for name, domains in self._phase_domains.items() if domains & fields
         )
 
-    def _sentence(self, text: str) -> Sentence:
+    def _sentence(self, text: str, names: frozenset[str]) -> Sentence:
+        if any(word in names for word in NAME.findall(text)):
+            text = NAME.sub(lambda word: " " if word.group() in names else word.group(), text)
         cues = {name for name, found in self._patterns.items() if found.search(text)}
         if text.rstrip().endswith("?"):
             cues.add("asking")

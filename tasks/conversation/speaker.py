@@ -18,6 +18,7 @@ from convergio.graphflow.model import errors
 from convergio.tasks.conversation import tuning as tunings
 from convergio.tasks.conversation.factors import Scene, factors
 from convergio.tasks.conversation.floor import STOP, USER, Selection, SelectionContext
+from convergio.tasks.conversation.minutes import Minutes
 from convergio.tasks.conversation.reading import Reader
 from convergio.tasks.conversation.tuning import Tuning
 
@@ -31,6 +32,12 @@ POLICIES: Final = Registry()
 
 ATTEMPTS: Final = 3
 """So often a model is asked that names nobody, or more than one."""
+
+
+SURE: Final = 0.55
+CERTAIN: Final = 0.02
+"""How well the first one's words have to fit so that its field is known: of epsilon, that share is left then, and where
+nothing is open."""
 
 
 class Policy(Protocol):
@@ -93,12 +100,13 @@ class Scored:
     def __init__(self, tuning: Tuning, ask: Ask | None = None) -> None:
         self._tuning = tuning
         self._reader = Reader(tuning)
+        self._minutes = Minutes(self._reader, tuning.window)
         self._weights = tuple(tuning.weights.items())
         self._ask = ask
 
     def __call__(self, context: SelectionContext) -> Selection:
         """The candidate with the highest total; the earlier in the team of two equals."""
-        scene = Scene.of(context, self._tuning, self._reader)
+        scene = Scene.of(context, self._tuning, self._reader, self._minutes)
         scores = factors(scene)
         totals = {
             name: sum(weight * values[factor] for factor, weight in self._weights) for name, values in scores.items()
@@ -108,8 +116,8 @@ class Scored:
             totals[STOP] = self._tuning.stop * min(scores[STOP].values())
         ranked = sorted(totals, key=lambda name: -totals[name])
         first, margin = ranked[0], totals[ranked[0]] - totals[ranked[1]] if len(ranked) > 1 else None
-        close = [name for name in ranked if totals[first] - totals[name] < self._tuning.epsilon]
-        asked = _mentioned(self._ask(context, close), close) if self._ask is not None and len(close) > 1 else None
+        close = self._close(scene, ranked, totals, scores) if self._ask is not None else []
+        asked = _mentioned(self._ask(context, close), close) if self._ask is not None and close else None
         return Selection(
             speaker=first if asked is None else asked,
             policy="scored",
@@ -117,8 +125,22 @@ class Scored:
             scores=scores,
             totals=totals,
             margin=margin,
-            asked=self._ask is not None and len(close) > 1,
+            asked=bool(close),
         )
+
+    def _close(
+        self,
+        scene: Scene,
+        ranked: Sequence[str],
+        totals: Mapping[str, float],
+        scores: Mapping[str, Mapping[str, float]],
+    ) -> list[str]:
+        """About whom a model is asked: those within epsilon, where a model may know more than the words tell."""
+        first = ranked[0]
+        sure = not scene.agenda.open() or scores[first].get("expertise", 0.0) >= SURE
+        epsilon = self._tuning.epsilon * (CERTAIN if sure else 1.0)
+        close = [name for name in ranked if totals[first] - totals[name] < epsilon]
+        return close if len(close) > 1 else []
 
     def _reason(self, values: Mapping[str, float]) -> str:
         """The factor that weighs most."""

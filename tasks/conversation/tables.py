@@ -54,6 +54,7 @@ turns: Final = sa.Table(
     _int("calls"),
     _int("input_tokens"),
     _int("output_tokens"),
+    _text("type", null=True),
     sa.PrimaryKeyConstraint("run_id", "step", "iteration", name="pk_conversation_turns"),
     sqlite_strict=True,
 )
@@ -181,6 +182,25 @@ def paced(database: Database, tenant: str, run: str) -> list[dict[str, Any]]:
     with database.read() as connection:
         ours = sa.select(paces).where(paces.c.run_id == run, paces.c.tenant == tenant)
         rows = connection.execute(ours.order_by(paces.c.step, paces.c.iteration)).mappings()
+        return [dict(row) for row in rows]
+
+
+def ended(database: Database, tenant: str, run: str | None = None) -> list[dict[str, Any]]:
+    """The conversations that have ended, of one run or of all: `run_id`, `step`, `type`, `turns`, and `first`, how its
+    first speaker was chosen. Raises JournalUnavailable."""
+    end, first = turns.alias("ended"), turns.alias("first")
+    same = sa.and_(first.c.run_id == end.c.run_id, first.c.step == end.c.step, first.c.iteration == 0)
+    columns = (
+        end.c.run_id,
+        end.c.step,
+        end.c.type,
+        (end.c.iteration + 1).label("turns"),
+        first.c.chosen.label("first"),
+    )
+    wanted = sa.select(*columns).select_from(end.outerjoin(first, same))
+    wanted = wanted.where(end.c.tenant == tenant, end.c.stop.is_not(None), end.c.type.is_not(None))
+    with database.read() as connection:
+        rows = connection.execute(wanted if run is None else wanted.where(end.c.run_id == run)).mappings()
         return [dict(row) for row in rows]
 
 

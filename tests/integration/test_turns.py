@@ -137,6 +137,7 @@ def test_a_scored_choice_is_kept_with_its_turn_factor_by_factor(stage: Stage) ->
     first = turns(stage, ref)[0]
     chosen = json.loads(first["chosen"])
     assert (chosen["policy"], chosen["speaker"]) == ("scored", first["speaker"])
+    assert [turn["type"] for turn in turns(stage, ref)] == ["simple_query", "simple_query"]
     assert set(chosen["scores"]) == {"ann", "bob"}
     assert all(chosen["scores"]["ann"].keys() == factors.keys() for factors in chosen["scores"].values())
 

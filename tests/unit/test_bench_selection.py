@@ -12,7 +12,10 @@ from convergio.benchmarks.errands import FAMILIES, ROUND_ROBIN_IS_BEST, Errand, 
 from convergio.benchmarks.selectors import BASELINES, oracle, round_robin
 from convergio.benchmarks.talk import CAP, Talk
 from convergio.graphflow.model import errors
+from convergio.tasks.conversation import tuning
+from convergio.tasks.conversation.speaker import Scored
 
+OURS: Final = Scored(tuning.load())
 WORDS: Final = vocabulary.load("software")
 GOOD: Final[dict[str, Any]] = {
     "turn_reduction_ci_low": 0.10,
@@ -99,3 +102,23 @@ def test_good_figures_are_accepted() -> None:
 )
 def test_each_bound_can_fail(worse: dict[str, Any]) -> None:
     assert len(selection.judged(GOOD | worse)) == 1
+
+
+def test_asking_offers_the_close_ones_and_counts_its_calls() -> None:
+    task = one("specialist")
+    asking = selection.Asking(tuning.load().model_copy(update={"epsilon": 100.0}))
+    never = selection.Asking(tuning.load().model_copy(update={"epsilon": 0.0}))
+    held = [selection.held(Talk(errand=task, vocabulary=WORDS), each) for each in (asking, never)]
+    assert all(outcome.solved for outcome in held)
+    assert 0 < asking.calls <= held[0].turns
+    assert never.calls == 0
+    assert held[1].turns == selection.held(Talk(errand=task, vocabulary=WORDS), selection.blind(OURS)).turns
+
+
+def test_the_round_robin_of_the_configuration_is_the_one_that_the_bench_measures() -> None:
+    """`convergio bench selection --training` measures it on five seeds; this on a part of one."""
+    words = [vocabulary.load(name) for name in vocabulary.TRAINING]
+    found = selection.played({"round_robin": round_robin}, words, [1], 11 * 4 * len(words))
+    measured = selection.by(lambda errand: errand.kind, found)
+    for name, kind in tuning.load().kinds.items():
+        assert measured[name]["round_robin"] == pytest.approx(kind.baseline, rel=0.2)

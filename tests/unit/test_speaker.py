@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -123,6 +124,56 @@ def test_what_has_to_wait_comes_after_what_it_waits_for() -> None:
     assert speaker.select(context(task, waits)).speaker == "amy"
 
 
+def test_a_word_belongs_to_whose_words_it_stood_beside() -> None:
+    """Nobody is described with invoices; they were mentioned beside the budget."""
+    said = [PLAIN, ("sara", "They say invoices and a budget go together."), ("user", "We need the invoices.")]
+    moment = context(*said, team=(SARA, LUCA, AMY))
+    assert values(moment)["amy"]["expertise"] > max(values(moment)[name]["expertise"] for name in ("luca", "sara"))
+    assert Scored(TUNING)(moment).speaker == "amy"
+
+
+def test_colleagues_share_their_words_and_what_they_cannot_do_now() -> None:
+    ben = Candidate(name="ben", domains=("finance",))
+    asked = context(("user", "We need to check the margin."), team=(SARA, LUCA, ben, AMY))
+    assert values(asked)["amy"]["expertise"] > values(asked)["ben"]["expertise"] > values(asked)["luca"]["expertise"]
+    refused = context(("user", "We need a poster."), ("amy", "That is not my field."), team=(SARA, LUCA, ben, AMY))
+    assert values(refused)["amy"]["refusal"] > values(refused)["ben"]["refusal"] > values(refused)["luca"]["refusal"]
+
+
+def test_a_name_is_no_word_of_what_is_asked_for() -> None:
+    desk = Candidate(name="budget_desk", description="Keeps the calendar.")
+    moment = context(
+        ("user", "We need to check the layout."), ("luca", "Next we need budget_desk."), team=(*TEAM, desk)
+    )
+    assert values(moment)["sara"]["expertise"] > 0
+    assert values(moment)["amy"]["expertise"] == 0
+
+
+def test_what_waits_waits_until_what_it_waits_for_is_done() -> None:
+    said = [
+        ("user", "We need to draft the budget. We need to check the encryption. We need to plan the layout."),
+        ("luca", "I cannot check the encryption before somebody drafts the budget."),
+        ("sara", "I did it: the layout is planned. Next we need the encryption."),
+    ]
+    assert Scored(TUNING)(context(*said)).speaker == "amy"
+    assert Scored(TUNING)(context(*said, ("amy", "The budget is done."))).speaker == "luca"
+
+
+@pytest.mark.parametrize("window", [4, 40])
+def test_an_agenda_kept_at_hand_is_the_one_that_a_fresh_reading_makes(window: int) -> None:
+    """Also of a fork, of a thread that was taken up late, and behind the window."""
+    tuned = TUNING.model_copy(update={"window": window})
+    lines = ["The budget and its margin are done.", "I cannot help here.", "Next we need the layout.", "luca, yours."]
+    said = [("user", "We need a budget. We need the layout. Please check threats.")]
+    said += [(TEAM[(turn * 2) % 3].name, lines[(turn * 7) % 4]) for turn in range(30)]
+    kept = Scored(tuned)
+    forked = [*said[:9], ("sara", "The layout is done."), *said[9:15]]
+    for thread in ([said[:end] for end in range(1, 31)], [said[:9], forked[:10], forked, said[:12]]):
+        for part in thread:
+            moment = context(*part)
+            assert kept(moment) == Scored(tuned)(moment)
+
+
 def test_a_name_counts_less_after_names_were_wrong() -> None:
     right = context(PLAIN, ("amy", "sara, this is yours."))
     wrong = context(PLAIN, ("amy", "sara, this is yours."), ("sara", "Not my field. luca, this is yours."))
@@ -158,7 +209,7 @@ def test_a_model_is_asked_only_when_it_is_close() -> None:
         asked.append(names)
         return f"I would say {names[-1]}."
 
-    close = Scored(TUNING.model_copy(update={"epsilon": 10.0}), ask)
+    close = Scored(TUNING.model_copy(update={"epsilon": 100.0}), ask)
     clear = Scored(TUNING.model_copy(update={"epsilon": 0.01}), ask)
     moment = context(("user", "We need to check the encryption."))
     assert clear(moment).speaker == "luca"
@@ -167,6 +218,16 @@ def test_a_model_is_asked_only_when_it_is_close() -> None:
     assert found.asked
     assert len(asked) == 1
     assert found.speaker == asked[0][-1]
+
+
+def test_a_model_is_asked_rather_where_nobodys_words_fit() -> None:
+    some = TUNING.model_copy(update={"epsilon": 2.0})
+    known, strange = (
+        Scored(some, answering("sara"))(context(("user", f"We need to check the {what}.")))
+        for what in ("encryption", "greenhouse")
+    )
+    assert (known.speaker, known.asked) == ("luca", False)
+    assert (strange.speaker, strange.asked) == ("sara", True)
 
 
 def answering(answer: str) -> speaker.Ask:
@@ -264,6 +325,29 @@ def test_turns_are_compared_with_a_measured_round_robin_and_losses_count() -> No
     assert kind.reduction(30, measured) == -0.5
     assert kind.reduction(10, tuning.Kind()) is None
     assert all(one.baseline for one in TUNING.kinds.values())
+
+
+def test_savings_are_means_by_type_and_policy() -> None:
+    def ended(type_: str, turns: int, policy: str | None) -> dict[str, Any]:
+        return {"type": type_, "turns": turns, "first": None if policy is None else json.dumps({"policy": policy})}
+
+    kinds = {"simple_query": tuning.Kind(baseline=6.0), "strategy": tuning.Kind(baseline=20.0)}
+    found = kind.savings(
+        [
+            ended("strategy", 10, "scored"),
+            ended("strategy", 20, "scored"),
+            ended("strategy", 30, "round_robin"),
+            ended("simple_query", 3, None),
+            ended("of_before", 3, "scored"),
+        ],
+        kinds,
+    )
+    assert [(one.type, one.policy, one.conversations, one.turns, one.saved) for one in found] == [
+        ("simple_query", "?", 1, 3.0, 0.5),
+        ("strategy", "round_robin", 1, 30.0, -0.5),
+        ("strategy", "scored", 2, 15.0, 0.25),
+        ("of_before", "scored", 1, 3.0, None),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from convergio.graphflow.engine import reason
 from convergio.graphflow.engine.reason import RunView, StepView
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, StepState
 from convergio.graphflow.model.workflow import StepKind
+from convergio.tasks.conversation.kind import Savings
 from convergio.tasks.conversation.pace import Tempo
 from convergio.workers.cli import look
 
@@ -95,6 +96,15 @@ def tempo(one: Tempo) -> str:
         parts.append(f"{one.tokens_per_s:.0f} tokens/s")
     parts.append(f"{one.overhead_ms:.0f} ms a turn beside models and tools")
     return f"{one.step}: {', '.join(parts)}"
+
+
+def savings(one: Savings) -> str:
+    """`analysis by scored: 9 turns; a round robin takes 19.1 for this type: 53 % fewer`"""
+    said = f"{one.type} by {one.policy}: {one.turns:g} turns"
+    if one.saved is None:
+        return said
+    than = "fewer" if one.saved >= 0 else "more"
+    return f"{said}; a round robin takes {one.baseline:g} for this type: {abs(one.saved) * 100:.0f} % {than}"
 
 
 def _waits(view: RunView, step: StepView) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convergio.graphflow.model.workflow import StepKind
-from convergio.workers.cli import again, exits
+from convergio.workers.cli import again, exits, speakers
 from convergio.workers.cli.menu import Group
 from convergio.workers.cli.session import Session, as_json, with_session
 
@@ -25,7 +25,7 @@ def runs() -> None:
     """List, show, explain, pause, cancel, signal, retry, fork runs. RUN is an id, or the beginning of just one."""
 
 
-for one in (again.retry, again.fork, again.redrive):
+for one in (again.retry, again.fork, again.redrive, speakers.speakers, speakers.savings):
     runs.add_command(one)
 
 
@@ -90,7 +90,7 @@ def _summary(row: RunRow) -> dict[str, Any]:
 @with_session
 def show(session: Session, run: str, json_wanted: bool) -> int:
     """A run and its steps, as they are now."""
-    from convergio.tasks.conversation import pace
+    from convergio.tasks.conversation import kind, pace, tuning
 
     view = session.inquiry.view(session.ref(run))
     talked = any(step.kind is StepKind.CONVERSATION for step in view.steps.values())
@@ -98,8 +98,11 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
     if talked:
         paces = session.archive.paces(session.settings.tenant, view.id)
     tempos = pace.tempos(paces)
+    ended = session.archive.ended(session.settings.tenant, view.id) if talked else []
+    saved = kind.savings(ended, tuning.load().kinds)
     if json_wanted:
-        heard = {"conversations": [asdict(one) for one in tempos], "paces": paces} if talked else {}
+        facts = {"conversations": [asdict(one) for one in tempos], "paces": paces}
+        heard = {**facts, "savings": [asdict(one) for one in saved]} if talked else {}
         click.echo(as_json({**as_facts(view), **heard}))
         return exits.OK
     from convergio.graphflow.engine import reason
@@ -112,6 +115,8 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
     look.show(picture.steps(view))
     for tempo in tempos:
         look.say(picture.tempo(tempo), style="dim")
+    for one in saved:
+        look.say(picture.savings(one), style="dim")
     if view.output is not None:
         look.say("\noutput", style="bold")
         click.echo(as_json(view.output))
