@@ -51,6 +51,27 @@ def test_every_other_workflow_that_ships_runs_on_its_brief(town: Place, name: st
     assert "SUCCEEDED" in done.stdout
 
 
+ASKING = """
+workflow: asking
+version: 1
+steps:
+  talk:
+    prompt: Talk
+    conversation:
+      agents: [{name: ann, role: You talk., script: [{say: one two three four, pace: 0.4}]}]
+      stop: {turns: 1}
+  sign: {approval: {title: Go on?}}
+"""
+
+
+def test_nobody_is_asked_in_the_middle_of_what_an_agent_says(town: Place, tmp_path: Path) -> None:
+    path = tmp_path / "asking.yaml"
+    path.write_text(ASKING)
+    lines = town.ok("run", str(path), "--watch", "--yes").splitlines()
+    assert "ann: one two three four" in lines
+    assert "approval sign (Go on?): approved by --yes" in lines
+
+
 def test_the_demo_takes_real_input(new_place: Place, tmp_path: Path) -> None:
     brief = json.loads((library.brief("market_entry") or Path()).read_text())
     path = tmp_path / "mine.json"

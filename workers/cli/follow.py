@@ -52,8 +52,10 @@ class Answers(Protocol):
 
 
 class Screen(Protocol):
-    """Where a run is shown."""
+    """Where a run is shown. `speaking`: an agent is in the middle of a line, which nothing may cut."""
 
+    @property
+    def speaking(self) -> bool: ...
     def show(self, view: RunView) -> None: ...
     def tell(self, event: Event) -> None: ...
     def pause(self) -> None: ...
@@ -131,6 +133,8 @@ class Follower:
         self._next_look = now + max(LOOK_EVERY, min(LOOK_SHARE * (now - began), LOOK_RARELY))
 
     def _decide(self, view: RunView) -> None:
+        if self._screen.speaking:
+            return  # it is asked when the line has ended
         for step in view.steps.values():
             asks = step.kind is StepKind.APPROVAL and step.on is BlockedOn.SIGNAL
             if not asks or step.label in self._asked or self._answers is None:
@@ -184,6 +188,8 @@ def screen(*, as_json: bool) -> Screen:
 class JsonLines:
     """Every event as a line of JSON."""
 
+    speaking = False
+
     def show(self, view: RunView) -> None:
         """Nothing: the events say it all."""
 
@@ -200,6 +206,8 @@ class JsonLines:
 
 class LiveTable:
     """A table that is drawn anew."""
+
+    speaking = False
 
     def __init__(self) -> None:
         self._live: Live | None = None
@@ -245,9 +253,13 @@ class Lines:
         """by the step and, if it is in a loop, its round"""
         self._talk = Talk(click.echo, piece=lambda text: click.echo(text, nl=False))
 
+    @property
+    def speaking(self) -> bool:
+        return self._talk.open
+
     def show(self, view: RunView) -> None:
         """A line for every step that is not where it was; not in the middle of what an agent says."""
-        if self._talk.open:
+        if self.speaking:
             return
         for step in view.steps.values():
             now = (step.state, step.on, step.attempt)

@@ -93,6 +93,11 @@ class Listener:
     def __init__(self) -> None:
         self._talk = Talk(click.echo, piece=lambda text: click.echo(text, nl=False))
 
+    @property
+    def speaking(self) -> bool:
+        """In the middle of a line."""
+        return self._talk.open
+
     def show(self, view: RunView) -> None:
         """Nothing: what is said says it all."""
 
