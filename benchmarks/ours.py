@@ -93,8 +93,8 @@ class Ours:
             wanted = [_submission(flow) for _ in range(start, min(copies, start + TOGETHER))]
             yield from self.entrance.submit_many(wanted)
 
-    def submit(self, flow: Workflow) -> RunRow:
-        return self.entrance.submit(_submission(flow))
+    def submit(self, flow: Workflow, given: Any = None) -> RunRow:
+        return self.entrance.submit(_submission(flow, given))
 
     def wait(self, runs: Sequence[RunRow]) -> None:
         """Until every run has ended on the board."""
@@ -160,8 +160,8 @@ class Ours:
         return rig.cpu_seconds([self.service_pid])
 
 
-def _submission(flow: Workflow) -> Submission:
-    return Submission(workflow=flow, input=None, submitter="bench")
+def _submission(flow: Workflow, given: Any = None) -> Submission:
+    return Submission(workflow=flow, input=given, submitter="bench")
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from convergio.tasks.agents.spec import ModelUsage
 from convergio.tasks.agents.step import Ledger
 from convergio.tasks.agents.turn import Part, Question, TurnRequest
 from convergio.tasks.app import FlowTask
-from convergio.tasks.conversation import course, image, review, selector, speaker, tables
+from convergio.tasks.conversation import branches, course, image, review, selector, speaker, tables
 from convergio.tasks.conversation.archive import Archive, Place
 from convergio.tasks.conversation.floor import STOP, Selection
 from convergio.tasks.conversation.team import SELECTOR, Team
@@ -49,13 +49,14 @@ class TurnWorker(StepWorker, Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ground:
     """What a turn stands on. `opening`: what begins the conversation, if this is its first turn, whose `speaker` is
-    then to be chosen. `before`: messages of `heard` that are of earlier conversations; `asked`: answers that a model
-    gave to who speaks next."""
+    then to be chosen. `before`: messages of `heard` that are of earlier conversations; `overheard`: what other
+    conversations of the run said, behind the first of ours; `asked`: answers that a model gave to who speaks next."""
 
     team: Team
     iteration: int
     heard: Sequence[Message]
     before: int
+    overheard: Sequence[Message]
     opening: str | None
     continues: Place | None
     chosen: Selection | None
@@ -92,10 +93,14 @@ def take(task: FlowTask, worker: TurnWorker, claim: Claim) -> None:
             decline(task, error)
     facts = Facts(worker.steps, claim)
     try:
-        if ground.iteration == 0:
+        over = _over_at_once(ground)
+        if ground.iteration == 0 and over is None:
             ground = worker.loop.run(_opened(worker, claim, ground, facts), claim)
-        request = request_of(worker, claim, ground)
-        spoken = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
+        if over is None:
+            request = request_of(worker, claim, ground)
+            spoken = worker.loop.run(_spoken(worker, claim, ground, request, facts), claim)
+        else:
+            spoken = Spoken(parts=(), stop=over, following=None, asked=ground.asked)
     except errors.ConvergioError as error:
         spend(worker.steps, claim, facts.unrecorded, error)
         raise
@@ -121,10 +126,11 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
             iteration=0,
             heard=heard,
             before=before,
+            overheard=_overheard(worker, claim, definition.spec["hears"]),
             opening=prompt,
             continues=continues,
             chosen=None,
-            speaker="",
+            speaker=HUMAN,
             tokens=0,
             asked=0,
         )
@@ -135,6 +141,7 @@ def ground_of(worker: TurnWorker, claim: Claim) -> Ground:
         team=team,
         iteration=iteration,
         before=len(earlier),
+        overheard=_overheard(worker, claim, definition.spec["hears"]),
         heard=[*earlier, *worker.archive.thread(tenant, held.ref.run, step, iteration)],
         opening=None,
         continues=continues,
@@ -151,6 +158,14 @@ def _shown(images: str | None, names: Any, prompt: str) -> dict[str, Any]:
     found = None if images is None else expressions.compile_expression(images).evaluate(names)
     given = image.images_of(found)
     return {"text": prompt, "images": given} if given else {"text": prompt}
+
+
+def _overheard(worker: TurnWorker, claim: Claim, steps: Sequence[str]) -> list[Message]:
+    """What was said in these conversations of the run, but for what began them. One that was skipped said nothing,
+    and one that goes on (behind a join of kind any) what SQL has of it."""
+    ref = claim.held.ref
+    said = [message for step in steps for message in worker.archive.whole(ref.tenant, ref.run, step)]
+    return [message for message in said if message.source != HUMAN]
 
 
 def _continued(after: str | None, names: Any, step: str) -> Place | None:
@@ -173,7 +188,7 @@ def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
     return TurnRequest(
         spec=spec,
         model=worker.agents.model,
-        thread=ground.heard,
+        thread=[*ground.heard[: ground.before + 1], *ground.overheard, *ground.heard[ground.before + 1 :]],
         tools=[tool.REGISTERED.get(name) for name in spec.tools],
         handoffs=ground.team.handoffs(ground.speaker),
         key=f"{held.ref.run}:{step}:{iteration}",
@@ -237,6 +252,13 @@ def _sorted(claim: Claim) -> list[tuple[str, Any]]:
     return [(key, records[key]) for key in sorted(records) if key.startswith(MODEL)]
 
 
+def _over_at_once(ground: Ground) -> dict[str, Any] | None:
+    """Why a conversation ends before anybody speaks: the task alone meets its condition."""
+    if ground.opening is None or ground.team.stop["condition"] is None:
+        return None
+    return review.met(ground.team.stop, review.turns(ground.heard[ground.before :], {}))
+
+
 async def _spoken(worker: TurnWorker, claim: Claim, ground: Ground, request: TurnRequest, facts: Facts) -> Spoken:
     """The agent speaks, and its readers listen; then the verdict, and who is next."""
     async with Voice(worker.steps.link, claim, speaker=ground.speaker, opening=ground.opening) as voice:
@@ -284,6 +306,8 @@ def _over(
         now = {ground.iteration: (facts.sum("input_tokens"), facts.sum("output_tokens"))}
         return review.turns(_with(ground, parts)[ground.before :], {**costs, **now})
 
+    if course.complete(ground.team, _with(ground, parts)):
+        return {"by": "policy", "said": branches.COMPLETE}
     text = str(parts[-1][1]["text"])
     return review.over(ground.team.stop, number=ground.iteration + 1, said=text, recall=recall)
 
@@ -319,7 +343,7 @@ def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoke
     parts, stop, following = spoken.parts, spoken.stop, spoken.following
     ledger = facts.rows
     spent = {name: facts.sum(name) for name in ("input_tokens", "output_tokens")}
-    tokens, text = sum(spent.values()), str(parts[-1][1]["text"])
+    tokens, text = sum(spent.values()), str(parts[-1][1]["text"]) if parts else ""
     continues = None if ground.continues is None else ground.continues.as_dict()
     claim.owe({agent_tables.MODEL_CALLS: ledger})
     claim.owe(_rows(worker, claim, ground, parts))
@@ -341,7 +365,7 @@ def settle(worker: TurnWorker, claim: Claim, ground: Ground, facts: Facts, spoke
         "speaker": ground.speaker,
         "text": text[:LONGEST],
         "cut": len(text) > LONGEST,
-        "turns": ground.iteration + 1,
+        "turns": ground.iteration + (1 if parts else 0),
         "tokens": ground.tokens + tokens,
         "asked": spoken.asked,
         "next": turn["next_speaker"],

@@ -307,7 +307,8 @@ def _rest(name: str, step: AnyStep) -> dict[str, Any]:
             waits = {"durability": DEFAULT_DURABILITY[kind], "queue": DEFAULT_QUEUE[kind]}
             return {**does, "retry": _retry(step.retry), "timeout": step.timeout, **waits}
         case ConversationForm():
-            spec = {**step.conversation.model_dump(), "prompt": step.prompt, "after": step.after}
+            own: dict[str, Any] = {"prompt": step.prompt, "after": step.after, "hears": list(step.hears)}
+            spec = {**step.conversation.model_dump(), **own}
             if step.images is not None:
                 spec["images"] = step.images
             return {"spec": spec, **_attempts(step), "durability": Durability(step.durability)}

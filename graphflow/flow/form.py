@@ -309,6 +309,9 @@ class ConversationForm(AwaitingForm):
     images: Condition | None = Field(
         None, description="CEL that gives images to talk about: data URIs, or {data: base64}; or null"
     )
+    hears: list[Name] = Field(
+        [], max_length=1_000, description="conversations before it, in their order, that its agents have heard"
+    )
     retry: RetryField = RetryForm()
     timeout: TimeoutField = TimeoutForm(run=None, queue=None, idle=None)
     durability: Literal["step"] = Durability.STEP.value

@@ -19,6 +19,7 @@ MEANT: Final = frozenset({expressions.INPUT, expressions.ITERATION, expressions.
 DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:[.:-][A-Za-z0-9_]+)*")
 _IDENTIFIER: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,62}")
 _LABEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+_MODEL: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.:@/-]{0,127}")
 
 
 def refused(code: str, message: str, hint: str = "") -> PydanticCustomError:
@@ -92,6 +93,9 @@ Name = Annotated[
     str, AfterValidator(check_name), WithJsonSchema({"type": "string", "pattern": f"^{ids.NAME.pattern}$"})
 ]
 FunctionName = Annotated[str, AfterValidator(_pattern(DOTTED, "is not a function", "write it as module.function"))]
+ModelName = Annotated[
+    str, AfterValidator(_pattern(_MODEL, "is not a model", "write provider/model, or the name alone: llama3.2:1b"))
+]
 Label = Annotated[str, AfterValidator(_pattern(_LABEL, "is not a name", "use letters, digits, '.', '_' and '-'"))]
 Pause = Annotated[float, BeforeValidator(duration), WithJsonSchema(_DURATION_SCHEMA)]
 Duration = Annotated[float, BeforeValidator(some_time), WithJsonSchema(_DURATION_SCHEMA)]

@@ -23,6 +23,8 @@ def problems(path: str, spec: Mapping[str, Any], policies: Collection[str] | Non
         yield Problem(
             code="BAD_VALUE", path=f"{path}.graph", message=said, hint="policy: graph and `graph` go together"
         )
+    if spec["graph"] is not None:
+        yield from _follow(f"{path}.graph", spec["graph"])
     choosers = {policy, "" if spec["graph"] is None else spec["graph"]["among"]}
     if spec["selector"] is not None and not choosers & {"llm", "scored"}:
         hint = "leave it out, or take the policy llm or scored"
@@ -50,6 +52,27 @@ def _condition(path: str, given: Mapping[str, Any] | None) -> Iterator[Problem]:
             yield Problem(code="INVALID_TERMINATION", path=at, message="is never met by a step", hint=hint)
 
 
+def _follow(path: str, graph: Mapping[str, Any]) -> Iterator[Problem]:
+    """What goes with following one edge, and with following all of them."""
+    if graph["follow"] == "one":
+        if len(starts(graph)) > 1:
+            hint = "name one, or write follow: all"
+            yield Problem(code="BAD_VALUE", path=f"{path}.start", message="names several who begin", hint=hint)
+        for name, edges in graph["edges"].items():
+            for place, edge in enumerate(edges):
+                if edge["group"] or edge["join"] != "all":
+                    said, at = "has a join, and one edge is followed only", f"{path}.edges.{name}[{place}]"
+                    yield Problem(code="BAD_VALUE", path=at, message=said, hint="write follow: all")
+        return
+    joins: dict[tuple[str, str], str] = {}
+    for name, edges in graph["edges"].items():
+        for place, edge in enumerate(edges):
+            if joins.setdefault((edge["to"], edge["group"]), edge["join"]) != edge["join"]:
+                said = f"joins '{edge['to']}' by '{edge['join']}', and others of its group do not"
+                hint = "give it a group of its own, or the same join"
+                yield Problem(code="BAD_VALUE", path=f"{path}.edges.{name}[{place}]", message=said, hint=hint)
+
+
 def _handoffs(path: str, member: Mapping[str, Any], others: Collection[str]) -> Iterator[Problem]:
     tools = {f"transfer_to_{name.replace('-', '_')}" for name in member["handoffs"]}
     for place, name in enumerate(member["handoffs"]):
@@ -67,13 +90,19 @@ def _handoffs(path: str, member: Mapping[str, Any], others: Collection[str]) -> 
             )
 
 
+def starts(graph: Mapping[str, Any]) -> list[str]:
+    """Who begins, as far as the graph says it."""
+    start = graph["start"]
+    return list(start) if isinstance(start, list) else [] if start is None else [start]
+
+
 def _named(path: str, spec: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Where the team names a member of its own."""
     graph = spec["graph"]
     if graph is None:
         return
-    if graph["start"] is not None:
-        yield f"{path}.graph.start", graph["start"]
+    for place, name in enumerate(starts(graph)):
+        yield f"{path}.graph.start" + (f"[{place}]" if isinstance(graph["start"], list) else ""), name
     for name, edges in graph["edges"].items():
         yield f"{path}.graph.edges.{name}", name
         for place, edge in enumerate(edges):

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema, field_validator
 
 from convergio.graphflow.flow.part import Form
-from convergio.graphflow.flow.scalars import DOTTED, Label, Text, refused
+from convergio.graphflow.flow.scalars import DOTTED, Label, ModelName, Text, refused
 from convergio.graphflow.model import instance
 
 LONGEST_ROLE: Final = 20_000
@@ -84,9 +84,16 @@ class MemberForm(Form):
     name: Label
     role: str | None = Field(None, min_length=1, max_length=LONGEST_ROLE, description="what it is told to be")
     description: Text = Field("", description="what others are told of it")
-    model: Label | None = None
+    model: ModelName | None = None
     max_tokens: int | None = Field(None, ge=1, le=1_000_000)
+    temperature: float | None = Field(None, ge=0, le=2, description="none: the agent's own, or the model's")
     tools: list[Label] = Field([], description="names of tools it may use")
+    rounds: int | None = Field(
+        None, ge=1, le=100, description="how often it may ask for tools in one turn; its words end it earlier. None: 10"
+    )
+    reflect: bool = Field(
+        False, description="after the last of these rounds the model has a word more; else what tools gave is said"
+    )
     handoffs: list[Label] = Field(
         [], max_length=MOST_AGENTS, description="to whom it may hand over, by tools transfer_to_NAME; `user`: to people"
     )
@@ -121,10 +128,21 @@ class SelectorForm(Form):
 
     model_config = ConfigDict(title="Model that chooses the speaker")
 
-    model: Label | None = Field(None, description="none: the model of the settings")
+    model: ModelName | None = Field(None, description="none: the model of the settings")
     script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
     epsilon: Annotated[float, Field(ge=0, le=10, description="`scored` asks about those who are closer than this")] = (
         0.1
+    )
+    prompt: str | None = Field(
+        None,
+        min_length=1,
+        max_length=LONGEST_ROLE,
+        description="what it is asked, with {roles}, {participants} and {history}; none: what ships",
+    )
+    repeat: bool = Field(False, description="`llm`: whether who spoke last may be chosen again")
+    attempts: Annotated[int, Field(ge=1, le=10, description="`llm`: answers that may name nobody, at most")] = 3
+    otherwise: Literal["scored", "same"] = Field(
+        "scored", description="`llm`: who it is then: by the factors, or who spoke last, if that may be, else the first"
     )
 
 
@@ -137,6 +155,10 @@ class AfterForm(Form):
     contains: str | None = Field(
         None, min_length=1, max_length=1_000, description="only if what was said last has this in it"
     )
+    join: Literal["all", "any"] = Field(
+        "all", description="follow: all: who it leads to waits for all the edges of its group that may still be taken"
+    )
+    group: str = Field("", max_length=200, description="follow: all: edges to one agent that belong together")
 
 
 class GraphForm(Form):
@@ -144,7 +166,12 @@ class GraphForm(Form):
 
     model_config = ConfigDict(title="Graph of speakers")
 
-    start: Label | None = Field(None, description="who begins; none: the first of the team")
+    start: Label | list[Label] | None = Field(
+        None, description="who begins; none: the first of the team. Several begin with follow: all"
+    )
+    follow: Literal["one", "all"] = Field(
+        "one", description="one: `among` chooses if several may be next; all: each has a turn, once per round of a loop"
+    )
     edges: dict[Label, list[Annotated[AfterForm, BeforeValidator(_after, json_schema_input_type=str | AfterForm)]]] = (
         Field({}, description="for each who speaks: who may be next")
     )

@@ -125,6 +125,7 @@ class _Validation:
             for field in ("after", "images"):
                 if step.spec.get(field) is not None:
                     yield from self._expression(f"{path}.{field}", step.spec[field], step.name, condition=False)
+            yield from self._references(f"{path}.hears", frozenset(step.spec["hears"]), step.name)
         if step.kind is StepKind.AGENT:
             yield from self._template(f"{path}.prompt", step.spec.get("prompt", ""), step.name, also)
             for where, said in schema.problems_of(step.spec.get("output") or {}):

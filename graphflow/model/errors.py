@@ -510,3 +510,9 @@ class MessageTooLarge(Permanent):
     """What was said is too large for a conversation."""
 
     code = "MESSAGE_TOO_LARGE"
+
+
+class InvalidTeam(ProblemsError):
+    """A team's document is not valid, or cannot be imported."""
+
+    code = "INVALID_TEAM"

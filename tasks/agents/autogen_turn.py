@@ -20,6 +20,7 @@ from autogen_agentchat.messages import (
     ModelClientStreamingChunkEvent,
     ToolCallExecutionEvent,
     ToolCallRequestEvent,
+    ToolCallSummaryMessage,
 )
 from autogen_core import CancellationToken, FunctionCall, Image
 from autogen_core.model_context import UnboundedChatCompletionContext
@@ -121,7 +122,8 @@ async def _turn(
         model_client_stream=True,
         model_context=UnboundedChatCompletionContext(initial_messages=context(spec.name, request.thread)),
         workbench=_Workbench(request.tools, request.key, memory),
-        max_tool_iterations=MOST_CALLS,
+        max_tool_iterations=spec.rounds or MOST_CALLS,
+        reflect_on_tool_use=spec.reflect,
     )
     async with aclosing(agent.on_messages_stream([], CancellationToken())) as events:
         async for event in events:
@@ -138,7 +140,8 @@ async def _turn(
                     target = next(name for name in request.handoffs if _identifier(name) == handed.target)
                     parts.append((Kind.HANDOFF, {"text": handed.content, "target": target}))
                 case Response():
-                    parts.append((Kind.TEXT, {"text": storable.storable_text(event.chat_message.to_text())}))
+                    kind = Kind.SUMMARY if isinstance(event.chat_message, ToolCallSummaryMessage) else Kind.TEXT
+                    parts.append((kind, {"text": storable.storable_text(event.chat_message.to_text())}))
                 case _:
                     pass
     if not parts or parts[-1][0] not in SPOKEN or not str(parts[-1][1]["text"]).strip():

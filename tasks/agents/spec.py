@@ -21,6 +21,10 @@ class AgentSpec:
     temperature: float | None = None
     tools: tuple[str, ...] = ()
     handoffs: tuple[str, ...] = ()
+    rounds: int | None = None
+    """how often it may ask for tools in one turn; none: `autogen_turn.MOST_CALLS` calls of its model"""
+    reflect: bool = False
+    """whether the model has a word more after the last of these rounds"""
     script: tuple[Mapping[str, Any], ...] = ()
     """what the scripted model answers, call by call (see `graphflow.flow.team.ReplyForm`); none: it makes it up"""
 

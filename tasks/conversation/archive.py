@@ -64,6 +64,10 @@ class Archive:
                 self._kept.popitem(last=False)
         return [message for message in known if message.iteration < end]
 
+    def whole(self, tenant: str, run: str, step: str) -> list[Message]:
+        """What was said in the turns that are in SQL now. Raises JournalUnavailable."""
+        return self.thread(tenant, run, step, len(self.turns(tenant, run, step)))
+
     def before(self, tenant: str, place: Place) -> list[Message]:
         """The whole thread up to a place in an earlier conversation, and in those that it goes on from.
 

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from convergio.graphflow.flow import talk
 from convergio.graphflow.flow.team import GRAPH
-from convergio.tasks.conversation import kind, speaker, tuning
+from convergio.tasks.conversation import branches, kind, speaker, tuning
+from convergio.tasks.conversation.branches import Branch, Branches
 from convergio.tasks.conversation.floor import STOP, Selection, SelectionContext, ToolEvent, Utterance
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import SPOKEN, Kind, Message
@@ -27,12 +29,40 @@ def chosen(
 
 
 def _policy(team: Team, name: str, ask: speaker.Ask | None) -> speaker.Policy:
+    if name == GRAPH and team.graph is not None and team.graph["follow"] == "all":
+        return _branches(team, team.graph)
     if name == GRAPH and team.graph is not None:
         among = _policy(team, team.graph["among"], ask)
-        return speaker.Graph(start=team.graph["start"] or team.names[0], edges=_edges(team.graph), among=among)
+        return speaker.Graph(start=_starts(team, team.graph)[0], edges=_edges(team.graph), among=among)
     if name == "scored" and ask is not None:
-        return speaker.Scored(tuning.load().model_copy(update={"epsilon": team.epsilon}), ask)
+        return speaker.Scored(tuning.load().model_copy(update={"epsilon": team.asking["epsilon"]}), ask)
+    if name == "llm" and ask is not None:
+        how = team.asking
+        return speaker.Asked(ask, repeat=how["repeat"], attempts=how["attempts"], same=how["otherwise"] == "same")
     return speaker.named(name, ask=ask)
+
+
+def complete(team: Team, thread: Sequence[Message]) -> bool:
+    """Whether a graph of which all is followed has nobody left: that is its end, whatever conditions hold."""
+    if team.policy != GRAPH or team.graph is None or team.graph["follow"] != "all":
+        return False
+    context = SelectionContext(candidates=team.candidates, thread=utterances(thread))
+    return not _branches(team, team.graph).due(branches.turns(context))
+
+
+def _starts(team: Team, graph: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(talk.starts(graph)) or team.names[:1]
+
+
+def _branches(team: Team, graph: Mapping[str, Any]) -> Branches:
+    edges = {
+        name: tuple(
+            Branch(target=edge["to"], contains=edge["contains"], group=edge["group"], any_of=edge["join"] == "any")
+            for edge in edges
+        )
+        for name, edges in graph["edges"].items()
+    }
+    return Branches(starts=_starts(team, graph), edges=edges)
 
 
 def _edges(graph: Mapping[str, Any]) -> dict[str, tuple[speaker.Edge, ...]]:

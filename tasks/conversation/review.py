@@ -16,6 +16,7 @@ Cost = tuple[int, int]
 KINDS: Final[Mapping[Kind, str]] = {
     Kind.TEXT: "TextMessage",
     Kind.HANDOFF: "HandoffMessage",
+    Kind.SUMMARY: "ToolCallSummaryMessage",
     Kind.CALLS: "ToolCallRequestEvent",
     Kind.RESULTS: "ToolCallExecutionEvent",
 }
@@ -46,10 +47,16 @@ def over(stop: Mapping[str, Any], *, number: int, said: str, recall: Recall) -> 
         if word in said:
             return {"by": "mention", "said": word}
     if stop["condition"] is not None:
-        met = termination.read(stop["condition"]).met(recall())
-        if met is not None:
-            return {"by": "condition", "said": met.content, "source": met.source}
+        found = met(stop, recall())
+        if found is not None:
+            return found
     return {"by": "turns", "turns": number} if number >= stop["turns"] else None
+
+
+def met(stop: Mapping[str, Any], turns: Sequence[Turn]) -> dict[str, Any] | None:
+    """Why the condition ends it after these turns; None if it does not. There is a condition."""
+    found = termination.read(stop["condition"]).met(turns)
+    return None if found is None else {"by": "condition", "said": found.content, "source": found.source}
 
 
 def _said(message: Message) -> Said:

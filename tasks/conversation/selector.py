@@ -7,6 +7,7 @@ recorded of them leads to the same choice again, on any worker.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Final
@@ -36,13 +37,14 @@ class _Wanted(Exception):  # no error: it takes a question out of a policy
 class _Told:
     """Gives a policy the answers that are there, in their order, and leaves it where there is none."""
 
-    def __init__(self, answers: Sequence[str]) -> None:
+    def __init__(self, answers: Sequence[str], prompt: str | None) -> None:
         self._answers = answers
+        self._prompt = prompt
         self._given = 0
 
     def __call__(self, context: SelectionContext, names: Sequence[str]) -> str:
         if self._given == len(self._answers):
-            raise _Wanted(question(context, names))
+            raise _Wanted(question(context, names, self._prompt))
         self._given += 1
         return self._answers[self._given - 1]
 
@@ -52,7 +54,7 @@ async def choose(team: Team, thread: Sequence[Message], asking: Asking, *, may_s
     answers: list[str] = []
     while True:
         try:
-            decide = partial(course.chosen, team, thread, may_stop=may_stop, ask=_Told(answers))
+            decide = partial(course.chosen, team, thread, may_stop=may_stop, ask=_Told(answers, team.asking["prompt"]))
             # Somebody else's function may take its time: not on the loop that all turns of this process share.
             found = decide() if team.policy in POLICIES else await asyncio.to_thread(decide)
             return found, len(answers)
@@ -60,11 +62,16 @@ async def choose(team: Team, thread: Sequence[Message], asking: Asking, *, may_s
             answers.append(await asking(len(answers), wanted.question))
 
 
-def question(context: SelectionContext, names: Sequence[str]) -> str:
-    """What the model is asked: who is there, what was said, and which names it may give."""
+def question(context: SelectionContext, names: Sequence[str], prompt: str | None = None) -> str:
+    """What the model is asked: who is there, what was said, and which names it may give; in words of one's own if
+    there is a `prompt` with places for them."""
     thread = context.thread
     said = thread if len(thread) <= RECENT else (thread[0], *thread[-RECENT:])
     people = [f"{one.name}: {one.description or one.name}" for one in context.candidates if one.name in names]
+    allowed = [name for name in names if name != STOP]
     talk = [f"{one.speaker}: {one.text[:LONGEST]}" for one in said]
-    asked = f"Who speaks next? One of: {', '.join(name for name in names if name != STOP)}"
+    if prompt is not None:
+        told = {"roles": "\n".join(people), "participants": ", ".join(allowed), "history": "\n\n".join(talk)}
+        return re.sub(r"\{(roles|participants|history)\}", lambda place: told[place[1]], prompt)
+    asked = f"Who speaks next? One of: {', '.join(allowed)}"
     return "\n".join(["Who is there:", *people, "", "What was said:", *talk, "", asked])

@@ -212,24 +212,32 @@ class _Registered:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A model chooses among all but the last speaker. What names nobody is asked again, then `scored` decides.
+    """A model chooses, among all but the last speaker unless it may `repeat`. What does not name one is asked again,
+    at most so many `attempts`; then `scored` decides or, with `same`, it is who spoke last, if that may be.
 
-    (AutoGen falls back to the previous speaker, who then may speak for ever.)
+    (AutoGen then takes the last speaker even if that may not be, who may so speak for ever.)
     """
 
     ask: Ask
+    repeat: bool = False
+    attempts: int = ATTEMPTS
+    same: bool = False
 
     def __call__(self, context: SelectionContext) -> Selection:
-        """The one whom the answer names."""
+        """The one whom the answer names, and nobody else of the team."""
         last = _last_speaker(context)
-        names = [name for name in context.names if name != last] or list(context.names)
-        for _ in range(ATTEMPTS if len(names) > 1 else 0):
-            if (named := _mentioned(self.ask(context, names), names)) is not None:
-                return Selection(speaker=named, policy="llm", reason="the model's choice", asked=True)
+        names = [name for name in context.names if self.repeat or name != last] or list(context.names)
         if len(names) == 1:
             return Selection(speaker=names[0], policy="llm", reason="nobody else is there")
+        for _ in range(self.attempts):
+            if (named := _mentioned(self.ask(context, names), context.names)) in names:
+                return Selection(speaker=str(named), policy="llm", reason="the model's choice", asked=True)
+        nobody = f"{self.attempts} answers of the model named nobody"
+        if self.same:
+            same = last if last is not None and last in names else names[0]
+            return Selection(speaker=same, policy="llm", reason=nobody, asked=True)
         found = scored()(SelectionContext(candidates=context.candidates, thread=context.thread))
-        reason = f"{ATTEMPTS} answers of the model named nobody; {found.reason}"
+        reason = f"{nobody}; {found.reason}"
         return Selection(speaker=found.speaker, policy="llm", reason=reason, scores=found.scores, asked=True)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from convergio.graphflow.flow.team import HUMAN
+from convergio.graphflow.flow.team import HUMAN, SelectorForm
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
 from convergio.tasks.conversation.floor import Candidate
@@ -16,6 +16,9 @@ SELECTOR: Final = "(selector)"
 
 LONGEST_NAME: Final = 64
 """Tokens of an answer that is a name."""
+
+UNASKED: Final[Mapping[str, Any]] = {**SelectorForm.model_validate({}).model_dump(), "epsilon": 0.0}
+"""Of a team without a selector."""
 
 ROLE: Final = (
     "You lead a conversation: you choose who speaks next, and say nothing else. Answer with one name of the list, "
@@ -27,14 +30,15 @@ ROLE: Final = (
 class Team:
     """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next;
     `graph`: who may follow whom, for the policy of this name; `selector`: the model that is asked, by `scored` about
-    those who are closer than `epsilon`; `stop`: when it is over (see `graphflow.flow.team`)."""
+    those who are close, and `asking`: how (see `graphflow.flow.team.SelectorForm`); `stop`: when it is over (see
+    `graphflow.flow.team`)."""
 
     members: tuple[AgentSpec, ...]
     candidates: tuple[Candidate, ...]
     policy: str
     graph: Mapping[str, Any] | None
     selector: AgentSpec | None
-    epsilon: float
+    asking: Mapping[str, Any]
     stop: Mapping[str, Any]
 
     @classmethod
@@ -47,7 +51,7 @@ class Team:
             policy=spec["policy"],
             graph=spec["graph"],
             selector=_selector(spec),
-            epsilon=0.0 if spec["selector"] is None else spec["selector"]["epsilon"],
+            asking=spec["selector"] or UNASKED,
             stop=spec["stop"],
         )
 
@@ -101,8 +105,9 @@ def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
     script, tools, handoffs = (tuple(written[name]) for name in ("script", "tools", "handoffs"))
     if written["role"] is None:
         known = roster.get(written["name"])
-        said = {name: written[name] for name in ("model", "max_tokens") if written[name] is not None}
+        said = {name: written[name] for name in ("model", "max_tokens", "temperature") if written[name] is not None}
         given = {"name": written["name"], "script": script, "tools": tools or known.tools, "handoffs": handoffs}
+        given |= {"rounds": written["rounds"], "reflect": written["reflect"]}
         return replace(known, **{**given, **said})
     return AgentSpec(
         name=written["name"],
@@ -110,6 +115,9 @@ def _member(written: Mapping[str, Any], roster: Roster) -> AgentSpec:
         system_message=written["role"],
         model=written["model"],
         max_tokens=written["max_tokens"] or DEFAULT_MAX_TOKENS,
+        temperature=written["temperature"],
+        rounds=written["rounds"],
+        reflect=written["reflect"],
         script=script,
         tools=tools,
         handoffs=handoffs,

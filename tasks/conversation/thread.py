@@ -10,16 +10,20 @@ from typing import Any, Final
 
 class Kind(StrEnum):
     """What a message is. `body`: `text`, and `images` (media_type, data) if there are some; `calls` of tools (id,
-    name, arguments); `results` (id, name, text, ok); of a handoff `text` and `target`."""
+    name, arguments); `results` (id, name, text, ok); of a handoff `text` and `target`; of a summary, which is what its
+    tools gave, `text`."""
 
     TEXT = "text"
     CALLS = "calls"
     RESULTS = "results"
     HANDOFF = "handoff"
+    SUMMARY = "summary"
 
 
-SPOKEN: Final = (Kind.TEXT, Kind.HANDOFF)
+SPOKEN: Final = (Kind.TEXT, Kind.HANDOFF, Kind.SUMMARY)
 """What everybody hears."""
+DEALINGS: Final = (Kind.HANDOFF, Kind.SUMMARY)
+"""What others hear, and the speaker knows from its dealings with tools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,11 +44,11 @@ class Message:
 
 
 def heard_by(speaker: str, thread: Sequence[Message]) -> list[Message]:
-    """What a speaker knows of the thread: all that was said, and its own dealings with tools. Its own handoffs are
-    such a dealing already."""
+    """What a speaker knows of the thread: all that was said, and its own dealings with tools. Its own handoffs and
+    summaries are such a dealing already."""
     return [message for message in thread if _heard(speaker, message)]
 
 
 def _heard(speaker: str, message: Message) -> bool:
     own = message.source == speaker
-    return not (own and message.kind is Kind.HANDOFF) and (own or message.kind in SPOKEN)
+    return not (own and message.kind in DEALINGS) and (own or message.kind in SPOKEN)

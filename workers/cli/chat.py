@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
 from convergio.workers.cli.menu import Command
-from convergio.workers.cli.run import FILES
 from convergio.workers.cli.session import Session, as_json, with_session
-
-STEP = "talk"
+from convergio.workers.cli.teams import STEP
 
 
 @click.command(cls=Command)
@@ -31,6 +28,9 @@ STEP = "talk"
 )
 @click.option("--turns", type=click.IntRange(1, 1000), help="Turns that the team may take, at most.")
 @click.option("--json", "json_wanted", is_flag=True, help="JSON on standard output: every event.")
+@click.option(
+    "--tool", "tools", multiple=True, metavar="NAME=TOOL", help="Of an AutoGen file: our tool instead of its source."
+)
 @with_session
 def chat(
     session: Session,
@@ -40,9 +40,11 @@ def chat(
     images: tuple[Path, ...],
     turns: int | None,
     json_wanted: bool,
+    tools: tuple[str, ...],
 ) -> int:
-    """Let TEAM talk about TEXT. TEAM: a file with a team (YAML), or names of the roster: amy,ali"""
-    from convergio.graphflow.flow import document
+    """Let TEAM talk about TEXT. TEAM: a file with a team (YAML), one of AutoGen's (JSON), or names of the roster:
+    amy,ali"""
+    from convergio.workers.cli import teams
     from convergio.workers.cli.run import submit
     from convergio.workers.cli.workflows import known
 
@@ -50,47 +52,21 @@ def chat(
         raise click.UsageError("give a TEXT alone with --resume, else TEAM and TEXT")
     after = None
     if earlier is None:
-        team = _team(words[0])
+        flow = teams.workflow_of(words[0], tools=teams.tools_of(tools), known=known(session), turns=turns)
     else:
         ref = session.ref(earlier)
         after = {"run": ref.run, "turn": behind}
-        team = _earlier(session, ref.run)
-    if turns is not None:
-        team = {**team, "stop": {**team.get("stop", {}), "turns": turns}}
-    workflow = document.parse_document(_document(team), source=words[0], known=known(session))
-    row = submit(
-        session, workflow, {"said": words[-1], "after": after, "images": [_image(path) for path in images]}, key=None
-    )
-    return _listen(session, row.run_id, json_wanted=json_wanted)
-
-
-def _document(team: Mapping[str, Any]) -> dict[str, Any]:
-    talk = {
-        "conversation": team,
-        "prompt": "{{ input.said }}",
-        "after": "input.after",
-        "images": "input.images",
-        "retry": 2,
-    }
-    return {"workflow": "chat", "version": 1, "title": "A conversation", "steps": {STEP: talk}}
+        flow = teams.talking(_earlier(session, ref.run), source=words[0], known=known(session), turns=turns)
+    if images and STEP not in flow.steps:
+        raise click.UsageError("this team became steps of a workflow, which are shown no images")
+    said = {"said": words[-1], "after": after, "images": [_image(path) for path in images]}
+    row = submit(session, flow, said, key=None)
+    return _listen(session, row.run_id, json_wanted=json_wanted, goes_on=STEP in flow.steps)
 
 
 def _image(path: Path) -> str:
     """An image as it travels. What it is, is looked at where it is used."""
     return f"data:image/{path.suffix.lstrip('.') or 'png'};base64,{base64.b64encode(path.read_bytes()).decode()}"
-
-
-def _team(text: str) -> dict[str, Any]:
-    """The team in a file, or of these names. Raises InvalidInput."""
-    from convergio.graphflow.model import errors
-    from convergio.workers.cli import given
-
-    if not text.endswith(FILES):
-        return {"agents": [name.strip() for name in text.split(",") if name.strip()]}
-    found = given.value(str(Path(text)), what="TEAM")
-    if not isinstance(found, dict):
-        raise errors.InvalidInput(f"{text} holds no team", hint="write `agents:`, and under it their names")
-    return found
 
 
 def _earlier(session: Session, run: str) -> dict[str, Any]:
@@ -105,7 +81,7 @@ def _earlier(session: Session, run: str) -> dict[str, Any]:
     return found
 
 
-def _listen(session: Session, run: str, *, json_wanted: bool) -> int:
+def _listen(session: Session, run: str, *, json_wanted: bool, goes_on: bool) -> int:
     from convergio.workers.cli.follow import Follower, on_screen
     from convergio.workers.cli.talk import Listener
 
@@ -116,5 +92,6 @@ def _listen(session: Session, run: str, *, json_wanted: bool) -> int:
     row = session.history.run(session.settings.tenant, run)
     if row.error is not None:
         click.echo(as_json(row.error))
-    click.echo(f"go on with: convergio chat --resume {run} TEXT")
+    if goes_on:
+        click.echo(f"go on with: convergio chat --resume {run} TEXT")
     return code

@@ -31,7 +31,7 @@ ITEMS: Final[Mapping[str, Item]] = {
     "run": Item("run", "Work", "Start a run of a workflow."),
     "runs": Item("runs", "Work", "List, show, watch, explain, cancel, signal, retry and fork runs."),
     "chat": Item("chat", "Work", "Let a team of agents talk, and listen; go on with it days later."),
-    "workflows": Item("workflows", "Work", "List, show and validate workflows."),
+    "workflows": Item("workflows", "Work", "List, show, validate and import workflows."),
     "agents": Item("agents", "Work", "List and show agents; sign and verify definitions."),
     "models": Item("models", "Work", "List models, and check whether they answer."),
     "doctor": Item("doctor", "Operate", "Check this machine, Redis, the journal and the workers."),

@@ -1,4 +1,4 @@
-"""`convergio workflows`: list, show, validate."""
+"""`convergio workflows`: list, show, validate, import."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.group(cls=Group)
 def workflows() -> None:
-    """List, show and validate workflows."""
+    """List, show, validate and import workflows."""
 
 
 @workflows.command("list")
@@ -111,6 +111,33 @@ def validate(session: Session, files: tuple[Path, ...], json_wanted: bool) -> in
     if json_wanted:
         click.echo(as_json(problems))
     return exits.INVALID if any(problems.values()) else exits.OK
+
+
+@workflows.command("import")
+@click.argument("file")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Write it there, and not to stdout.")
+@click.option("--tool", "tools", multiple=True, metavar="NAME=TOOL", help="Our tool, instead of a tool's source.")
+@click.option("--json", "json_wanted", is_flag=True, help="JSON: what it became, the document, and what to know.")
+@with_session
+def import_component(session: Session, file: str, out: Path | None, tools: tuple[str, ...], json_wanted: bool) -> int:
+    """Read a team that AutoGen dumped (ComponentModel JSON) as a document of ours: nothing in it is executed."""
+    import yaml
+
+    from convergio.workers.cli import teams
+
+    made = teams.imported(file, tools=teams.tools_of(tools), known=known(session))
+    text = yaml.safe_dump(made.document, sort_keys=False, allow_unicode=True, width=120)
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+    if json_wanted:
+        click.echo(as_json({"kind": made.kind, "document": made.document, "notes": list(made.notes)}))
+        return exits.OK
+    teams.tell(made)
+    start = "convergio chat {} TEXT" if made.kind == "team" else 'convergio run {} --input \'{{"said": "TEXT"}}\''
+    click.echo(
+        f"{made.kind} written: start it with {start.format(out)}" if out is not None else text, nl=out is not None
+    )
+    return exits.OK
 
 
 def known(session: Session) -> Known:
