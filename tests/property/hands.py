@@ -325,7 +325,7 @@ def _read(world: World, drainer: Drainer, missing: Unloaded) -> None:
         view.values.update({name: value for name, value in values.items() if name.startswith("s:")})
         view.complete = True
         return
-    ahead = [] if drainer.frugal else values
+    ahead = set[str]() if drainer.frugal else values.keys()
     view.values.update({name: values.get(name, "") for name in {*missing.names, *ahead} - view.values.keys()})
 
 
