@@ -228,7 +228,9 @@ def _made(made: Any) -> sa.ColumnElement[bool]:
 
 
 _SAID: Final = (
-    sa.select(outcomes.c.iteration, *(messages.c[name] for name in ("seq", "kind", "source", "body", "at_ms")))
+    sa.select(
+        outcomes.c.iteration, messages.c.seq, messages.c.kind, messages.c.source, messages.c.body, messages.c.at_ms
+    )
     .select_from(outcomes.join(messages, _made(messages.c)))
     .where(
         *_turns_of(sa.bindparam("tenant"), sa.bindparam("run"), sa.bindparam("step")),
