@@ -159,8 +159,8 @@ class Feed:
         return [message for turn in self._recall().turns if turn.at == NOWHERE for message in turn.messages]
 
     def _words(self, epoch: int) -> Mapping[str, fields.Word]:
-        found = self._client.hscan_iter(self._run(epoch), match="s:*", count=GROUP)
-        words = cast("Iterator[tuple[str, str]]", found)
+        client: Any = self._client
+        words: Iterator[tuple[str, str]] = client.hscan_iter(self._run(epoch), match="s:*", count=GROUP)
         return {name[2:]: fields.Word.parse(text) for name, text in words}
 
     def _after_all(self, epoch: int, last: int) -> Sequence[Event] | None:
