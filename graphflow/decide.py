@@ -49,6 +49,8 @@ def decide(
 def wanted(plan: Plan, step: str) -> list[str]:
     """The fields that deciding the arrival of `step` nearly always needs: read with it, they save a round trip."""
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
+    if plan.step(step).kind is StepKind.CONVERSATION:
+        names.append(fields.early(instance.step_of(step)))
     whole = instance.whole(step)
     if step != whole:
         return [*names, fields.state(whole), fields.progress(whole)]
@@ -187,10 +189,13 @@ class _Semantics(Items):
         if region is None or region.end != instance.step_of(step):
             return False
         loop, number = region.loop, instance.round_of(step) + 1
+        first = instance.named(loop.back_to, number)
+        talks = self.plan.step(step).kind is StepKind.CONVERSATION
         try:
             over = loop.until is not None and self.holds(
                 loop.until, self.plan.when_references[region.end], step, after=True
             )
+            over = over and not (talks and self.is_spoken_to(first))
         except errors.ExpressionFailed as error:
             self.exhaust(step, error)
             return True
@@ -200,7 +205,6 @@ class _Semantics(Items):
             said = f"the loop of '{region.end}' has made {number} rounds, and `{(loop.until or '')[:80]}` does not hold"
             self.exhaust(step, errors.LoopExhausted(said, hint="allow it more rounds (max), or let it go on (on_max)"))
             return True
-        first = instance.named(loop.back_to, number)
         self.foresee([first], 0)
         self.room()
         self.put(fields.OPEN, str(int(self.get(fields.OPEN)) + region.size - 1))
@@ -208,6 +212,8 @@ class _Semantics(Items):
         self.put(fields.cursor(step), DONE)
         self.tell("loop.repeated", step, {"round": number})
         if self.word(first).state is StepState.WAITING:  # a rebuild may know how it ended
+            if talks:
+                self.listen(first)
             self.fire_or_skip(first)
         return True
 

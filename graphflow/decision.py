@@ -50,6 +50,8 @@ class View:
     """the run was made a moment ago: a field that was not read is absent"""
     blobs: dict[str, Any] = field(default_factory=dict[str, Any])
     """large values by their digests"""
+    ended: frozenset[str] = frozenset()
+    """on a new board: instances that SQL knows to have ended"""
     lists: dict[str, Sequence[Any]] = field(default_factory=dict[str, Sequence[Any]])
     """what maps are over, by instance: worked out once, however many decisions deal it"""
 

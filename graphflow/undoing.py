@@ -16,7 +16,7 @@ from convergio.graphflow.decision import Event, Unloaded
 from convergio.graphflow.draft import AHEAD
 from convergio.graphflow.model.states import TERMINAL_STEP, BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import UNDO, OnFailure
-from convergio.graphflow.waiting import Waiting
+from convergio.graphflow.talking import Talking
 
 GATE: Final = UNDO
 """Stands where a step stands, until SQL knows that the run is being undone; no step has this name."""
@@ -27,7 +27,7 @@ MOST_NAMED: Final = 100
 """Steps that the error of an undone run names, at most."""
 
 
-class Undoing(Waiting):
+class Undoing(Talking):
     """What is undone, in which order, and what the run comes to then."""
 
     def undoes(self, step: str = "") -> bool:

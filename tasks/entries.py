@@ -3,9 +3,10 @@ acks.
 
 `convergio.submit(workflow, input, key=None, tenant=..., submitter=..., priority=None)`: the run's id is the task's id,
 and its result is the run's. `convergio.retry(run, key=None)` and `convergio.fork(run, step=None, input=...,
-definition=None)` do the same for a new run that reuses what another one did. `convergio.signal(run, name, data)` and
-`convergio.cancel(run, reason)` end at once. `convergio.thread(run)` gives what was said in a run's conversations, for
-readers whose stream was trimmed or is gone.
+definition=None)` do the same for a new run that reuses what another one did. `convergio.say(run, text, step=None,
+if_busy=None)` speaks to a conversation, and gives the run in which that is heard. `convergio.signal(run, name, data)`
+and `convergio.cancel(run, reason)` end at once. `convergio.thread(run)` gives what was said in a run's conversations,
+for readers whose stream was trimmed or is gone.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from typing import Any, Protocol, cast
 from celery import Celery, Task
 from celery.exceptions import Ignore, Reject
 
+from convergio.graphflow.engine import say as engine
 from convergio.graphflow.engine.fork import UNCHANGED, Fork
+from convergio.graphflow.engine.say import Saying
 from convergio.graphflow.engine.submission import Entrance, Submission
 from convergio.graphflow.flow import document
 from convergio.graphflow.journal.rows import ForkKind, RunRow
@@ -164,6 +167,21 @@ def _register_control(app: Celery) -> None:
         caller = by or origin_of(self)
         with said_whole():
             return self.worker.entrance.signal(ref, name=name, data=data, by=caller, signal_id=self.request.id)
+
+    @app.task(base=Entry, bind=True, shared=False, name="convergio.say")
+    def say(
+        self: Entry,
+        run: str,
+        text: str,
+        step: str | None = None,
+        if_busy: str | None = None,
+        tenant: str = ids.DEFAULT_TENANT,
+        by: str = "",
+    ) -> str:
+        ref, task_id = RunRef(tenant=tenant, run=run), str(self.request.id)
+        with said_whole():
+            saying = Saying(ref=ref, text=text, by=by or origin_of(self), step=step, if_busy=if_busy, id=task_id)
+            return engine.say(self.worker.entrance, saying).run_id
 
     @app.task(base=Entry, bind=True, shared=False, name="convergio.cancel")
     def cancel(self: Entry, run: str, reason: str = "", tenant: str = ids.DEFAULT_TENANT, by: str = "") -> str:

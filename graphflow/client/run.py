@@ -25,6 +25,7 @@ SUBMIT: Final = "convergio.submit"
 RETRY: Final = "convergio.retry"
 FORK: Final = "convergio.fork"
 SIGNAL: Final = "convergio.signal"
+SAY: Final = "convergio.say"
 CANCEL: Final = "convergio.cancel"
 PAUSE: Final = "convergio.pause"
 RESUME: Final = "convergio.resume"
@@ -181,6 +182,17 @@ class Run:
         answer = self._ask(SIGNAL, {"name": name, "data": data})
         return bool(answer.result)
 
+    def say(self, text: str, *, step: str | None = None, if_busy: str | None = None) -> Run:
+        """Says something to the run's conversation: an answer, if it waits for one. The run in which it is heard: this
+        one, or, if it has ended, a new one that goes on from it.
+
+        `step`: which conversation, if there are several. `if_busy`: what becomes of it while a turn runs: enqueue,
+        reject, interrupt or rollback; None: what the team says. Raises UnknownRun, UnknownStep, ConversationBusy,
+        InvalidInput, PayloadTooLarge, NoWorker, BoardUnavailable.
+        """
+        heard = str(self._ask(SAY, {"text": text, "step": step, "if_busy": if_busy}).result)
+        return self if heard == self.id else Run(self._wire, RunRef(tenant=self._ref.tenant, run=heard))
+
     def cancel(self, reason: str = "") -> None:
         """Asks for the run's end. Raises UnknownRun, NoWorker, BoardUnavailable."""
         self._ask(CANCEL, {"reason": reason})
@@ -232,6 +244,10 @@ class Run:
     async def asignal(self, name: str, data: Any = None) -> bool:
         """`signal` for asyncio."""
         return await in_thread(self.signal, name, data)
+
+    async def asay(self, text: str, *, step: str | None = None, if_busy: str | None = None) -> Run:
+        """`say` for asyncio."""
+        return await in_thread(self.say, text, step=step, if_busy=if_busy)
 
     async def acancel(self, reason: str = "") -> None:
         """`cancel` for asyncio."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, cast
 
+from convergio.graphflow import talking
 from convergio.graphflow.asking import ASKED
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
@@ -209,6 +210,7 @@ class Inquiry:
             step,
             state=word.state,
             on=word.blocked_on,
+            asks_people=talking.waits_for_people(word, one),
             parked=word.parked.state if word.parked is not None else None,
             since_ms=word.since_ms if word.since_ms is not None else at_ms,
             attempt=int(live.values.get(fields.attempt(one), 1)),

@@ -94,6 +94,7 @@ class StepView:
     worker: str | None = None
     error: Mapping[str, Any] | None = None
     note: str = ""
+    asks_people: bool = False
     awaits: str = ""
     missing: str = ""
     started_ms: int | None = None
@@ -340,6 +341,9 @@ def _for_signal(view: RunView, step: StepView, since: str, due: str) -> str:
             return f"waits for {step.does} since {since}{until}"
         case StepKind.APPROVAL:
             return f"waits for a decision since {since}. Give it: {told} --approve (or --reject)"
+        case StepKind.CONVERSATION if step.asks_people:
+            asked = f" ({step.note})" if step.note else ""
+            return f"waits since {since} for somebody's words{asked}. Say them: convergio chat --resume {view.id} TEXT"
         case _:
             answers = f"{told} --answer retry (or skip, fail{_or_undo(view)})"
             return f"has failed, and asks what to do since {since}{_because(step.error)}. Say it: {answers}"

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from convergio.graphflow import asking, decide, draft, nested, undoing, waiting
+from convergio.graphflow import asking, decide, draft, nested, talking, undoing, waiting
 from convergio.graphflow.board import fields
 from convergio.graphflow.decision import ASK, LEAVE, Decision, Entry, Event, Unloaded, View
 from convergio.graphflow.engine.submission import granted_version, meta_of, signal_entry
@@ -62,6 +62,7 @@ def restore(
     if facts.run.state is RunState.ACCEPTED:
         # It may have begun on the board that is gone, and its first steps may run still: they must find it here.
         work.made.events.append(Event(kind="run.started"))
+    work.records()
     if facts.run.state is RunState.COMPENSATING:
         work.undo()
     else:
@@ -70,7 +71,6 @@ def restore(
             work.outcome(outcome)
     for event in facts.events:
         work.event(event)
-    work.records()
     work.signals()
     work.settle()
     work.made.values = {name: value for name, value in work.view.values.items() if value != ""}
@@ -91,6 +91,7 @@ class _Work:
         self.cause_ms = facts.run.started_ms
         """when that happened from which follows what is derived now"""
         self.known = {row.instance for row in facts.outcomes}
+        self.talks = {step.name for step in plan.workflow.steps.values() if step.kind is StepKind.CONVERSATION}
         self.told = {(row.type, row.instance) for row in facts.events}
         self.applied = {row.data["id"] for row in facts.events if row.type == "signal.applied" and _is_done(row)}
         run = facts.run
@@ -101,7 +102,7 @@ class _Work:
             fields.META: json.dumps(meta_of(run), ensure_ascii=False),
             fields.INPUT: json.dumps(run.input, ensure_ascii=False),
         }
-        self.view = View(values, complete=True)
+        self.view = View(values, complete=True, ended=frozenset(self.known))
 
         self.applied |= {
             row.worker.removeprefix(waiting.BY_SIGNAL)
@@ -221,6 +222,8 @@ class _Work:
                 self.want(step, row)
             case asking.ASKED | asking.ANSWERED:
                 self.ask(step, row)
+            case "signal.applied" if row.data.get("how") == "applied" and row.step in self.talks:
+                self.ready(step, row.at_ms)  # its words are a record of the turn
             case "step.blocked":
                 self.block(step, row.at_ms, BlockedOn.SIGNAL, row.step or "")
             case "step.waiting":
@@ -315,10 +318,22 @@ class _Work:
         """All that ended no wait yet: what was applied before changes nothing, what came early is kept again."""
         for row in self.facts.signals:
             waiters = [self.latest(step) for step in self.plan.waiters.get(row.name, ())]
-            if row.signal_id not in self.applied and any(
+            talk = talking.conversation_of(self.plan, row.name)
+            if talk is not None and row.signal_id not in self.applied and self.is_followed_later(self.latest(talk)):
+                self.keep_words(signal_entry(row))
+            elif row.signal_id not in self.applied and any(
                 self.word(step).state not in TERMINAL_STEP for step in waiters
             ):
                 self.made.inbox.append(signal_entry(row))
+
+    def is_followed_later(self, step: str) -> bool:
+        """Whether what follows from the step's success is decided on the live board, by what it has kept till then."""
+        return self.word(step).state is StepState.SUCCEEDED and fields.cursor(step) not in self.view.values
+
+    def keep_words(self, entry: Entry) -> None:
+        """Words for the next turn of a conversation, of which nobody may say that it is over before they are heard."""
+        name, line = fields.early(entry["name"]), json.dumps(entry, ensure_ascii=False, separators=(",", ":"))
+        self.view.values[name] = "\n".join(part for part in (self.view.values.get(name, ""), line) if part)
 
 
 def _is_done(row: EventRow) -> bool:

@@ -10,10 +10,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
+from convergio.graphflow import talking
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.decision import Answer
+from convergio.graphflow.engine import words
 from convergio.graphflow.engine.claims import AWAY
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.fork import Fork, Forked, planned
@@ -77,6 +79,7 @@ class Submission:
             raise errors.InvalidInput(f"'{self.priority}' is no priority", hint=f"use one of {', '.join(PRIORITIES)}")
         text = (encode if blobs is None else blobs.text_of)(self.input, what="the input")
         inputs.check_input(self.workflow, self.input)
+        words.check_openings(self.workflow, self.input, size=len(text))
         return text
 
 
@@ -256,11 +259,14 @@ class Entrance:
     def signal(self, ref: RunRef, *, name: str, data: Any, by: str, signal_id: str | None = None) -> bool:
         """Keeps the signal in SQL, then wakes the run. False: this signal id was kept before.
 
-        Raises UnknownRun, UnknownStep, InvalidPayload, PayloadTooLarge, TooManySignals, JournalUnavailable.
+        Raises UnknownRun, UnknownStep, InvalidPayload, PayloadTooLarge, TooManySignals, ConversationBusy,
+        JournalUnavailable.
         """
         encode(data, what="the signal's data")
         run = self.doors.run(ref.tenant, ref.run)
-        check_signal(self.starter.plans.get(run.digest), name, data)
+        plan = self.starter.plans.get(run.digest)
+        check_signal(plan, name, data)
+        words.check_turn(self.link, plan, ref, name, data)
         self._check_early(ref, name)
         created_ms = board_time(self.link)
         row = NewSignal(
@@ -395,6 +401,9 @@ def check_signal(plan: Plan, name: str, data: Any) -> None:
         known = ", ".join(plan.waiters) or "none"
         raise errors.UnknownStep(f"'{name}' waits for no signal", hint=f"signals of this workflow: {known}")
     steps = [plan.workflow.steps[step] for step in waiters]
+    talk = talking.conversation_of(plan, name)
+    if talk is not None and words.are_words(plan.workflow.steps[talk], data):
+        return
     if any(step.kind is StepKind.APPROVAL for step in steps):
         check_decision(data)
     if any(step.on_failure is OnFailure.ASK for step in steps):

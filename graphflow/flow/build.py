@@ -173,6 +173,8 @@ class WorkflowBuilder:
         stop: Mapping[str, Any] | None = None,
         graph: Mapping[str, Any] | None = None,
         selector: Mapping[str, Any] | None = None,
+        people: str = "wait",
+        if_busy: str = "enqueue",
         continues: str | None = None,
         images: str | None = None,
         after: Need | Sequence[Need] = (),
@@ -187,9 +189,11 @@ class WorkflowBuilder:
         """A step in which a team talks about `prompt` (text with {{ CEL }} pieces), turn by turn, until `stop`, such as
         {"turns": 12, "mention": "APPROVED"}. `policy`: who speaks next; `graph`: who may follow whom; `selector`: the
         model that is asked. An agent is a name of the roster, or a mapping with `name` and `role`.
+        `people`: what a handoff to `user` does, wait or end; `if_busy`: what becomes of words while a turn runs.
         `retry` and `timeout` are those of a turn. `continues`: CEL that gives {run, turn} (YAML: `after`); `images`:
         CEL that gives what the team is shown."""
-        team = {"agents": list(agents), "policy": policy, "graph": graph, "selector": selector}
+        team: dict[str, Any] = {"agents": list(agents), "policy": policy, "graph": graph, "selector": selector}
+        team |= {"people": people, "if_busy": if_busy}
         team |= {} if stop is None else {"stop": stop}
         fields: dict[str, Any] = {"conversation": team, "prompt": prompt, "after": continues, "retry": retry}
         fields |= {} if images is None else {"images": images}

@@ -42,7 +42,7 @@ from convergio.graphflow.flow.form import (
 from convergio.graphflow.flow.known import Known
 from convergio.graphflow.flow.part import Form
 from convergio.graphflow.flow.spelling import did_you_mean
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.errors import Problem
 from convergio.graphflow.model.workflow import (
     DEFAULT_DURABILITY,
@@ -382,8 +382,8 @@ def _join(join: JoinForm) -> Join:
 
 
 def _turns(name: str, step: ConversationForm) -> Loop:
-    """A conversation's turns are rounds of its step: a turn that ends it says so."""
-    return Loop(back_to=name, max=step.conversation.stop.turns, until=f"{name}.stop != null", on_max=OnMax.CONTINUE)
+    """A conversation's turns are rounds of its step: a turn that ends it says so. What people say is a turn, too."""
+    return Loop(back_to=name, max=instance.ROUNDS, until=f"{name}.stop != null", on_max=OnMax.CONTINUE)
 
 
 def _loop(loop: LoopForm | None) -> Loop | None:

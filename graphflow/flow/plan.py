@@ -134,10 +134,11 @@ def _urgent(edges: tuple[OutEdge, ...], ranks: Mapping[str, float]) -> tuple[Out
 
 
 def _waiters(steps: Mapping[str, Step]) -> dict[str, tuple[str, ...]]:
-    """An approval, and a step that asks what to do when it fails, waits for the signal of its own name."""
+    """An approval, a conversation, and a step that asks what to do when it fails, waits for the signal of its own
+    name."""
     found: dict[str, tuple[str, ...]] = {}
     for name, step in steps.items():
-        asks = step.kind is StepKind.APPROVAL or step.on_failure is OnFailure.ASK
+        asks = step.kind in (StepKind.APPROVAL, StepKind.CONVERSATION) or step.on_failure is OnFailure.ASK
         signal = name if asks else step.spec.get("signal")
         if signal is not None:
             found[signal] = (*found.get(signal, ()), name)

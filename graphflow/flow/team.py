@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema, field_validator
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
 
 from convergio.graphflow.flow.part import Form
 from convergio.graphflow.flow.scalars import DOTTED, Label, ModelName, Text, refused
@@ -114,7 +123,9 @@ class StopForm(Form):
 
     model_config = ConfigDict(title="When a conversation ends")
 
-    turns: Annotated[int, Field(ge=1, le=instance.ROUNDS, description="turns of agents, at most")] = 20
+    turns: Annotated[
+        int, Field(ge=1, le=instance.ROUNDS, description="turns of agents, at most, since people said something")
+    ] = 20
     mention: Annotated[list[str], BeforeValidator(_mentions, json_schema_input_type=str | list[str])] = Field(
         [], description="words that end it when an agent says one of them"
     )
@@ -178,6 +189,27 @@ class GraphForm(Form):
     among: Literal["round_robin", "scored", "llm"] = Field("scored", description="who chooses, if several may be next")
 
 
+class CompactionForm(Form):
+    """When agents are told less than all that was said. No cut divides a turn, or a question from its answer."""
+
+    model_config = ConfigDict(title="Compaction of a thread")
+
+    messages: Annotated[int | None, Field(ge=4, le=100_000, description="with more messages than this")] = None
+    tokens: Annotated[int | None, Field(ge=100, le=10_000_000, description="with more tokens, as estimated")] = None
+    keep: Annotated[int, Field(ge=1, le=10_000, description="messages that stay as they are, at most")] = 10
+    by: Literal["summary", "drop"] = Field("summary", description="what becomes of the others but the first")
+    model: Label | None = Field(None, description="the model that sums up; none: the model of the settings")
+    script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
+
+    @model_validator(mode="after")
+    def _limited(self) -> CompactionForm:
+        if self.messages is None and self.tokens is None:
+            raise refused("BAD_VALUE", "has no limit", "say with how many messages or tokens: {messages: 40}")
+        if self.messages is not None and self.keep >= self.messages:
+            raise refused("BAD_VALUE", "keeps as much as it allows", "let `keep` be smaller than `messages`")
+        return self
+
+
 class TeamForm(Form):
     """A team, and how it talks."""
 
@@ -193,6 +225,15 @@ class TeamForm(Form):
         None, description="the model of the policy `llm`; `scored` asks it where two are close"
     )
     stop: StopForm = StopForm(turns=20, mention=[], condition=None)
+    compaction: CompactionForm | None = Field(
+        None, description="what agents are told of a long thread; none: all of it"
+    )
+    people: Literal["wait", "end"] = Field(
+        "wait", description="what a handoff to `user` does: wait, without a worker, until somebody answers; or end"
+    )
+    if_busy: Literal["enqueue", "reject", "interrupt", "rollback"] = Field(
+        "enqueue", description="what becomes of a message that comes while a turn runs"
+    )
 
     @field_validator("agents")
     @classmethod

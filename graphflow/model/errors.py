@@ -328,9 +328,6 @@ class EpochLost(ConvergioError):
     code = "EPOCH_LOST"
 
 
-# --- functions; run again -----------------------------------------------------------------------------------------
-
-
 class UnknownFunction(ConvergioError):
     """No function of this name is registered."""
 
@@ -401,9 +398,6 @@ class TooManySignals(Overloaded):
     """Too many signals of this name wait for a step that has not come to them yet."""
 
     code = "TOO_MANY_SIGNALS"
-
-
-# --- children, maps and loops ---------------------------------------------------------------------------------------
 
 
 class ChildFailed(ConvergioError):
@@ -516,3 +510,9 @@ class InvalidTeam(ProblemsError):
     """A team's document is not valid, or cannot be imported."""
 
     code = "INVALID_TEAM"
+
+
+class ConversationBusy(ConvergioError):
+    """The conversation goes on, and takes no word before its turn."""
+
+    code = "CONVERSATION_BUSY"

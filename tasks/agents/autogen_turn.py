@@ -208,7 +208,7 @@ def _client(
     runner: AutogenRunner, request: TurnRequest, model: ModelSettings, book: metering.CallBook
 ) -> ChatCompletionClient:
     if request.spec.script:
-        return _Scripted(request.spec.script, request.attempt, book)
+        return _Scripted(request.spec.script, request.attempt, book, untold=request.untold)
     return runner.client(request.spec, model, None, book)
 
 
@@ -267,17 +267,24 @@ class _Scripted(ReplayChatCompletionClient):
     """Answers from the agent's script, word by word, and counts words as tokens."""
 
     def __init__(
-        self, script: Sequence[Mapping[str, Any]], attempt: int, book: metering.CallBook, *, made: int | None = None
+        self,
+        script: Sequence[Mapping[str, Any]],
+        attempt: int,
+        book: metering.CallBook,
+        *,
+        made: int | None = None,
+        untold: int = 0,
     ) -> None:
         super().__init__([], model_info=MODEL_INFO)
         self._script = script
         self._made = made
+        self._untold = untold
         self._attempt = attempt
         self._book = book
 
     async def create_stream(self, messages: Sequence[LLMMessage], **options: Any) -> Chunks:
         said = sum(isinstance(message, AssistantMessage) for message in messages)
-        made = said if self._made is None else self._made
+        made = said + self._untold if self._made is None else self._made
         reply = replies.due(self._script, made, self._attempt)
         if reply.failure is not None and reply.failure != "broken_off":
             raise replies.FAILURES[reply.failure]

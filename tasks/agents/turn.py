@@ -47,7 +47,8 @@ class Question:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TurnRequest:
     """One turn: who speaks, what is known, what may be used, to whom it may hand over. `key`: begins the idempotency
-    keys of its tools; `calls`: the ids of its calls, which are ours: some servers call every one of them `call_0`."""
+    keys of its tools; `calls`: the ids of its calls, which are ours: some servers call every one of them `call_0`.
+    `untold`: answers of the speaker that a compacted thread has no more (a script goes on behind them)."""
 
     spec: AgentSpec
     model: ModelSettings
@@ -58,3 +59,4 @@ class TurnRequest:
     calls: str
     attempt: int
     deadline_s: float
+    untold: int = 0

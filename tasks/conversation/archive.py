@@ -13,8 +13,8 @@ from convergio.graphflow.client.past import Past
 from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.journal.database import Database
 from convergio.graphflow.model import errors, reference
-from convergio.tasks.conversation import tables, told
-from convergio.tasks.conversation.thread import Message
+from convergio.tasks.conversation import people, tables, told
+from convergio.tasks.conversation.thread import SPOKEN, Message
 
 KEPT: Final = 256
 """Threads that a process keeps at hand."""
@@ -25,14 +25,26 @@ DEEPEST: Final = 100
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """A place in a conversation: behind `turn` turns of it (None: behind all of them)."""
+    """A place in a conversation: behind `turn` turns of it (None: behind all of them). `edit`: what was said last
+    there, in other words."""
 
     run: str
     step: str
     turn: int | None = None
+    edit: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        return {"run": self.run, "step": self.step, "turn": self.turn}
+        edited = {} if self.edit is None else {"edit": self.edit}
+        return {"run": self.run, "step": self.step, "turn": self.turn, **edited}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chapter:
+    """One run's part of a conversation, up to a place: all that was said, also what was taken back; the turns' rows."""
+
+    place: Place
+    messages: Sequence[Message]
+    turns: Sequence[Mapping[str, Any]]
 
 
 @dataclass(slots=True)
@@ -73,17 +85,26 @@ class Archive:
 
         Raises UnknownRun if there is no such conversation of this tenant, JournalUnavailable.
         """
-        parts: list[list[Message]] = []
+        chapters = self.chapters(tenant, place)
+        return [one for chapter in chapters for one in _edited(people.standing(chapter.messages), chapter.place.edit)]
+
+    def chapters(self, tenant: str, place: Place) -> list[Chapter]:
+        """The conversations that lead to a place, the first one first: what was said in each, and its turns.
+
+        Raises UnknownRun if there is no such conversation of this tenant, JournalUnavailable.
+        """
+        found: list[Chapter] = []
         for _ in range(DEEPEST):
             rows = self.turns(tenant, place.run, place.step)
             if not rows or (place.turn or 0) > len(rows):
                 said = f"no conversation '{place.run}/{place.step}' with {place.turn or 1} turns is in the journal"
                 raise errors.UnknownRun(said, hint="convergio runs list")
             end = len(rows) if place.turn is None else place.turn
-            parts.append(self.thread(tenant, place.run, place.step, end))
+            messages = self.thread(tenant, place.run, place.step, end)
+            found.append(Chapter(place=place, messages=messages, turns=rows[:end]))
             continues = rows[0]["continues"]
             if continues is None:
-                return [message for part in reversed(parts) for message in part]
+                return found[::-1]
             place = Place(**json.loads(continues))
         raise errors.UnknownRun(f"more than {DEEPEST} conversations go on from each other")
 
@@ -111,3 +132,12 @@ class Archive:
         if self._blobs is None or reference.digest_of(message.body) is None:
             return message
         return replace(message, body=self._blobs.opened(tenant, message.body))
+
+
+def _edited(thread: list[Message], text: str | None) -> list[Message]:
+    """The thread with other words for what was said last."""
+    if text is None:
+        return thread
+    place = max(place for place, message in enumerate(thread) if message.kind in SPOKEN)
+    said = thread[place]
+    return [*thread[:place], replace(said, body={**said.body, "text": text}), *thread[place + 1 :]]

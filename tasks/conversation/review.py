@@ -27,17 +27,18 @@ Recall = Callable[[], Sequence[Turn]]
 
 
 def turns(thread: Sequence[Message], costs: Mapping[int, Cost]) -> list[Turn]:
-    """The task, and then turn after turn. `thread`: of this conversation, from its first message on; `costs`: by turn,
-    from 0."""
+    """What people said last, and then turn after turn. `thread`: from there on; `costs`: by turn, from 0."""
     first, *rest = thread
-    found = [Turn(said=(_said(first),))]
+    found, turn = [Turn(said=(_said(first),))], None
     for message in rest:
-        place = message.iteration + 1
-        if place == len(found):
-            spent = costs.get(message.iteration, (0, 0))
+        if message.kind is Kind.COMPACTED:
+            continue
+        if message.iteration != turn:
+            turn = message.iteration
+            spent = costs.get(turn, (0, 0))
             found.append(Turn(said=(), prompt_tokens=spent[0], completion_tokens=spent[1]))
         elapsed = max(0.0, (message.at_ms - first.at_ms) / 1000)
-        found[place] = replace(found[place], said=(*found[place].said, _said(message)), elapsed_s=elapsed)
+        found[-1] = replace(found[-1], said=(*found[-1].said, _said(message)), elapsed_s=elapsed)
     return found
 
 

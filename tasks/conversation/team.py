@@ -9,6 +9,7 @@ from typing import Any, Final
 from convergio.graphflow.flow.team import HUMAN, SelectorForm
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.spec import DEFAULT_MAX_TOKENS, AgentSpec
+from convergio.tasks.conversation import compaction
 from convergio.tasks.conversation.floor import Candidate
 
 SELECTOR: Final = "(selector)"
@@ -30,8 +31,8 @@ ROLE: Final = (
 class Team:
     """Who talks, in their order. `candidates`: the same, as policies know them; `policy`: who speaks next;
     `graph`: who may follow whom, for the policy of this name; `selector`: the model that is asked, by `scored` about
-    those who are close, and `asking`: how (see `graphflow.flow.team.SelectorForm`); `stop`: when it is over (see
-    `graphflow.flow.team`)."""
+    those who are close, and `asking`: how (see `graphflow.flow.team.SelectorForm`); `stop`: when it is over; `people`:
+    what a handoff to them does; `compaction`: when agents are told less than everything (see `graphflow.flow.team`)."""
 
     members: tuple[AgentSpec, ...]
     candidates: tuple[Candidate, ...]
@@ -40,6 +41,8 @@ class Team:
     selector: AgentSpec | None
     asking: Mapping[str, Any]
     stop: Mapping[str, Any]
+    people: str
+    compaction: compaction.Policy | None
 
     @classmethod
     def of(cls, spec: Mapping[str, Any], roster: Roster) -> Team:
@@ -53,6 +56,8 @@ class Team:
             selector=_selector(spec),
             asking=spec["selector"] or UNASKED,
             stop=spec["stop"],
+            people=spec["people"],
+            compaction=compaction.Policy.of(spec["compaction"]),
         )
 
     @property

@@ -11,13 +11,14 @@ from typing import Any, Final
 class Kind(StrEnum):
     """What a message is. `body`: `text`, and `images` (media_type, data) if there are some; `calls` of tools (id,
     name, arguments); `results` (id, name, text, ok); of a handoff `text` and `target`; of a summary, which is what its
-    tools gave, `text`."""
+    tools gave, `text`; of a compaction `text` and `kept` (see `compaction`)."""
 
     TEXT = "text"
     CALLS = "calls"
     RESULTS = "results"
     HANDOFF = "handoff"
     SUMMARY = "summary"
+    COMPACTED = "compacted"
 
 
 SPOKEN: Final = (Kind.TEXT, Kind.HANDOFF, Kind.SUMMARY)
@@ -40,7 +41,7 @@ class Message:
     @property
     def text(self) -> str:
         """What was said; nothing, if tools were called."""
-        return str(self.body["text"]) if self.kind in SPOKEN else ""
+        return str(self.body["text"]) if self.kind in (*SPOKEN, Kind.COMPACTED) else ""
 
 
 def heard_by(speaker: str, thread: Sequence[Message]) -> list[Message]:
@@ -51,4 +52,9 @@ def heard_by(speaker: str, thread: Sequence[Message]) -> list[Message]:
 
 def _heard(speaker: str, message: Message) -> bool:
     own = message.source == speaker
-    return not (own and message.kind in DEALINGS) and (own or message.kind in SPOKEN)
+    return not (own and message.kind in DEALINGS) and (own or message.kind in (*SPOKEN, Kind.COMPACTED))
+
+
+def answers_of(speaker: str, thread: Sequence[Message]) -> int:
+    """How many answers of its model a speaker knows of the thread: words, and calls of tools."""
+    return sum(one.source == speaker and one.kind in (Kind.TEXT, Kind.CALLS) for one in thread)

@@ -51,8 +51,15 @@ def _messages(name: str, kind: Kind, source: str, body: Mapping[str, Any]) -> li
             }
             for one in body["results"]
         ]
-    role = "user" if source == HUMAN else "assistant"
+    role = role_of(kind, source)
     return [{"id": name, "role": role, "name": source, "content": body["text"]}]
+
+
+def role_of(kind: Kind, source: str) -> str:
+    """Whose words they are: an agent's, people's, or a summary of what was said."""
+    if kind is Kind.COMPACTED:
+        return "system"
+    return "user" if source == HUMAN else "assistant"
 
 
 def result_id(name: str, call: str) -> str:

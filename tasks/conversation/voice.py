@@ -20,12 +20,10 @@ from convergio.graphflow.board.connection import Link
 from convergio.graphflow.client.event import CUSTOM, RESTARTED, RETOLD, SPOKEN, Event
 from convergio.graphflow.client.transcript import Transcript
 from convergio.graphflow.engine.claims import AWAY, Claim
-from convergio.graphflow.flow.team import HUMAN
 from convergio.graphflow.model import errors, instance
-from convergio.tasks.agents.turn import Part
 from convergio.tasks.conversation import told
 from convergio.tasks.conversation.pace import Pace
-from convergio.tasks.conversation.thread import Kind
+from convergio.tasks.conversation.thread import Kind, Message
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +48,13 @@ CONTENT: Final = "TEXT_MESSAGE_CONTENT"
 class Voice:
     """The events of one turn, on the process's event loop."""
 
-    def __init__(self, link: Link, claim: Claim, *, speaker: str, opening: str | None = None) -> None:
-        """`opening`: what people said before this turn, if it is the first."""
+    def __init__(self, link: Link, claim: Claim, *, speaker: str, added: Sequence[Message] = ()) -> None:
+        """`added`: what the turn adds to the thread before anybody speaks, such as what begins the conversation."""
         self._link = link
         self._claim = claim
         self._speaker = speaker
         self._step, self._iteration = instance.split(claim.held.step)
-        self._opening = opening
+        self._added = added
         self._said: list[tuple[str, dict[str, Any]]] = []
         self._new: list[tuple[str, dict[str, Any]]] = []
         self._board = claim.held.epoch
@@ -75,11 +73,8 @@ class Voice:
     async def __aenter__(self) -> Self:
         self._pump = asyncio.create_task(self._run())
         self._say("STEP_STARTED", {"stepName": self._speaker})
-        if self._opening is not None:
-            if len(self._opening) <= LONGEST:
-                said = {"messageId": self._message, "role": "user", "name": HUMAN, "delta": self._opening}
-                self._say("TEXT_MESSAGE_CHUNK", said)
-            self._place += 1
+        for message in self._added:
+            self._line(message)
         return self
 
     async def __aexit__(
@@ -132,15 +127,27 @@ class Voice:
         self._end_text()
         self._say(CUSTOM, {"name": name, "value": value})
 
-    def settle(self, parts: Sequence[Part]) -> None:
+    def _line(self, message: Message) -> None:
+        """What is known whole. A long text readers get from the thread, when SQL has it."""
+        if message.kind in (Kind.CALLS, Kind.RESULTS):
+            was, self._speaker = self._speaker, message.source
+            self.emit(message.kind.value, message.body)
+            self._speaker = was
+            return
+        if len(message.text) <= LONGEST:
+            role = told.role_of(message.kind, message.source)
+            about = {"messageId": self._message, "role": role, "name": message.source}
+            self._say("TEXT_MESSAGE_CHUNK", {**about, "delta": message.text})
+        self._place += 1
+
+    def settle(self, messages: Sequence[Message]) -> None:
         """What the turn adds to the thread: what was not told yet is told, and readers hear whether that is all."""
         self._end_text()
-        kind, body = parts[-1]
-        if kind is Kind.HANDOFF:
-            self._text(str(body["text"]))
+        last = messages[-1]
+        if last.kind is Kind.HANDOFF:
+            self._text(last.text)
             self._end_text()
-        opening = [] if self._opening is None else [(Kind.TEXT, HUMAN, {"text": self._opening})]
-        lines = [*opening, *((kind, self._speaker, body) for kind, body in parts)]
+        lines = [(one.kind, one.source, one.body) for one in messages]
         self._whole = self._fold([*self._said, *self._new]) == told.messages(self._step, self._iteration, lines)
 
     def _text(self, delta: str) -> None:

@@ -58,3 +58,33 @@ def watched(town: Place, run: str) -> list[str]:
     texts = [str(one["content"]) for one in transcript.messages if one["role"] == "assistant"]
     assert [line.partition(": ")[2] for line in said if line[:3] in ("ann", "bob")] == texts
     return texts
+
+
+DESK = """
+agents:
+  - name: desk
+    role: You pay back.
+    handoffs: [user]
+    script: [which order?, {call: [{tool: transfer_to_user}]}, paid DONE]
+policy: handoff
+stop: {turns: 6, mention: DONE}
+"""
+
+
+def test_a_team_that_asks_people_waits_for_them_and_is_kept_as_a_document(town: Place, tmp_path: Path) -> None:
+    path = tmp_path / "desk.yaml"
+    path.write_text(DESK)
+    said = town.ok("chat", str(path), "Pay me back").splitlines()
+    assert said[0] == "desk: which order?"
+    run = said[-1].split()[-2]
+    assert said[-1] == f"waits for an answer: convergio chat --resume {run} TEXT"
+    assert "desk: which order?" in town.ok("runs", "why", run)
+    assert "desk: paid DONE" in town.ok("chat", "--resume", run, "F-17")
+    kept = town.ok("runs", "export", run)
+    assert [line for line in kept.splitlines() if line in ("Pay me back", "F-17", "paid DONE")] == [
+        "Pay me back",
+        "F-17",
+        "paid DONE",
+    ]
+    (chapter,) = json.loads(town.ok("runs", "export", run, "--format", "json"))
+    assert [turn["speaker"] for turn in chapter["turns"]] == ["desk", "desk", "user", "desk"]

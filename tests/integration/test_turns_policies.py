@@ -83,7 +83,7 @@ def desk(**more: Any) -> Workflow:
     """`front` hands over to `refund-desk`, which asks the people outside and then closes."""
     front = agent("front", over_to("refund_desk"), handoffs=["refund-desk"])
     refunds = agent("refund-desk", "which order?", over_to("user"), "paid", handoffs=["front", "user"])
-    return talking(front, refunds, **{"policy": "handoff", **more})
+    return talking(front, refunds, **{"policy": "handoff", "people": "end", **more})
 
 
 def test_an_agent_hands_over_by_its_tool_and_whoever_has_the_floor_keeps_it(stage: Stage) -> None:

@@ -125,7 +125,7 @@ def test_the_same_team_in_python_and_in_yaml_is_the_same_workflow() -> None:
     assert built.build().digest == written.digest
     loop = written.steps["talk"].loop
     assert loop is not None
-    assert (loop.back_to, loop.max, loop.on_max) == ("talk", 7, OnMax.CONTINUE)
+    assert (loop.back_to, loop.max, loop.on_max) == ("talk", 1000, OnMax.CONTINUE)
 
 
 def test_members_are_those_of_the_roster_or_say_who_they_are() -> None:

@@ -23,6 +23,9 @@ class Yes:
 
     def decide(self, view: RunView, step: StepView) -> Mapping[str, Any] | None:
         """Approve, and say so."""
+        if step.asks_people:
+            click.echo(f"{step.name} waits for somebody's words ({step.note}): answered by --yes")
+            return {"text": "Yes, go on."}
         click.echo(f"approval {step.name} ({step.does}): approved by --yes")
         return {"decision": "approve", "reason": "--yes"}
 
@@ -34,7 +37,9 @@ class Person:
         self._keyboard = Keyboard()
 
     def decide(self, view: RunView, step: StepView) -> Mapping[str, Any] | None:
-        """The person's decision; None at the end of input."""
+        """The person's decision, or words; None at the end of input."""
+        if step.asks_people:
+            return self._words(view, step)
         spec = view.workflow.steps[step.name].spec
         look.say(f"\n⏸ {step.does}", style="bold yellow")
         look.say("  " + " · ".join([f"step {step.name}", *([f"risk {spec['risk']}"] if spec.get("risk") else [])]))
@@ -51,12 +56,35 @@ class Person:
         why = self._line("  reason (may be empty): ") or ""
         return {"decision": "approve" if approved else "reject", "reason": why}
 
+    def _words(self, view: RunView, step: StepView) -> Mapping[str, Any] | None:
+        """What the person says to a conversation that waits for it."""
+        answer = self._line("you: ")
+        while answer == "":
+            answer = self._line("please say something: ")
+        if answer is None:
+            click.echo(f"\n  no answer here. Give it later: convergio chat --resume {view.id} TEXT")
+        return None if answer is None else {"text": answer}
+
     def _line(self, prompt: str) -> str | None:
         """A line of standard input; None at its end."""
         click.echo(prompt, nl=False)
         sys.stdout.flush()
         line = self._keyboard.line()
         return None if line is None else line.strip()
+
+
+class Nobody:
+    """Leaves a conversation that waits for words: `convergio chat` where nobody sits at the terminal."""
+
+    def decide(self, view: RunView, step: StepView) -> Mapping[str, Any] | None:
+        """Raises LeftWaiting."""
+        if step.asks_people:
+            raise LeftWaiting(step.note)
+        return None
+
+
+class LeftWaiting(Exception):  # no error: the conversation goes on when somebody answers
+    """A conversation waits for words that nobody can give here."""
 
 
 class Keyboard:

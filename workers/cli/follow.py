@@ -136,7 +136,7 @@ class Follower:
         if self._screen.speaking:
             return  # it is asked when the line has ended
         for step in view.steps.values():
-            asks = step.kind is StepKind.APPROVAL and step.on is BlockedOn.SIGNAL
+            asks = step.asks_people or (step.kind is StepKind.APPROVAL and step.on is BlockedOn.SIGNAL)
             if not asks or step.label in self._asked or self._answers is None:
                 continue
             if not step.note and view.now_ms - (step.since_ms or 0) < QUESTION_MS:

@@ -113,6 +113,8 @@ def _waits(view: RunView, step: StepView) -> str:
         case BlockedOn.RETRY:
             due = "" if step.due_ms is None else f" in {reason.span(step.due_ms - view.now_ms)}"
             return f"attempt {step.attempt}{due}: {error.get('message', '')}"
+        case BlockedOn.SIGNAL if step.asks_people:
+            return step.note
         case BlockedOn.SIGNAL if error:
             return f"asks what to do: {error.get('code', '')} {error.get('message', '')}"
         case BlockedOn.CHILD:

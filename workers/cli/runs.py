@@ -1,4 +1,4 @@
-"""`convergio runs`: list, show, watch, why, pause, resume, cancel, signal; `again` has retry, fork and redrive."""
+"""`convergio runs`: list, show, watch, why, pause, resume, cancel, signal; `again` and `export` have the others."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convergio.graphflow.model.workflow import StepKind
-from convergio.workers.cli import again, exits, speakers
+from convergio.workers.cli import again, exits, export, speakers
 from convergio.workers.cli.menu import Group
 from convergio.workers.cli.session import Session, as_json, with_session
 
@@ -25,7 +25,7 @@ def runs() -> None:
     """List, show, explain, pause, cancel, signal, retry, fork runs. RUN is an id, or the beginning of just one."""
 
 
-for one in (again.retry, again.fork, again.redrive, speakers.speakers, speakers.savings):
+for one in (again.retry, again.fork, again.redrive, export.export, speakers.speakers, speakers.savings):
     runs.add_command(one)
 
 
