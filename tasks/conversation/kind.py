@@ -57,7 +57,7 @@ def savings(ended: Iterable[Mapping[str, Any]], kinds: Mapping[str, Kind]) -> li
         groups.setdefault((one["type"], _policy(one["first"])), []).append(one["turns"])
     order = list(kinds)
     ranked = sorted(
-        groups.items(), key=lambda group: (order.index(group[0][0]) if group[0][0] in kinds else 9, group[0])
+        groups.items(), key=lambda group: (order.index(group[0][0]) if group[0][0] in kinds else len(order), group[0])
     )
     return [_savings(type_, policy, counts, kinds.get(type_, Kind())) for (type_, policy), counts in ranked]
 

@@ -32,9 +32,10 @@ class Minutes:
         """The agenda of this moment; nobody may change it."""
         thread = windowed(context.thread, self._window)
         key = (context.candidates, thread[0] if thread else None)
-        heard, agenda = self._kept.pop(key, ((), None))
-        if agenda is None or heard != thread[: len(heard)]:
-            heard, agenda = (), Agenda(context.candidates, self._reader)
+        kept = self._kept.pop(key, None)
+        if kept is None or kept[0] != thread[: len(kept[0])]:
+            kept = ((), Agenda(context.candidates, self._reader))
+        heard, agenda = kept
         for said in thread[len(heard) :]:
             agenda.hear(said)
         self._kept[key] = (thread, agenda)
