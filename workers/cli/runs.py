@@ -95,10 +95,11 @@ def show(session: Session, run: str, json_wanted: bool) -> int:
     view = session.inquiry.view(session.ref(run))
     talked = any(step.kind is StepKind.CONVERSATION for step in view.steps.values())
     paces: Sequence[Mapping[str, Any]] = ()
+    ended: Sequence[Mapping[str, Any]] = ()
     if talked:
         paces = session.archive.paces(session.settings.tenant, view.id)
+        ended = session.archive.ended(session.settings.tenant, view.id)
     tempos = pace.tempos(paces)
-    ended = session.archive.ended(session.settings.tenant, view.id) if talked else []
     saved = kind.savings(ended, tuning.load().kinds)
     if json_wanted:
         facts = {"conversations": [asdict(one) for one in tempos], "paces": paces}
