@@ -27,7 +27,9 @@ if TYPE_CHECKING:  # every role, and every command, loads only what it is made o
     from convergio.graphflow.engine.plans import Definitions, Plans
     from convergio.graphflow.engine.pressure import Pressure
     from convergio.graphflow.engine.ringer import Ringer
+    from convergio.graphflow.engine.starter import Starter
     from convergio.graphflow.engine.submission import Entrance
+    from convergio.graphflow.engine.sweeper import Sweeper
     from convergio.graphflow.journal.database import Database
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
@@ -267,7 +269,6 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
     from convergio.graphflow.engine.leader import Leader
     from convergio.graphflow.engine.rebuild import Rebuilder
     from convergio.graphflow.engine.starter import Starter
-    from convergio.graphflow.engine.sweeper import Sweeper
     from convergio.graphflow.journal.blobs import Blobs
     from convergio.graphflow.journal.boards import Boards
     from convergio.graphflow.journal.children import Children as ChildRows
@@ -300,18 +301,7 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
         children=children.news.set,
     )
     name = f"{worker_name()}-service"
-    limit = pressure(settings, parts.link)
-    sweeper = Sweeper(
-        parts.link,
-        parts.plans,
-        parts.ringer,
-        parts.drain,
-        starter,
-        past,
-        parts.nonces,
-        limit,
-        keep_s=settings.stream_retention,
-    )
+    sweeper = _sweeper(settings, parts, starter, past)
     lease = Leader(parts.link, "rebuilder", name)
     return Service(
         link=parts.link,
@@ -323,6 +313,22 @@ def service(settings: Settings, *, phase: Callable[[str], None] | None = None) -
         revocations=Revocations(parts.link, Doors(rows), past),
         name=name,
         phase=phase or (lambda name: None),
+    )
+
+
+def _sweeper(settings: Settings, parts: Core, starter: Starter, past: History) -> Sweeper:
+    from convergio.graphflow.engine.sweeper import Sweeper
+
+    return Sweeper(
+        parts.link,
+        parts.plans,
+        parts.ringer,
+        parts.drain,
+        starter,
+        past,
+        parts.nonces,
+        pressure(settings, parts.link),
+        keep_s=settings.stream_retention,
     )
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from convergio.graphflow.model.workflow import StepKind
-from convergio.tasks.conversation import kind, tuning
 from convergio.workers.cli import exits
 from convergio.workers.cli.session import Session, as_json, with_session
 
@@ -71,6 +70,8 @@ def _show(step: str, choice: Mapping[str, Any]) -> None:
 @with_session
 def savings(session: Session, run: str | None, json_wanted: bool) -> int:
     """How many turns conversations took, by type, beside a round robin's: measured by `convergio bench selection`."""
+    from convergio.tasks.conversation import kind, tuning
+
     one = None if run is None else session.ref(run).run
     found = kind.savings(session.archive.ended(session.settings.tenant, one), tuning.load().kinds)
     if json_wanted:
