@@ -49,8 +49,9 @@ def decide(
 def wanted(plan: Plan, step: str) -> list[str]:
     """The fields that deciding the arrival of `step` nearly always needs: read with it, they save a round trip."""
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
-    if plan.step(step).kind is StepKind.CONVERSATION:
-        names.append(fields.early(instance.step_of(step)))
+    known = plan.steps.get(instance.step_of(step))  # what stands for the undoing of a run is no step
+    if known is not None and known.kind is StepKind.CONVERSATION:
+        names.append(fields.early(known.name))
     whole = instance.whole(step)
     if step != whole:
         return [*names, fields.state(whole), fields.progress(whole)]

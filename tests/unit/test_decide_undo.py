@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from convergio.graphflow import decide
+from convergio.graphflow.board import fields
 from convergio.graphflow.flow import document
 from convergio.graphflow.flow.plan import Plan
-from convergio.graphflow.model import errors
+from convergio.graphflow.model import errors, workflow
 from tests.unit.deciding import NOW, Run, arrived, plan_of
 
 UNDO = {"compensate": {"task": "m.undo"}}
@@ -63,6 +65,11 @@ def test_an_undo_that_fails_is_told_and_the_others_are_tried() -> None:
     error = json.loads(run.values["@error"])
     assert (run.state, error["compensated"]) == ("FAILED", ["flight"])
     assert error["uncompensated"] == [{"step": "hotel", "code": "E", "message": "closed"}]
+
+
+def test_what_is_read_ahead_for_the_end_of_undoing_is_known_though_it_is_no_step() -> None:
+    for name in (workflow.UNDO, f"{workflow.UNDO}hotel"):
+        assert fields.state(name) in decide.wanted(trip(), name)
 
 
 def test_a_repeated_arrival_undoes_nothing_twice() -> None:
