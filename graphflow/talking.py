@@ -41,7 +41,8 @@ def conversation_of(plan: Plan, name: str) -> str | None:
 
 
 def waits_for_people(word: fields.Word, step: str) -> bool:
-    """Whether the state is that of a turn that somebody is to say something in; one that has failed asks otherwise."""
+    """Whether the state of a conversation's turn is that somebody is to say something in it; one that has failed asks
+    otherwise."""
     if word.blocked_on is not BlockedOn.SIGNAL:
         return False
     return word.rest.split("|", 2)[2].startswith(f"{instance.step_of(step)}|")

@@ -210,7 +210,7 @@ class Inquiry:
             step,
             state=word.state,
             on=word.blocked_on,
-            asks_people=talking.waits_for_people(word, one),
+            asks_people=step.kind is StepKind.CONVERSATION and talking.waits_for_people(word, one),
             parked=word.parked.state if word.parked is not None else None,
             since_ms=word.since_ms if word.since_ms is not None else at_ms,
             attempt=int(live.values.get(fields.attempt(one), 1)),

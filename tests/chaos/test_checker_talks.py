@@ -157,6 +157,15 @@ def test_what_a_failed_attempt_paid_for_is_on_the_ledger() -> None:
     assert found(told) == []
 
 
+def test_what_a_lost_claim_paid_for_is_on_the_ledger_and_is_another_claims() -> None:
+    told = tell(talking())
+    change(told, 1, paid=[*of(told, 1).paid, Paid(run=RUN, step="talk#1", call=f"{RUN}:of a lost claim:1")])
+    assert found(told) == []
+    own = of(told, 1).paid[0].call.rpartition(":")[0]
+    change(told, 1, paid=[*of(told, 1).paid, Paid(run=RUN, step="talk#1", call=f"{own}:9")])
+    assert {violation.fault for violation in found(told)} == {Fault.LEDGER}
+
+
 def test_turns_out_of_order_are_found() -> None:
     told = tell(talking())
     one, two = told.outcome("talk#1"), told.outcome("talk#2")
