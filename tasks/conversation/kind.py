@@ -27,7 +27,6 @@ class Savings:
     saved: float | None
 
 
-@lru_cache(maxsize=4096)
 def of_task(task: str) -> str:
     """The type of a conversation with this task, as the configuration that ships has it."""
     return kind_of(task, tuning.load().kinds, _reader())

@@ -52,6 +52,10 @@ class Message:
     urgent: float
 
 
+KEPT_LENGTH: Final = 4_000
+"""Characters of a text that is remembered with what it says: a worker must not grow with what it has read."""
+
+
 def stem(word: str) -> str:
     """A word without its ending, not longer than eight letters: "analysing", "analyse" and "analysis" share one."""
     for ending in ENDINGS:
@@ -61,14 +65,20 @@ def stem(word: str) -> str:
     return word[:STEM_LENGTH]
 
 
-@lru_cache(maxsize=4096)
 def stems(text: str) -> frozenset[str]:
     """The content words of a text."""
+    return _kept_stems(text) if len(text) <= KEPT_LENGTH else _stems(text)
+
+
+def _stems(text: str) -> frozenset[str]:
     return frozenset(stem(word) for word in WORD.findall(text.lower().replace("_", " ")) if word not in COMMON)
 
 
+_kept_stems = lru_cache(maxsize=2048)(_stems)
+
+
 class Reader:
-    """Reads messages by the cues of a tuning, each text once."""
+    """Reads messages by the cues of a tuning, each text once, but for long ones."""
 
     def __init__(self, tuning: Tuning) -> None:
         self._patterns = tuning.patterns
@@ -77,12 +87,15 @@ class Reader:
         self.phases = {name: frozenset[str]().union(*map(stems, one.words)) for name, one in tuning.phases.items()}
         self._phase_domains = {name: frozenset(one.domains) for name, one in tuning.phases.items()}
         self._kinds = {name: pattern(kind.words) for name, kind in tuning.kinds.items() if kind.words}
-        self.read = lru_cache(maxsize=4096)(self._read)
+        self._kept = lru_cache(maxsize=1024)(self._read)
         self.known_by = lru_cache(maxsize=1024)(self._known_by)
         self.phases_of = lru_cache(maxsize=1024)(self._phases_of)
 
-    def _read(self, text: str, names: frozenset[str] = frozenset()) -> Message:
+    def read(self, text: str, names: frozenset[str] = frozenset()) -> Message:
         """What a text says to a team: its members' names are no words."""
+        return (self._kept if len(text) <= KEPT_LENGTH else self._read)(text, names)
+
+    def _read(self, text: str, names: frozenset[str]) -> Message:
         found = self._patterns
         return Message(
             sentences=tuple(self._sentence(one, names) for one in SENTENCE.split(text) if one),
