@@ -30,7 +30,7 @@ from typing import Any, Final
 from convergio.benchmarks import checker, faults, kinds, recovery, shapes
 from convergio.benchmarks.arena import Arena, arena
 from convergio.benchmarks.evidence import History
-from convergio.benchmarks.rig import say, wait_for
+from convergio.benchmarks.rig import level, say, wait_for
 from convergio.benchmarks.traffic import Traffic
 from convergio.benchmarks.violations import Fault, Violation
 
@@ -257,11 +257,11 @@ def play_all(wanted: Options, tally: Tally) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command. Returns 0 if the bound holds, 1 if not."""
     wanted = options(argv)
-    logging.getLogger("convergio").setLevel(logging.ERROR)  # stores that are away are what callers here are used to
     signal.signal(signal.SIGTERM, _leave)
     tally, began = Tally(), time.monotonic()
     try:
-        play_all(wanted, tally)
+        with level(logging.ERROR, "convergio"):  # stores that are away are what callers here are used to
+            play_all(wanted, tally)
     except Exception as error:  # whatever broke, there is a result, and it says so
         logging.getLogger(__name__).exception("broke off in round %d", tally.rounds + 1)
         tally.broke = f"broke off in round {tally.rounds + 1}: {type(error).__name__}: {error}"

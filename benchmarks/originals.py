@@ -19,6 +19,7 @@ from autogen_agentchat.teams import BaseGroupChat
 from autogen_core import EVENT_LOGGER_NAME, ROOT_LOGGER_NAME, TRACE_LOGGER_NAME
 
 from convergio.benchmarks.casts import Case
+from convergio.benchmarks.rig import level
 from convergio.benchmarks.scripts import Line, Play
 
 PATIENCE_S: Final = 60.0
@@ -27,9 +28,7 @@ PATIENCE_S: Final = 60.0
 
 def play(cases: Sequence[Case]) -> list[Play]:
     """One play for each case."""
-    for name in (EVENT_LOGGER_NAME, TRACE_LOGGER_NAME, ROOT_LOGGER_NAME):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    with warnings.catch_warnings():
+    with level(logging.CRITICAL, EVENT_LOGGER_NAME, TRACE_LOGGER_NAME, ROOT_LOGGER_NAME), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # AutoGen warns of each tool whose source it executes
         return asyncio.run(_all(cases))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import sys
@@ -29,6 +30,19 @@ CPUS = os.cpu_count() or 1
 def say(text: str) -> None:
     """Progress, on stderr: stdout is for the result."""
     print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def level(least: int, *names: str) -> Generator[None]:
+    """These loggers say nothing below `least` within; after it they are as they were."""
+    before = [(logging.getLogger(name), logging.getLogger(name).level) for name in names]
+    for logger, _ in before:
+        logger.setLevel(least)
+    try:
+        yield
+    finally:
+        for logger, was in before:
+            logger.setLevel(was)
 
 
 def wait_for(predicate: Callable[[], T], *, what: str, timeout: float = 120.0, interval: float = 0.003) -> T:

@@ -20,9 +20,7 @@ from unittest import mock
 import psycopg
 import pytest
 import sqlalchemy as sa
-from celery import Celery
 from celery.app import trace
-from kombu import pools
 
 from convergio.config import settings as configuration
 from convergio.config.settings import Settings
@@ -49,6 +47,7 @@ from convergio.workers import boot
 from convergio.workers.process import WorkerProcess
 from convergio.workers.service import Service
 from tests.integration import engine_bodies
+from tests.integration.clients import let_go
 from tests.waiting import wait_until
 
 assert engine_bodies.QUICK  # importing the module registers its functions
@@ -426,16 +425,9 @@ def another_service(settings: Settings, stack: ExitStack, *, phase: Callable[[st
     for lease in (made.rebuilder.lease, made.writer_lease, made.sweeper_lease):
         lease.name = f"service-{id(made):x}"  # boot names processes, and here they are one
     stack.callback(made.link.close)
-    stack.callback(_close_app, cast("Any", made.journaler.finished).__self__.app)
+    stack.callback(let_go, cast("Any", made.journaler.finished).__self__.app)
     stack.callback(made.sweeper.history._database.close)
     return made
-
-
-def _close_app(app: Celery) -> None:
-    """Celery itself leaves its connections to the garbage collector."""
-    pools.reset()
-    cast("Any", app.backend).client.connection_pool.disconnect()
-    app.close()
 
 
 def _close_workers(workers: Sequence[Worker]) -> None:
@@ -445,7 +437,7 @@ def _close_workers(workers: Sequence[Worker]) -> None:
         worker.process.close()
         worker.process.entrance.doors._database.close()
         worker.process.callers.history._database.close()
-        _close_app(worker.process.core.app)
+        let_go(worker.process.core.app)
 
 
 # --- workflows --------------------------------------------------------------------------------------------------------

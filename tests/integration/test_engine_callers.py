@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 from unittest import mock
 
 import pytest
@@ -35,8 +34,6 @@ def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
     with stage_on(valkey, sqlite_url, tmp_path) as made:
         made.worker.process.catalog = Catalog(built=[chain(), single(), sign_off(), failing(), large()])
         yield made
-        gc.collect()  # a result that Celery made opens a connection once more when it is collected
-        cast("Any", made.worker.process.core.app.backend).result_consumer.stop()
 
 
 def failing() -> Workflow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,8 +31,6 @@ pytestmark = QUIET
 def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
     with stage_on(valkey, sqlite_url, tmp_path) as made:
         yield made
-        gc.collect()  # a result that Celery made opens a connection once more when it is collected
-        cast("Any", made.worker.process.core.app.backend).result_consumer.stop()
 
 
 def skipped() -> Workflow:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import signal
@@ -13,11 +12,9 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import celery
 import pytest
-from kombu import pools
 
 from convergio.config.settings import Settings
 from convergio.graphflow.board import fields
@@ -29,6 +26,7 @@ from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.workers import boot
+from tests.integration.clients import foreign
 from tests.integration.engine_bodies import FOLDER, GATE
 from tests.integration.engine_rig import QUIET, migrated, settings_for, single
 from tests.waiting import wait_until
@@ -227,16 +225,12 @@ def test_the_log_has_the_traceback_of_what_a_body_raised(crew: Crew) -> None:
 
 def test_any_celery_client_gets_a_runs_result(crew: Crew) -> None:
     """It imports nothing of ours."""
-    url = crew.settings.redis_url
-    app = celery.Celery("foreign", broker=url, backend=url, set_as_current=False)
-    known, unknown = (
-        app.send_task("convergio.submit", kwargs={"workflow": name}, queue="convergio") for name in ("quick", "quack")
-    )
-    assert known.get(timeout=30) == "soon"
-    with pytest.raises(Exception, match="did you mean 'quick'"):
-        unknown.get(timeout=30)
-    assert crew.history.run("default", known.id).state is RunState.SUCCEEDED
-    gc.collect()  # a result opens a connection once more when it is collected
-    cast("Any", app.backend).result_consumer.stop()
-    pools.reset()
-    cast("Any", app.backend).client.connection_pool.disconnect()
+    with foreign(crew.settings.redis_url) as app:
+        known, unknown = (
+            app.send_task("convergio.submit", kwargs={"workflow": name}, queue="convergio")
+            for name in ("quick", "quack")
+        )
+        assert known.get(timeout=30) == "soon"
+        with pytest.raises(Exception, match="did you mean 'quick'"):
+            unknown.get(timeout=30)
+        assert crew.history.run("default", known.id).state is RunState.SUCCEEDED

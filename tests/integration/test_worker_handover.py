@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import gc
 import signal
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
-import celery
 import pytest
-from kombu import pools
 
 from convergio.graphflow.board import scripts
 from convergio.graphflow.engine.handover import Grants, Nobody
@@ -23,6 +19,7 @@ from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.bell import doorbell_id
 from tests.integration import engine_rig
+from tests.integration.clients import foreign
 from tests.integration.engine_rig import QUIET, chain
 from tests.integration.lost_answers import lose_next_answer
 from tests.integration.worker_crew import Crew, crew_on
@@ -212,22 +209,10 @@ def test_a_doorbell_that_came_with_a_lost_answer_is_rung_again_when_its_lease_is
 # --- everything else that a worker does -------------------------------------------------------------------------------
 
 
-@contextmanager
-def foreign(crew: Crew) -> Generator[celery.Celery]:
-    """A Celery client that imports nothing of ours."""
-    url = crew.settings.redis_url
-    app = celery.Celery("foreign", broker=url, backend=url, set_as_current=False)
-    yield app
-    gc.collect()  # a result opens a connection once more when it is collected
-    cast("Any", app.backend).result_consumer.stop()
-    pools.reset()
-    cast("Any", app.backend).client.connection_pool.disconnect()
-
-
 def test_a_public_entry_is_answered_while_rows_of_steps_keep_the_worker_busy(crew: Crew) -> None:
     """The entry, the new run's first step and its result: all of it long before the rows are at their end."""
     refs = busy(crew, 4, 900)
-    with foreign(crew) as app:
+    with foreign(crew.settings.redis_url) as app:
         asked = time.monotonic()
         answer = app.send_task("convergio.submit", kwargs={"workflow": "quick"}, queue="convergio")
         assert answer.get(timeout=60) == "soon"
@@ -242,7 +227,7 @@ def test_a_public_entry_is_answered_while_rows_of_steps_keep_the_worker_busy(cre
 def test_a_burst_of_public_entries_does_not_wait_for_one_spell_each(crew: Crew) -> None:
     """While an entry waits, the worker pops: steps and entries take turns."""
     refs = busy(crew, 4, 900)
-    with foreign(crew) as app:
+    with foreign(crew.settings.redis_url) as app:
         before = len(crew.began(DONE))
         for _ in range(20):
             app.send_task("convergio.submit", kwargs={"workflow": "quick"}, queue="convergio", ignore_result=True)

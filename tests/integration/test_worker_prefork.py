@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
 import time
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import celery
 import pytest
-from kombu import pools
 
 from convergio.graphflow.engine.canaries import UNCLAIMED
 from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.journal import database
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
 from tests.integration import worker_bodies
+from tests.integration.clients import foreign
 from tests.integration.engine_rig import QUIET, single
 from tests.integration.worker_crew import Crew, crew_on
 from tests.waiting import wait_until
@@ -147,7 +145,7 @@ def test_a_child_stays_until_what_it_owes_is_in_sql(crew: Crew) -> None:
 
 def test_any_celery_client_gets_a_runs_result_from_children(crew: Crew) -> None:
     crew.started("w1", **PREFORK)
-    with foreign(crew) as app:
+    with foreign(crew.settings.redis_url) as app:
         answers = [submitted(app) for _ in range(4)]
         assert [answer.get(timeout=30) for answer in answers] == ["soon"] * 4
 
@@ -156,7 +154,7 @@ def test_a_public_entry_whose_child_dies_is_answered_all_the_same(crew: Crew) ->
     """The child is killed while it waits for the journal, which somebody else has locked."""
     crew.started("w1", pool="prefork", concurrency=1, queues="convergio,steps")
     store = database.connect(crew.settings.journal_url)
-    with foreign(crew) as app:
+    with foreign(crew.settings.redis_url) as app:
         with store.write():
             answer = submitted(app)
             os.kill(wait_until(lambda: frozen_at_work(crew, app), timeout=40), signal.SIGKILL)
@@ -173,20 +171,6 @@ def frozen_at_work(crew: Crew, app: celery.Celery) -> int | None:
         return child
     os.kill(child, signal.SIGCONT)
     return None
-
-
-@contextmanager
-def foreign(crew: Crew) -> Generator[celery.Celery]:
-    """A Celery client that imports nothing of ours."""
-    url = crew.settings.redis_url
-    app = celery.Celery("foreign", broker=url, backend=url, set_as_current=False)
-    try:
-        yield app
-    finally:
-        gc.collect()  # a result opens a connection once more when it is collected
-        cast("Any", app.backend).result_consumer.stop()
-        pools.reset()
-        cast("Any", app.backend).client.connection_pool.disconnect()
 
 
 def submitted(app: celery.Celery) -> Any:
