@@ -321,13 +321,18 @@ class Link:
         try:
             connection = self._idle.pop()
         except IndexError:
-            connection = cast(Wire, self.pool.make_connection())
+            connection = self._made()
         try:
             connection.connect()
         except UNREACHABLE as error:
             connection.disconnect()
             raise unavailable(error) from error
         return connection
+
+    def _made(self) -> Wire:
+        # Not by the pool: it counts what it makes, takes back only what it lent, and after a hundred lost ones it would
+        # make no more as long as the process lives.
+        return cast(Wire, self.pool.connection_class(**self.pool.connection_kwargs))
 
 
 _pack = cast(Callable[[tuple[Any, ...]], bytes], hiredis.pack_command)

@@ -13,7 +13,8 @@ from typing import Final, cast
 from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch, Keys
-from convergio.graphflow.engine.bell import CONTINUATION, FRESH, LISTS, QUEUES, Bell, canary_route
+from convergio.graphflow.engine.bell import CONTINUATION, FRESH, LISTS, QUEUES, Bell, canary_route, route_of
+from convergio.graphflow.engine.found import Found
 from convergio.graphflow.engine.submission import board_time, wake
 from convergio.graphflow.engine.sweeper import BATCH, Sweeper
 from convergio.graphflow.model.ids import DEFAULT_TENANT, Nonces, RunRef
@@ -21,7 +22,7 @@ from convergio.graphflow.model.ids import DEFAULT_TENANT, Nonces, RunRef
 logger = logging.getLogger(__name__)
 
 PROOF_MS: Final = 2_000
-"""How long after the canary's end a popped doorbell may take to its claim."""
+"""How long after the canary's end a popped doorbell may take to its claim; so much longer after each that was lost."""
 
 EVERY_MS: Final = 1_000
 """Least age of a consumed canary before the next one is pushed."""
@@ -107,7 +108,7 @@ class Canaries:
         if canary.eaten_ms is not None and now_ms - canary.eaten_ms < PROOF_MS:
             return
         if canary.eaten_ms is not None:
-            self._ring_lost(epoch, keys, canary)
+            self._ring_lost(epoch, keys, canary, now_ms)
         if not canary.id or canary.eaten_ms is not None:
             if canary.rung or (canary.probes and now_ms - canary.pushed_ms > 10 * EVERY_MS):
                 self._hatch(epoch, canary)
@@ -129,11 +130,17 @@ class Canaries:
             self.link, epoch, queue_list=canary.queue_list, canary=name, instead_of=canary.id, content=content
         )
 
-    def _ring_lost(self, epoch: Epoch, keys: Keys, canary: Canary) -> None:
-        """What was rung before the consumed canary was pushed, and is still unclaimed."""
+    def _ring_lost(self, epoch: Epoch, keys: Keys, canary: Canary, now_ms: int) -> None:
+        """What was rung before the consumed canary was pushed, and is still unclaimed.
+
+        A machine that is slow is not to lose its steps: each ring waits longer than the one before it, and has the
+        name of the first, whose doorbell may yet come.
+        """
         key = keys.rung(canary.queue_list)
-        lost = self.link.client.zrangebyscore(key, "-inf", f"({canary.pushed_ms}", start=0, num=BATCH)
-        for member in cast("list[str]", lost):
+        lost = self.link.client.zrangebyscore(
+            key, "-inf", f"({canary.pushed_ms}", start=0, num=BATCH, withscores=True, score_cast_func=int
+        )
+        for member, rung_ms in cast("list[tuple[str, int]]", lost):
             tenant, run, step, ring = member.split("/")
             ref = RunRef(tenant=tenant, run=run)
             found = self.sweeper.find(epoch, ref, step)
@@ -141,6 +148,8 @@ class Canaries:
                 self.link.client.zrem(key, member)
                 continue
             unclaimed = found.unclaimed + 1
+            if now_ms - rung_ms < PROOF_MS * unclaimed:
+                continue
             if unclaimed >= UNCLAIMED:
                 reason = f"{unclaimed} doorbells in a row were taken by a worker that died before it claimed the step"
                 entry = {"t": "quarantine", "step": step, "was": found.word.text, "reason": reason}
@@ -148,13 +157,21 @@ class Canaries:
                 continue
             logger.warning("doorbell %s got lost: rung again", member)
             self.sweeper.repairs["rerung"] = self.sweeper.repairs.get("rerung", 0) + 1
-            sets = {fields.unclaimed(step): str(unclaimed)}
-            self.sweeper.ringer.again(
-                epoch,
-                found.caller,
-                found.step,
-                was=found.word.text,
-                kind="step.rung",
-                sets=sets,
-                data={"why": "lost"},
-            )
+            self._ring_again(epoch, found, unclaimed)
+            if self._list_again(found) != canary.queue_list:
+                self.link.client.zrem(key, member)  # it waits in the other list now
+
+    def _ring_again(self, epoch: Epoch, found: Found, unclaimed: int) -> None:
+        self.sweeper.ringer.again(
+            epoch,
+            found.caller,
+            found.step,
+            was=found.word.text,
+            kind="step.rung",
+            sets={fields.unclaimed(found.step.name): str(unclaimed)},
+            data={"why": "lost"},
+            same=True,
+        )
+
+    def _list_again(self, found: Found) -> str:
+        return self.bell.list_of(route_of(found.step, priority=found.caller.priority, fresh=False))

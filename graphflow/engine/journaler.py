@@ -38,7 +38,7 @@ GRACE_MS: Final = 60_000
 
 RELEASE_CHUNK: Final = 500
 
-GATHER: Final = 0.1
+GATHER: Final = 0.3
 """Seconds that the next group collects while nothing waits for the journal: fewer, larger commits."""
 
 RUN_END: Final = "@"

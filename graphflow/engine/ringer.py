@@ -51,17 +51,20 @@ class Ringer:
         timer: str = "",
         sets: Mapping[str, str] | None = None,
         data: Mapping[str, Any] | None = None,
+        same: bool = False,
     ) -> bool:
         """Rings a step whose state word is `was`. False: it has another state by now, and needs no ring.
 
-        Raises BoardUnavailable.
+        `same`: under the ring that it has, so that a doorbell which was only slow is as good as the new one: whichever
+        comes first has the claim. Raises BoardUnavailable.
         """
         run = self.link.keys(epoch).run(caller.ref)
         try:
-            count = int(self.link.client.hget(run, fields.rings(step.name)) or 0) + 1
+            count = int(self.link.client.hget(run, fields.rings(step.name)) or 0) + (not same)
         except UNREACHABLE as error:
             raise unavailable(error) from error
-        bell = self.doorbell(caller, step, ring=f"{epoch.number}.{count}", fresh=False, side=side)
+        ring = was.removeprefix(fields.ready("")) if same else f"{epoch.number}.{count}"
+        bell = self.doorbell(caller, step, ring=ring, fresh=False, side=side)
         ringing = scripts.Ringing(
             was=was,
             bell=bell,

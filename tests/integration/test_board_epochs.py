@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 
 import pytest
 
@@ -323,3 +324,18 @@ def test_only_the_current_canary_counts(stage: Stage) -> None:
     assert abs(int(stage.client.hget(key, "eaten") or 0) - stage.now_ms()) < 2_000
     scripts.hatch(stage.link, stage.epoch, queue_list=LIST, canary="c2", instead_of="c1", content=b"2")
     assert "eaten" not in stage.client.hgetall(key)
+
+
+# --- connections that get lost ----------------------------------------------------------------------------------------
+
+
+def test_a_process_that_lost_many_connections_still_has_its_board(stage: Stage) -> None:
+    """The pool of redis-py makes a hundred at most, and nobody gives it back those that broke."""
+    lost = 0
+    while lost < stage.link.pool.max_connections + 10:
+        with suppress(errors.BoardUnavailable):  # one that is cut is noticed by the next call
+            stage.link.refresh()
+            lost += stage.client.client_kill_filter(_type="normal", skipme=True)
+    with suppress(errors.BoardUnavailable):
+        stage.link.refresh()
+    assert stage.link.refresh().server == stage.link.server()

@@ -202,7 +202,8 @@ def ring_lost(world: World) -> None:
             if lost >= UNCLAIMED and world.node(step).ends == "QUARANTINED":
                 _quarantine(world, step, fields.ready(ring))
             else:
-                world.ring(step, fields.ready(ring), kind="step.rung", sets={fields.unclaimed(step): str(lost)})
+                sets = {fields.unclaimed(step): str(lost)}
+                world.ring(step, fields.ready(ring), kind="step.rung", sets=sets, same=True)
 
 
 def pass_time(world: World) -> None:

@@ -170,11 +170,11 @@ class World:
 
     def ring(
         self, step: str, was: str, *, kind: str, lease: str = "", over: bool = False, timer: str = "",
-        sets: dict[str, str] | None = None, data: str = "{}",
+        sets: dict[str, str] | None = None, data: str = "{}", same: bool = False,
     ) -> None:  # fmt: skip
-        """RING of a step whose state is `was`."""
-        count = int(self.values().get(fields.rings(step), 0)) + 1
-        ring = f"{self.board.epoch.number}.{count}"
+        """RING of a step whose state is `was`; `same`: under the ring that it has."""
+        count = int(self.values().get(fields.rings(step), 0)) + (not same)
+        ring = was.removeprefix(fields.ready("")) if same else f"{self.board.epoch.number}.{count}"
         bell = scripts.Doorbell(queue_list=LIST, side="R", content=f"{step}/{ring}".encode(), step=step, ring=ring)
         ringing = scripts.Ringing(
             was=was,
