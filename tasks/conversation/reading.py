@@ -37,7 +37,7 @@ COMMON: Final = frozenset(COMMON_WORDS.split())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """Its content words as stems, and which kinds of cue are in it: `asking` is a question mark, too, `naming` a name."""
+    """Its content words as stems, and what cues are in it: `asking` is a question mark, too, `naming` a name."""
 
     words: frozenset[str]
     cues: frozenset[str]
