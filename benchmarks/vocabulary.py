@@ -24,8 +24,11 @@ import yaml
 from convergio.graphflow.model import errors
 
 SHIPPED: Final = "convergio.benchmarks"
-TRAINING: Final = ("business", "software", "restaurant", "university", "hospital", "newsroom")
-HELD_OUT: Final = ("harbour", "farm", "lawoffice", "filmset")
+TRAINING: Final = (
+    *("business", "software", "restaurant", "university", "hospital", "newsroom"),
+    *("harbour", "farm", "lawoffice", "filmset"),
+)
+HELD_OUT: Final = ("airport", "museum", "bank", "observatory")
 
 Few = Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
 

@@ -30,7 +30,7 @@ FORGIVEN: Final = 0.6
 """What is left of a refusal when something else was done since: it may have been too early."""
 REPORTED: Final = 3
 """Content words of a report, at least."""
-REPORTS: Final = frozenset(("done", "failed", "waiting", "again", "declined"))
+HEARD: Final = frozenset(("declined", "waiting", "failed", "again", "negation", "asking", "done", "naming"))
 NAMES: Final = re.compile(r"[\w-]+")
 
 
@@ -109,7 +109,8 @@ class Agenda:
     def _answer(self, said: Utterance, message: Message) -> bool:
         """What this turn did to the agenda; whether it helped."""
         who, focus = said.speaker, self.focus()
-        acts = self._told([(self._act(who, sentence), sentence.words) for sentence in message.sentences])
+        marks = [self._marks(who, sentence, focus) for sentence in message.sentences]
+        acts = list(zip(self._reader.acts(marks), (sentence.words for sentence in message.sentences), strict=True))
         kinds = {act for act, _ in acts}
         self.retrying = who if "failed" in kinds else None
         if "done" in kinds or "again" in kinds:
@@ -130,43 +131,29 @@ class Agenda:
             return False
         return "failed" not in kinds or "done" in kinds
 
-    def _told(self, acts: list[tuple[str, frozenset[str]]]) -> list[tuple[str, frozenset[str]]]:
-        """What comes before a report, and is about nothing that is open, is talk."""
-        last = max((place for place, (act, _) in enumerate(acts) if act in REPORTS), default=0)
-        return [
-            (act if place >= last or act == "plain" or self._about(words) is not None else "plain", words)
-            for place, (act, words) in enumerate(acts)
-        ]
-
-    def _act(self, who: str, sentence: Sentence) -> str:
-        """What a sentence does: by whose words it has, and by its cues."""
-        words, cues = sentence.words, sentence.cues
+    def _marks(self, who: str, sentence: Sentence, focus: Item | None) -> frozenset[str]:
+        """What tells which act a sentence is: whose words it has, what it is about, its cues, its length."""
+        words = sentence.words
         mine, others = self.knowledge.shared(who, words)
-        hit = self._about(words) is not None
-        if "again" in cues and "done" not in cues and self._settled(words):
-            return "again"
-        if mine and ((others and "waiting" in cues) or self._two(who, words)):
-            return "waiting"
-        if (mine or others or hit) and "asking" in cues and not (mine and cues & {"done", "negation"}):
-            return "asking"
-        if not (mine or others or hit):
-            return self._strange(words, cues)
-        return self._cued(cues, hit=hit, own=bool(mine) or not others)
-
-    def _strange(self, words: frozenset[str], cues: frozenset[str]) -> str:
-        """What a sentence does of which nobody's words are known: mostly a longer one is a report, too."""
-        if cues & {"declined", "negation"}:
-            return "declined"
-        enough = REPORTED if "done" in cues else REPORTED + 1
-        return "done" if len(words) >= enough and not cues & {"asking", "waiting", "failed"} else "plain"
-
-    def _cued(self, cues: frozenset[str], *, hit: bool, own: bool) -> str:
-        """What a sentence does that asks for nothing. Whoever speaks of somebody else's open item wants it done."""
-        if "failed" in cues or ("negation" in cues and own):
-            return "failed" if own or hit else "plain"
-        if "done" in cues:
-            return "done"
-        return ("done" if own else "asking") if hit else "plain"
+        marks = {f"cue:{cue}" for cue in sentence.cues & HEARD}
+        marks.add("both" if mine and others else "own" if mine else "others" if others else "strange")
+        if len(mine) > 1:
+            marks.add("own, clearly")
+        if len(others) > 1:
+            marks.add("others, clearly")
+        if self._two(who, words):
+            marks.add("two items")
+        item = self._about(words, anew=True)
+        if item is not None:
+            fits = self.knowledge.fits(item.words)
+            whose = "own" if fits[who] >= FITS else "others'" if any(fits.values()) else "nobody's"
+            marks.add("settled item" if item.done else f"{whose} item")
+            if item is focus:
+                marks.add("focus")
+        marks.add(
+            "few words" if len(words) < REPORTED else "some words" if len(words) <= 2 * REPORTED else "many words"
+        )
+        return frozenset(marks)
 
     def _settled(self, words: frozenset[str]) -> bool:
         """Whether these words are about something that is done."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from convergio.tasks.conversation.acts import Acts
 from convergio.tasks.conversation.floor import Candidate
 from convergio.tasks.conversation.tuning import Tuning, pattern
 
@@ -36,7 +37,7 @@ COMMON: Final = frozenset(COMMON_WORDS.split())
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sentence:
-    """Its content words as stems, and which kinds of cue are in it; `asking` is a question mark, too."""
+    """Its content words as stems, and what cues are in it: `asking` is a question mark, too, `naming` a name."""
 
     words: frozenset[str]
     cues: frozenset[str]
@@ -83,6 +84,7 @@ class Reader:
     def __init__(self, tuning: Tuning) -> None:
         self._patterns = tuning.patterns
         self._alarms = tuning.alarms
+        self.acts = Acts(tuning.acts)
         self.domains = {name: frozenset[str]().union(*map(stems, words)) for name, words in tuning.domains.items()}
         self.phases = {name: frozenset[str]().union(*map(stems, one.words)) for name, one in tuning.phases.items()}
         self._phase_domains = {name: frozenset(one.domains) for name, one in tuning.phases.items()}
@@ -124,9 +126,12 @@ class Reader:
         )
 
     def _sentence(self, text: str, names: frozenset[str]) -> Sentence:
-        if any(word in names for word in NAME.findall(text)):
+        naming = any(word in names for word in NAME.findall(text))
+        if naming:
             text = NAME.sub(lambda word: " " if word.group() in names else word.group(), text)
         cues = {name for name, found in self._patterns.items() if found.search(text)}
         if text.rstrip().endswith("?"):
             cues.add("asking")
+        if naming:
+            cues.add("naming")
         return Sentence(words=stems(text), cues=frozenset(cues))

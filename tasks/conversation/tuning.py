@@ -13,6 +13,7 @@ import pydantic
 import yaml
 
 from convergio.graphflow.model import errors
+from convergio.tasks.conversation.acts import ACTS
 
 FACTORS: Final = (
     "addressed",
@@ -86,6 +87,7 @@ class Tuning(pydantic.BaseModel):
     phases: dict[str, Phase] = pydantic.Field(min_length=1)
     domains: dict[str, Words] = pydantic.Field(min_length=1)
     cues: Cues
+    acts: dict[str, dict[str, float]]
     urgency: dict[float, Words]
     kinds: dict[str, Kind] = pydantic.Field(min_length=1)
 
@@ -95,6 +97,8 @@ class Tuning(pydantic.BaseModel):
             raise ValueError(f"weights: unknown or missing factors {sorted(wrong)}")
         if positive := [name for name in FACTORS[-2:] if self.weights[name] > 0]:
             raise ValueError(f"weights: penalties above 0: {positive}")
+        if unread := {act for row in self.acts.values() for act in row} - set(ACTS):
+            raise ValueError(f"acts: unknown {sorted(unread)}")
         for name, phase in self.phases.items():
             if unknown := set(phase.domains) - set(self.domains):
                 raise ValueError(f"phases.{name}: unknown domains {sorted(unknown)}")

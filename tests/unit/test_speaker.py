@@ -126,7 +126,11 @@ def test_what_has_to_wait_comes_after_what_it_waits_for() -> None:
 
 def test_a_word_belongs_to_whose_words_it_stood_beside() -> None:
     """Nobody is described with invoices; they were mentioned beside the budget."""
-    said = [PLAIN, ("sara", "They say invoices and a budget go together."), ("user", "We need the invoices.")]
+    said = [
+        PLAIN,
+        ("sara", "I cannot help here. They say invoices and a budget go together."),
+        ("user", "We need the invoices."),
+    ]
     moment = context(*said, team=(SARA, LUCA, AMY))
     assert values(moment)["amy"]["expertise"] > max(values(moment)[name]["expertise"] for name in ("luca", "sara"))
     assert Scored(TUNING)(moment).speaker == "amy"
