@@ -55,11 +55,24 @@ def wanted(plan: Plan, step: str) -> list[str]:
     whole = instance.whole(step)
     if step != whole:
         return [*names, fields.state(whole), fields.progress(whole)]
+    names += _of_next_round(plan, step)
     round_of = instance.round_of(step)
     for edge in plan.successors.get(instance.step_of(step), ())[:AHEAD]:
         target = instance.named(edge.target, round_of if edge.target in plan.loops else 0)
         names += of_target(plan, target)
     return names
+
+
+def _of_next_round(plan: Plan, step: str) -> list[str]:
+    """The fields that say whether the loop that this step ends makes another round, and those that begin it."""
+    region, number = plan.loops.get(instance.step_of(step)), instance.round_of(step)
+    if region is None or region.end != instance.step_of(step):
+        return []
+    names = [fields.round_of(region.end), *of_target(plan, instance.named(region.loop.back_to, number + 1))]
+    if region.loop.until is None:
+        return names
+    read = [instance.named(one, number) if one in plan.loops else one for one in plan.when_references[region.end]]
+    return [*names, fields.INPUT, *map(fields.output, read)]
 
 
 class _Semantics(Items):
