@@ -51,11 +51,10 @@ def wanted(plan: Plan, step: str) -> list[str]:
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
     known = plan.steps.get(instance.step_of(step))  # what stands for the undoing of a run is no step
     if known is not None and known.kind is StepKind.CONVERSATION:
-        names.append(fields.early(known.name))
+        names += [fields.early(known.name), *_of_next_round(plan, step)]
     whole = instance.whole(step)
     if step != whole:
         return [*names, fields.state(whole), fields.progress(whole)]
-    names += _of_next_round(plan, step)
     round_of = instance.round_of(step)
     for edge in plan.successors.get(instance.step_of(step), ())[:AHEAD]:
         target = instance.named(edge.target, round_of if edge.target in plan.loops else 0)
@@ -64,7 +63,7 @@ def wanted(plan: Plan, step: str) -> list[str]:
 
 
 def _of_next_round(plan: Plan, step: str) -> list[str]:
-    """The fields that say whether the loop that this step ends makes another round, and those that begin it."""
+    """The fields that say whether the loop that this turn ends makes another round, and those that begin it."""
     region, number = plan.loops.get(instance.step_of(step)), instance.round_of(step)
     if region is None or region.end != instance.step_of(step):
         return []
