@@ -5,8 +5,16 @@ conversations than can be served. Then, at half of it, conversations with a mode
 many with one that takes 2 s. A turn's overhead is the time from one call of the model to the next one of the same
 conversation, less what the model is to take; calls and their times are the ledger's. Bounds: 15 ms (p50) and 60 ms
 (p99), as much at turn 500 as at turn 50; 5 ms of CPU in all processes together; what is written does not grow with the
-thread; a worker is at most 40 MB larger than a process that only imports the same libraries. The last line on stdout is
-one JSON object; exit code 1 if a bound fails.
+thread; a worker is at most 40 MB larger than a process that only imports the same libraries.
+
+`cpu_ms_per_turn` is all CPU time, user's and system's, of the two workers, the service process and Valkey, by turn that
+is in SQL meanwhile; `cpu_ms_by_process` divides it. In it are Celery, AutoGen's agent and the scripted model, which is
+in the workers' loop (it sleeps, joins what it is asked and counts its words), also what these processes do when there
+is nothing to do. Not in it: this benchmark's own process, which submits and looks on. `autogen_cpu_ms_turn_1` and
+`autogen_cpu_ms_turn_500` are the CPU of an AssistantAgent's turn alone in one process, its context made for it, with a
+model that takes no time.
+
+The last line on stdout is one JSON object; exit code 1 if a bound fails.
 """
 
 from __future__ import annotations
@@ -24,7 +32,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from convergio.benchmarks import ours, rig
+from convergio.benchmarks import alone, ours, rig
 from convergio.benchmarks.bodies import MODULES
 from convergio.benchmarks.engine import quantile
 from convergio.graphflow.flow import document
@@ -43,6 +51,8 @@ THREADS: Final = 200
 
 PIECES: Final = 2
 """The model's answer comes in so many pieces, in equal times."""
+
+PIECE: Final = "word-by-word-" * 8
 
 SETTLED: Final = 2
 """The first turns of a conversation are left out: they are of its submission."""
@@ -124,7 +134,7 @@ def _nearest(samples: Sequence[Sample], turns: float) -> Sample:
 
 def talk(load: Load) -> Workflow:
     """Two agents who speak by turns."""
-    reply = {"say": " ".join("word-by-word-" * 8 for _ in range(PIECES)), "pace": load.model_s / PIECES}
+    reply = {"say": " ".join([PIECE] * PIECES), "pace": load.model_s / PIECES}
     script = [reply] * -(-load.turns // 2)
     agents = [{"name": name, "role": "You say what you have to say.", "script": script} for name in ("ann", "bob")]
     step = {"conversation": {"agents": agents, "stop": {"turns": load.turns}}, "prompt": "Talk about the weather."}
@@ -305,6 +315,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         ) as stack:
             result = measured(stack, Journal(path), sizes, capacity=arguments.capacity)
     seconds = time.monotonic() - began
+    result |= {
+        f"autogen_cpu_ms_turn_{heard}": round(alone.cpu_ms([PIECE] * PIECES, heard=heard), 3) for heard in (1, 500)
+    }
     result["machine_busy_share"] = round((rig.busy_seconds() - busy) / (seconds * rig.CPUS), 3)
     failed = judged(result)
     print(json.dumps({**result, "failed": failed, "ok": not failed}))

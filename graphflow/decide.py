@@ -51,7 +51,7 @@ def wanted(plan: Plan, step: str) -> list[str]:
     names = [fields.state(step), fields.cursor(step), fields.OPEN, fields.STATE, fields.STOP]
     known = plan.steps.get(instance.step_of(step))  # what stands for the undoing of a run is no step
     if known is not None and known.kind is StepKind.CONVERSATION:
-        names.append(fields.early(known.name))
+        names += [fields.early(known.name), *_of_next_round(plan, step)]
     whole = instance.whole(step)
     if step != whole:
         return [*names, fields.state(whole), fields.progress(whole)]
@@ -60,6 +60,18 @@ def wanted(plan: Plan, step: str) -> list[str]:
         target = instance.named(edge.target, round_of if edge.target in plan.loops else 0)
         names += of_target(plan, target)
     return names
+
+
+def _of_next_round(plan: Plan, step: str) -> list[str]:
+    """The fields that say whether the loop that this turn ends makes another round, and those that begin it."""
+    region, number = plan.loops.get(instance.step_of(step)), instance.round_of(step)
+    if region is None or region.end != instance.step_of(step):
+        return []
+    names = [fields.round_of(region.end), *of_target(plan, instance.named(region.loop.back_to, number + 1))]
+    if region.loop.until is None:
+        return names
+    read = [instance.named(one, number) if one in plan.loops else one for one in plan.when_references[region.end]]
+    return [*names, fields.INPUT, *map(fields.output, read)]
 
 
 class _Semantics(Items):

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from contextlib import suppress
+from typing import Any, Final, cast
 
 from convergio.graphflow import decide
 from convergio.graphflow.board import fields, scripts
@@ -25,6 +27,12 @@ from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
+KNOWN: Final = 4_096
+"""Runs of which a process remembers what they are made of."""
+
+FORESEEN: Final = 50
+"""Arrivals whose fields are read with the run's lock, at most."""
+
 
 class Drain:
     """Decides and commits until the inbox is empty, or until somebody else holds the lock."""
@@ -38,6 +46,14 @@ class Drain:
         self.limits = Limits(link, plans, ringer)
         self.placing = Placing(link, ringer)
         self.beginnings = Beginnings()
+        self._digests: OrderedDict[RunRef, str] = OrderedDict()
+
+    def ahead(self, ref: RunRef, arrived: Sequence[str]) -> list[str]:
+        """The fields that draining a run will need when these steps have arrived: read together with its lock, they
+        save round trips. A run that was never drained here is not known that well."""
+        digest = self._digests.get(ref)
+        plan = None if digest is None or len(arrived) > FORESEEN else self.plans.known(digest)
+        return list(dict.fromkeys([fields.META, *([] if plan is None else _probably(plan, arrived))]))
 
     def run(self, locked: scripts.Locked, meta: Mapping[str, Any] | None = None, *, blank: bool = False) -> None:
         """Drains the run whose lock is held.
@@ -47,6 +63,7 @@ class Drain:
         meta = meta or self.meta(locked)
         caller = Caller.of(locked.ref, meta)
         plan = self.plans.get(meta["digest"])
+        self._remember(locked.ref, meta["digest"])
         turn: scripts.Locked | None = locked
         view = View(dict(locked.values), blank=blank)
         while turn is not None:
@@ -77,8 +94,15 @@ class Drain:
 
     def meta(self, locked: scripts.Locked) -> Mapping[str, Any]:
         """The run's @meta, from the board."""
-        values = self._load(locked, [fields.META])
-        return cast("Mapping[str, Any]", json.loads(values[fields.META]))
+        text = locked.values.get(fields.META) or self._load(locked, [])[fields.META]
+        return cast("Mapping[str, Any]", json.loads(text))
+
+    def _remember(self, ref: RunRef, digest: str) -> None:
+        self._digests[ref] = digest
+        with suppress(KeyError):  # another thread drains, too
+            self._digests.move_to_end(ref)
+            while len(self._digests) > KNOWN:
+                self._digests.popitem(last=False)
 
     def _decide(self, locked: scripts.Locked, plan: Plan, view: View) -> Decision:
         while True:
@@ -91,7 +115,7 @@ class Drain:
                     view.values.update(self._states(locked))
                     view.complete = True
                 elif missing.names:
-                    names = {*missing.names, *_probably(plan, locked.entries)} - view.values.keys()
+                    names = {*missing.names, *_probably(plan, _arrivals(locked.entries))} - view.values.keys()
                     view.values.update(self._load(locked, sorted(names)))
 
     def _load(self, locked: scripts.Locked, names: Sequence[str]) -> dict[str, str]:
@@ -102,7 +126,7 @@ class Drain:
             raise unavailable(error) from error
         if meta is None:  # a run that is locked is on the board: the board is gone, and COMMIT would say so
             raise errors.BoardRebuilding(f"run {locked.ref} went with its board while it was decided")
-        return {name: value or "" for name, value in zip(names, values, strict=True)}
+        return {fields.META: meta, **{name: value or "" for name, value in zip(names, values, strict=True)}}
 
     def _states(self, locked: scripts.Locked) -> dict[str, str]:
         run = self.link.keys(locked.epoch).run(locked.ref)
@@ -147,8 +171,11 @@ def _next(turn: scripts.Locked, left: Sequence[Mapping[str, Any]]) -> scripts.Lo
     return dataclasses.replace(turn, entries=left)
 
 
-def _probably(plan: Plan, entries: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+def _arrivals(entries: Iterable[Mapping[str, Any]]) -> Iterable[str]:
+    return (str(entry["step"]) for entry in entries if entry["t"] == "arrived")
+
+
+def _probably(plan: Plan, arrived: Iterable[str]) -> Iterable[str]:
     """Fields that these arrivals will need: one round trip instead of one per field."""
-    for entry in entries:
-        if entry["t"] == "arrived":
-            yield from decide.wanted(plan, entry["step"])
+    for step in arrived:
+        yield from decide.wanted(plan, step)

@@ -182,7 +182,7 @@ class Journaler:
         moved = scripts.release(self.link, epoch, by_run, grace_ms=GRACE_MS, high_water=high_water)
         for ref, (outcomes, _) in moved.items():
             if outcomes:
-                wake(self.link, self.drain, self.nonces, ref, None)
+                wake(self.link, self.drain, self.nonces, ref, None, [step for step in by_run[ref] if step != RUN_END])
 
     def _trim(self, epoch: Epoch, last: int) -> None:
         self._trimmed = last

@@ -36,7 +36,7 @@ class Plans:
 
     def of(self, workflow: Workflow) -> Plan:
         """The plan of a valid workflow that this process has at hand."""
-        plan = self._known(workflow.digest)
+        plan = self.known(workflow.digest)
         if plan is None:
             plan = Plan.of(workflow)
             self.add(workflow.digest, plan)
@@ -44,13 +44,14 @@ class Plans:
 
     def get(self, digest: str) -> Plan:
         """The plan; raises BoardRebuilding if the board does not have it."""
-        plan = self._known(digest)
+        plan = self.known(digest)
         if plan is None:
             plan = self._load(digest)
             self.add(digest, plan)
         return plan
 
-    def _known(self, digest: str) -> Plan | None:
+    def known(self, digest: str) -> Plan | None:
+        """The plan, if this process has it at hand."""
         plan = self._plans.get(digest)
         if plan is not None:
             with suppress(KeyError):  # another thread has just dropped it

@@ -320,11 +320,15 @@ class Entrance:
         wake(self.link, self.drain, self.nonces, ref, entry)
 
 
-def wake(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str, Any] | None) -> Epoch | None:
-    """POST and drain. None: a store is away, or the run is not on the board; the sweeper does it from the row."""
+def wake(
+    link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str, Any] | None, arrived: Sequence[str] = ()
+) -> Epoch | None:
+    """POST and drain. None: a store is away, or the run is not on the board; the sweeper does it from the row.
+
+    `arrived`: steps that are in the inbox already, as far as the caller knows."""
     text = json.dumps(entry, ensure_ascii=False) if entry else ""
     try:
-        locked = _post(link, ref, text, nonces.next())
+        locked = _post(link, ref, text, nonces.next(), drain.ahead(ref, arrived))
         if locked is not None:
             drain.run(locked)
         return link.epoch()
@@ -345,12 +349,12 @@ def wake_once(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict
     return wake(link, drain, nonces, ref, None if known else entry)
 
 
-def _post(link: Link, ref: RunRef, entry: str, token: str) -> scripts.Locked | None:
+def _post(link: Link, ref: RunRef, entry: str, token: str, wanted: Sequence[str]) -> scripts.Locked | None:
     try:
-        return scripts.post(link, ref, entry=entry, token=token)
+        return scripts.post(link, ref, entry=entry, token=token, wanted=wanted)
     except errors.BoardRebuilding:
         # By now the new epoch is known, if there is one: who is first to meet it must not wait for the sweeper.
-        return scripts.post(link, ref, entry=entry, token=token)
+        return scripts.post(link, ref, entry=entry, token=token, wanted=wanted)
 
 
 def signal_entry(row: NewSignal | SignalRow) -> dict[str, Any]:

@@ -62,6 +62,9 @@ _DROP: Final = (
     .values(dropped_ms=sa.bindparam("dropped_ms"))
 )
 
+PLAIN: Final = (sa.Text, sa.Integer, sa.Boolean)
+"""Types of columns whose values go to the driver as they are."""
+
 
 class Writer:
     """Writes what runs do. `domain_tables`: the tables whose rows may travel in an outcome, by name."""
@@ -73,6 +76,12 @@ class Writer:
         self._insert_events = BulkInsert(database, tables.events)
         self._insert_records = BulkInsert(database, tables.records)
         self._insert_children = BulkInsert(database, tables.children)
+        self._insert_domain = {
+            (name, tuple(sorted(table.c.keys()))): BulkInsert(database, table)
+            for name, table in domain_tables.items()
+            if all(isinstance(column.type, PLAIN) for column in table.c)
+        }
+        """by table, and by the columns of rows that have a value for each of them"""
 
     def commit(self, events: Sequence[StreamEvent], *, epoch: int, high_water: int, new_high_water: int) -> Committed:
         """Writes the events that follow `high_water` in the stream of `epoch`: all of them, or nothing.
@@ -123,8 +132,12 @@ class Writer:
     def _apply(self, connection: sa.Connection, group: Group) -> Committed:
         keys = self._insert_outcomes(connection, list(group.outcomes.values()))
         new = frozenset((key[0], key[1], key[2]) for key in keys)
-        for (name, _columns), rows in group.domain_rows(new).items():
-            connection.execute(self._database.insert_once(self._domain_tables[name]), rows)
+        for (name, columns), rows in group.domain_rows(new).items():
+            insert = self._insert_domain.get((name, columns))
+            if insert is not None:
+                insert(connection, rows)
+            else:
+                connection.execute(self._database.insert_once(self._domain_tables[name]), rows)
         self._insert_events(connection, group.events)
         self._insert_records(connection, group.records)
         self._insert_children(connection, group.children)

@@ -45,6 +45,7 @@ from convergio.tasks.agents.calling import Chunks, as_text
 from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.turn import Emit, Memory, Part, Question, TurnRequest
 from convergio.tasks.agents.wire import MODEL_INFO
+from convergio.tasks.conversation.grown import Grown
 from convergio.tasks.conversation.thread import SPOKEN, Kind, Message, heard_by
 from convergio.tasks.tools.tool import Tool
 
@@ -162,7 +163,14 @@ def _handoff(name: str, description: str) -> Handoff:
 
 def context(speaker: str, thread: Sequence[Message]) -> list[LLMMessage]:
     """The thread as the speaker's model is given it."""
+    return _CONTEXTS.of(speaker, thread)
+
+
+def _told(speaker: str, thread: Sequence[Message], _before: int) -> list[LLMMessage]:
     return [_model_message(speaker, message) for message in heard_by(speaker, thread)]
+
+
+_CONTEXTS: Final = Grown[LLMMessage](_told)
 
 
 def _model_message(speaker: str, message: Message) -> LLMMessage:

@@ -68,6 +68,7 @@ class Agents:
         self._gate = gate
         self._runner: AutogenRunner | None = None
         self._spoken: set[Kind] = set()
+        self._speakers: Any = None
         self._importing = asyncio.Lock()
 
     async def run_agent_step(
@@ -115,7 +116,7 @@ class Agents:
         """One turn of a conversation: what the agent says, tools included. Raises as `AutogenRunner.answer` does."""
         request = replace(request, model=self.models.named(request.spec.model))
         runner = await self._ready(request.model)
-        adapter = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
+        adapter = await self._turns()
         parts: list[Part] = await adapter.speak(runner, request, memory=memory, emit=emit, on_usage=on_usage)
         return parts
 
@@ -123,7 +124,7 @@ class Agents:
         """What a model answers to one question; it is recorded. Raises as `AutogenRunner.answer` does."""
         question = replace(question, model=self.models.named(question.spec.model))
         runner = await self._ready(question.model)
-        adapter = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
+        adapter = await self._turns()
         answer: str = await adapter.ask(runner, question, memory=memory, on_usage=on_usage)
         return answer
 
@@ -131,6 +132,12 @@ class Agents:
         """Closes the model's HTTP connections."""
         if self._runner is not None:
             await self._runner.close()
+
+    async def _turns(self) -> Any:
+        """AutoGen's agents as speakers; imported in a thread, once: a thread for nothing costs more than a lookup."""
+        if self._speakers is None:
+            self._speakers = await asyncio.to_thread(importlib.import_module, TURN_ADAPTER)
+        return self._speakers
 
     async def _ready(self, model: ModelSettings) -> AutogenRunner:
         """AutoGen, and what speaks the protocols of this model and of those that are asked when it fails."""

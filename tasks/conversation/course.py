@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 from convergio.graphflow.flow import talk
 from convergio.graphflow.flow.team import GRAPH
 from convergio.tasks.conversation import branches, kind, speaker, tuning
 from convergio.tasks.conversation.branches import Branch, Branches
 from convergio.tasks.conversation.floor import STOP, Selection, SelectionContext, ToolEvent, Utterance
+from convergio.tasks.conversation.grown import Grown
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import SPOKEN, Kind, Message
 
@@ -74,6 +75,11 @@ def _edges(graph: Mapping[str, Any]) -> dict[str, tuple[speaker.Edge, ...]]:
 
 def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
     """The thread as policies read it: what was said, with the tools that were used for it."""
+    end = next((place for place in range(len(thread), 0, -1) if thread[place - 1].kind in SPOKEN), 0)
+    return tuple(_UTTERANCES.of("", thread[:end]))
+
+
+def _said(_whose: str, thread: Sequence[Message], before: int) -> list[Utterance]:
     said: list[Utterance] = []
     used: list[ToolEvent] = []
     for message in thread:
@@ -82,7 +88,7 @@ def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
         elif message.kind in SPOKEN:
             said.append(
                 Utterance(
-                    index=len(said),
+                    index=before + len(said),
                     speaker=message.source,
                     text=message.text,
                     tools=tuple(used),
@@ -90,7 +96,10 @@ def utterances(thread: Sequence[Message]) -> tuple[Utterance, ...]:
                 )
             )
             used = []
-    return tuple(said)
+    return said
+
+
+_UTTERANCES: Final = Grown[Utterance](_said)
 
 
 def type_of(task: str) -> str:

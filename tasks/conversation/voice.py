@@ -1,4 +1,4 @@
-"""What a turn tells the readers of its run while it lasts: AG-UI events, in order, the first at once.
+"""What a turn tells the readers of its run while it lasts: AG-UI events, in order, the first words at once.
 
 What cannot be told because the board is away is told from the beginning of the turn when there is a board again: a new
 one knows nothing of what was said.
@@ -180,7 +180,7 @@ class Voice:
         return transcript.of(self._step, self._iteration)
 
     async def _run(self) -> None:
-        last = 0.0
+        last = time.monotonic()  # that a turn begins is told with its first words, if these come soon
         while not (self._closing and not self._new):
             await self._news.wait()
             with suppress(TimeoutError):

@@ -18,7 +18,7 @@ FIELDS = {
 }  # fmt: skip
 TURN_FIELDS = {
     "overhead_ms_p50", "overhead_ms_p99", "overhead_turn_500_ratio", "cpu_ms_per_turn", "bytes_per_turn",
-    "rss_over_imports_mb", "capacity_turns_per_s",
+    "rss_over_imports_mb", "capacity_turns_per_s", "autogen_cpu_ms_turn_1", "autogen_cpu_ms_turn_500",
 }  # fmt: skip
 
 

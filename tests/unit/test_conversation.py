@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from convergio.graphflow.model.workflow import OnMax
 from convergio.tasks.agents import replies
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.conversation import course, migrations, pace, review, tables
+from convergio.tasks.conversation.grown import Grown
 from convergio.tasks.conversation.team import Team
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.tools.tool import Tools
@@ -52,6 +54,23 @@ def test_turns_go_round_and_begin_behind_whoever_spoke_last() -> None:
     team = team_of("ann", "bob", "cem")
     threads: list[list[Message]] = [[], [said("ann")], [said("ann"), said("bob")], [said("cem"), said("user")]]
     assert [course.chosen(team, thread).speaker for thread in threads] == ["ann", "bob", "cem", "ann"]
+
+
+def test_what_is_made_of_a_thread_is_made_once_and_of_another_thread_anew() -> None:
+    asked: list[int] = []
+
+    def make(whose: str, new: Sequence[Message], before: int) -> list[str]:
+        asked.append(len(new))
+        return [f"{before + place} {whose} {one.text}" for place, one in enumerate(new)]
+
+    kept = Grown[str](make, most=4)
+    thread = [said("ann", "a"), said("bob", "b"), said("ann", "c")]
+    assert kept.of("x", thread[:2]) == ["0 x a", "1 x b"]
+    assert kept.of("x", thread) == ["0 x a", "1 x b", "2 x c"]
+    assert kept.of("x", [*thread[:2], said("ann", "other")]) == ["0 x a", "1 x b", "2 x other"]
+    assert kept.of("y", thread) == ["0 y a", "1 y b", "2 y c"]
+    assert kept.of("x", thread) == ["0 x a", "1 x b", "2 x c"]
+    assert asked == [2, 1, 3, 3, 3], "at last nothing was kept of it: there is room for four messages"
 
 
 def test_a_scored_choice_says_what_every_candidate_had() -> None:

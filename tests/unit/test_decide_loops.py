@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from convergio.graphflow import decide
+from convergio.graphflow.decision import View
 from convergio.graphflow.engine import reuse
 from convergio.graphflow.flow import document
 from convergio.graphflow.flow.plan import Plan
@@ -51,6 +53,19 @@ def test_a_round_that_is_not_good_is_followed_by_another_one() -> None:
     assert run.values["r:send"] == "draft#1"
     run.arrive("send")
     assert run.state == "SUCCEEDED"
+
+
+def test_all_that_another_turn_needs_is_read_with_the_arrival() -> None:
+    """Else each turn of a conversation costs a round trip for each field, and is decided once more."""
+    agents = [{"name": name, "role": "R"} for name in ("ann", "bob")]
+    talk = {"conversation": {"agents": agents, "stop": {"turns": 4}}, "prompt": "p"}
+    made = Plan.of(document.parse_document({"workflow": "w", "version": 1, "steps": {"talk": talk}}))
+    run = Run(made).started()
+    run.arrive("talk", {"stop": None})
+    run.succeed("talk#1", {"stop": None})
+    view = View({name: run.values.get(name, "") for name in decide.wanted(made, "talk#1")})
+    decision = decide.decide(made, view, [arrived("talk#1")], epoch=1, now_ms=1)
+    assert [ring.step for ring in decision.rings] == ["talk#2"]
 
 
 def test_joins_and_dead_paths_of_a_round_are_its_own() -> None:
