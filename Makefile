@@ -29,7 +29,7 @@ demo: install ## A business workflow on real input (YES=1 answers for you; INPUT
 	@$(BIN)/convergio demo $(if $(YES),--yes) $(if $(INPUT),--input "$(INPUT)") $(if $(WORKFLOW),--workflow "$(WORKFLOW)")
 
 test: install-dev ## The whole suite; what cannot run here is listed with its reason (ARGS= goes to pytest, JOBS=0: one by one)
-	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install-dev types-path ## The fast loop, under a minute: format, lint, import rules, types, unit tests
 	@$(MAKE) --no-print-directory -j2 --output-sync=target lint types unit

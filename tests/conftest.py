@@ -53,6 +53,23 @@ def pytest_make_collect_report(
     return report
 
 
+# --- order ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with the longest tests come first: one that begins last would keep one process busy and the others idle.
+
+    How long a file may take is told by its marks. The sort is stable: what is equal keeps its random order.
+    """
+    longest: dict[Path, tuple[float, bool]] = {}
+    for item in items:
+        limit = item.get_closest_marker("timeout")
+        given = (float(limit.args[0]) if limit else 0.0, item.get_closest_marker("slow") is not None)
+        longest[item.path] = max(longest.get(item.path, given), given)
+    items.sort(key=lambda item: longest[item.path], reverse=True)
+
+
 # --- the world around a test --------------------------------------------------------------------------------------
 
 

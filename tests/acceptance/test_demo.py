@@ -15,6 +15,8 @@ from tests.acceptance.town import SCRIPTED, Place, cli, going
 from tests.servers import free_port
 from tests.waiting import wait_until
 
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
 PARTS = ("country", "market", "strategy", "risks", "finance", "break even units", "plan")
 
 

@@ -83,6 +83,8 @@ def play_of(nodes: Sequence[Node], n: int, *, undone: bool = False) -> Play:
 
 
 def _repeated(nodes: Sequence[Node]) -> set[str]:
+    if not any(node.back_to for node in nodes):
+        return set()
     return set(Plan.of(document.parse_document(reference.document(nodes))).loops)
 
 
@@ -314,6 +316,8 @@ def answered(node: Node, row: OutcomeRow | None) -> Node:
     """A step that asked, as somebody has answered."""
     said = None if row is None else row.error
     answer = "" if said is None else said.get("answer", "")
+    if not (answer or node.asks):
+        return node
     survived, undoing = node.lenient or answer == "skip", node.undoing or answer == "compensate"
     ends = "FAILED" if node.asks and node.ends == "QUARANTINED" else node.ends
     return replace(node, lenient=survived, undoing=undoing, ends=ends)

@@ -17,7 +17,7 @@ from tests.property.explorer import ALLOWED
 from tests.property.reference import Cond, Node, expected
 
 SCHEDULES = int(os.environ.get("CONVERGIO_TEST_SCHEDULES", "100000"))
-"""How many histories are played: about 2 ms each."""
+"""How many histories are played: about 4 ms each."""
 
 PARTS = 20
 PER_GRAPH = 8

@@ -12,7 +12,8 @@ from convergio.graphflow.waiting import QUEUE
 from tests.property.reference import KEY
 from tests.property.world import REF, World
 
-ACTIVE: Final = (StepState.READY, StepState.RUNNING)
+ACTIVE: Final = (StepState.READY.value, StepState.RUNNING.value)
+"""How the words of steps begin that have the key: no other state begins so."""
 
 
 def key_of(world: World, step: str) -> str | None:
@@ -73,10 +74,10 @@ def limit_of(world: World) -> int:
 
 def check(world: World) -> None:
     """Never more steps than the limit."""
-    if not any(node.limit for node in world.nodes.values()):
+    if not world.limited:
         return
-    prefix = fields.key("")
-    keyed = [name.removeprefix(prefix) for name in world.values() if name.startswith(prefix)]
-    active = [step for step in keyed if world.word(step).state in ACTIVE]
+    prefix, values = fields.key(""), world.values()
+    keyed = [name.removeprefix(prefix) for name in values if name.startswith(prefix)]
+    active = [step for step in keyed if values.get(fields.state(step), "").startswith(ACTIVE)]
     assert len(active) <= (limit_of(world) if keyed else 0), f"{active} are too many"
     world.met["a key is shared"] += len(active) > 1

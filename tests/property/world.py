@@ -87,12 +87,15 @@ class World:
     """steps that a worker was refused, because the run is paused"""
     was_paused: bool = False
     """whether SQL knew the run as paused when the board was made"""
+    known: dict[str, Node] = field(default_factory=dict[str, Node])
+    """nodes by the instances that were asked for"""
     lives: int = LIVES
     names: int = 0
     persisted: int = -1
     """the last sequence of the board's stream that SQL has"""
 
     def __post_init__(self) -> None:
+        self.limited = any(node.limit for node in self.nodes.values())
         self.ledger = Ledger(REF, self.plan.workflow.document, self.plan.digest, self.given)
 
     # --- choosing -----------------------------------------------------------------------------------------------------
@@ -100,7 +103,8 @@ class World:
     def fault(self, what: str, one_in: int) -> bool:
         """A fault, while there are faults."""
         happens = self.faults and self.draw(one_in) == 0
-        self.met[what] += happens
+        if happens:
+            self.met[what] += 1
         return happens
 
     def pick(self, options: Sequence[T]) -> T:
@@ -115,8 +119,11 @@ class World:
 
     def node(self, step: str) -> Node:
         """What an instance is to come to."""
-        node, index = self.nodes[instance.step_of(step)], instance.index_of(step)
-        return node if index is None else node.member(index)
+        known = self.known.get(step)
+        if known is None:
+            node, index = self.nodes[instance.step_of(step)], instance.index_of(step)
+            known = self.known[step] = node if index is None else node.member(index)
+        return known
 
     def beside(self, step: str, at: str) -> str:
         """The instance of `step` that `at` waits for: in a loop, of its round."""

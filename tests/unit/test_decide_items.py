@@ -51,6 +51,7 @@ def test_items_are_dealt_before_the_first_is_rung() -> None:
     assert [ring.step for ring in run.rings] == [member(0), member(1)]
 
 
+@pytest.mark.slow
 def test_ten_thousand_items_are_dealt_rung_and_counted_in_bounded_decisions() -> None:
     run = Counted(plan(max_concurrency=1_000), given=list(range(10_000)))
     run.settle(START)
@@ -70,6 +71,7 @@ def test_ten_thousand_items_are_dealt_rung_and_counted_in_bounded_decisions() ->
     assert run.state_of("end") == "READY"
 
 
+@pytest.mark.slow
 def test_ten_thousand_items_are_withdrawn_in_bounded_decisions() -> None:
     run = Counted(plan(join="any"), given=list(range(10_000)))
     run.settle(START)

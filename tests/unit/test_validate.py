@@ -235,6 +235,7 @@ def wide(count: int) -> dict[str, Any]:
     return steps
 
 
+@pytest.mark.slow
 def test_ten_thousand_steps_are_checked_in_seconds() -> None:
     workflow = document.parse_document({"workflow": "w", "version": 1, "steps": wide(10_000)})
     started = time.process_time()
