@@ -361,7 +361,7 @@ class DeadEventRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What one group commit did. `refused` events are dead now: the engine fails their steps."""
+    """What one group commit did. `refused` events are dead now: they are kept for a person to look at."""
 
     new_outcomes: frozenset[StepKey] = frozenset()
     refused: tuple[StreamEvent, ...] = ()
