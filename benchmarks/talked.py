@@ -1,9 +1,9 @@
 """The part of the checker about conversations: threads, what tools did, and the ledger, turn by turn.
 
 A turn's outcome brings its messages, its row and its ledger. An answer of a model is recorded once, and its call is on
-the ledger once; other calls are there only if an attempt that failed said that it had made them, or one that was
-another's by then wrote them there. Tools are keyed: one
-that was called again because its process died says so under the same key, and that is one effect.
+the ledger once, even if the attempt that got it said too that it had paid for it; other calls are there only if an
+attempt that failed said that it had made them, or one whose step was another's by then wrote them there. Tools are
+keyed: one that was called again because its process died says so under the same key, and that is one effect.
 """
 
 from __future__ import annotations
@@ -130,16 +130,19 @@ def _ledger(case: Case, threads: Threads, name: str, answers: int) -> Iterator[V
         yield case.says(Fault.LEDGER, name, f"recorded {sorted(recorded)}, should be {answers} answers")
     if [one.calls for one in threads.taken[case.run, name]] != [answers]:
         yield case.says(Fault.LEDGER, name, f"says that it took other than {answers} calls of a model")
-    wanted = Counter([*recorded.values(), *spent])
-    if wanted - paid or not all(_of_a_lost_claim(call, case.run, wanted) for call in (paid - wanted).elements()):
+    wanted = Counter({*recorded.values(), *spent})
+    last = _claim_of(recorded.get(f"{ANSWER}{answers}", ""))
+    odd = [
+        call for call in (paid - wanted).elements() if not call.startswith(f"{case.run}:") or _claim_of(call) == last
+    ]
+    if wanted - paid or odd:
         yield case.says(Fault.LEDGER, name, f"has {dict(paid)} on the ledger, should be {dict(wanted)}")
 
 
-def _of_a_lost_claim(call: str, run: str, wanted: Iterable[str]) -> bool:
-    """Whether a claim made the call of which nothing else is known: it was another's by then, and wrote what its call
-    had cost straight into the ledger. A call is named `run:claim:number`."""
-    claim, claims = call.rpartition(":")[0], {one.rpartition(":")[0] for one in wanted}
-    return call.startswith(f"{run}:") and claim not in claims
+def _claim_of(call: str) -> str:
+    """A call is named `run:claim:number`. One that is neither recorded nor owned up to may be of a claim that was lost
+    before the last answer was recorded: it wrote what its call had cost straight into the ledger."""
+    return call.rpartition(":")[0]
 
 
 def _rows(kept: Kept) -> Sequence[Mapping[str, Any]]:

@@ -34,7 +34,7 @@ class Worker(Protocol):
     steps: Steps
     hooks: hooks.Hooks
     draining: bool
-    overtime: Callable[[], object] | None
+    overtime: Callable[[], Callable[[], object]] | None
     """called when the step of the body that runs is taken from it; None where nothing can be done about that"""
 
 
@@ -139,7 +139,7 @@ class FlowTask(Task[Any, Any]):
             self.send_event("task-duplicate")
             raise Ignore
         vars(request)["claim"] = claim
-        claim.on_lost = worker.overtime
+        claim.on_lost = worker.overtime and worker.overtime()
         if worker.draining:
             self.give_back()
         self._hold_up(claim)

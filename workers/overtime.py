@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from celery import signals
@@ -28,9 +29,13 @@ class Overtime:
         self._bodies = 0
         signals.task_postrun.connect(self._count, weak=False)
 
-    def begin(self) -> None:
-        """The step that runs now is not ours any more. Any thread may call this."""
-        timer = threading.Timer(GRACE, self._end, (self._bodies,))
+    def watch(self) -> Callable[[], None]:
+        """Watches the body that begins now. What comes back is called, by any thread and however late, when the step of
+        this body is not ours any more: the bodies after it have nothing to do with that."""
+        return partial(self._begin, self._bodies)
+
+    def _begin(self, body: int) -> None:
+        timer = threading.Timer(GRACE, self._end, (body,))
         timer.daemon = True
         timer.start()
 

@@ -58,7 +58,7 @@ class WorkerProcess:
         self.name = name
         self.hooks = hooks.REGISTERED
         self.draining = False
-        self.overtime: Callable[[], None] | None = None
+        self.overtime: Callable[[], Callable[[], None]] | None = None
         self.catalog = boot.catalog(settings)
         step.register(core.app)
         turn.register(core.app)
@@ -169,7 +169,7 @@ class WorkerProcess:
         self.farewell.quiet.set()  # its parent was, before it asked
         self.name = f"{self.name}.{pid}"
         self._open(core)
-        self.overtime = Overtime(self._hand_over_soon).begin
+        self.overtime = Overtime(self._hand_over_soon).watch
         self.farewell.watch(self._interrupt, then=self._leave)
 
     def _close_forked(self) -> None:

@@ -166,6 +166,25 @@ def test_what_a_lost_claim_paid_for_is_on_the_ledger_and_is_another_claims() -> 
     assert {violation.fault for violation in found(told)} == {Fault.LEDGER}
 
 
+def test_a_claim_that_had_recorded_answers_and_was_lost_may_have_paid_for_one_more() -> None:
+    told = tell(talking())
+    kept, (first, *rest) = of(told, 0).kept, of(told, 0).paid
+    former = f"{RUN}:of a lost claim"
+    began = replace(kept[0], value={"row": {"call_id": f"{former}:1"}})
+    assert kept[0].value["row"]["call_id"] == first.call
+    calls = [replace(first, call=f"{former}:{number}") for number in (1, 2)]
+    change(told, 0, kept=[began, *kept[1:]], paid=[*calls, *rest])
+    assert found(told) == []
+
+
+def test_an_answer_that_was_recorded_and_owned_up_to_is_on_the_ledger_once() -> None:
+    """The attempt lost its connection while it recorded the answer, and gave its step back."""
+    told = tell(talking())
+    row = {"call_id": of(told, 1).paid[0].call}
+    change(told, 1, kept=[*of(told, 1).kept, Kept(run=RUN, step="talk#1", key="spent.x", value={"model_calls": [row]})])
+    assert found(told) == []
+
+
 def test_turns_out_of_order_are_found() -> None:
     told = tell(talking())
     one, two = told.outcome("talk#1"), told.outcome("talk#2")

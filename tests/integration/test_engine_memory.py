@@ -56,7 +56,7 @@ def test_lost_doorbells_are_found_though_memory_is_full(stage: Stage) -> None:
         stage.worker.answer(bell)
     stage.age(3)
     stage.service.canaries.watch()
-    assert stage.word(ref, "first").rest == "1.2"
+    assert ("first", stage.word(ref, "first").rest) in stage.bells()
 
 
 def test_a_new_run_is_not_started_while_memory_is_full_and_is_not_lost(stage: Stage) -> None:

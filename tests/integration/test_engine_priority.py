@@ -102,9 +102,8 @@ def test_a_lost_doorbell_of_any_priority_is_proven_lost_and_rung_again(stage: St
     stage.answer_all()
     stage.age(3)
     stage.service.canaries.watch()
-    assert {priority: stage.word(ref, "first").rest for priority, ref in refs.items()} == dict.fromkeys(
-        PRIORITIES, "1.2"
-    )
+    rung = [bell.args[0] for bell in iter(stage.take, None) if bell.step == "first"]
+    assert sorted(rung) == sorted(ref.run for ref in refs.values())
 
 
 def test_a_retried_run_has_the_priority_of_the_one_it_was_made_from(stage: Stage) -> None:

@@ -35,7 +35,8 @@ def deliver(world: World) -> None:
             return
         if world.fault("a doorbell comes twice", 4):
             world.old_bells.append(bell)
-        if not world.fault("a doorbell gets lost", 5):
+        killer = world.node(bell.split("/")[0]).ends == "QUARANTINED"  # some of its workers die before they claim it
+        if not world.fault("a doorbell gets lost", 2 if killer else 5):
             _claim(world, bell)
 
 
@@ -319,8 +320,15 @@ def think(world: World) -> None:
 
 
 def _read(world: World, drainer: Drainer, missing: Unloaded) -> None:
-    """What the decision lacks; mostly all else, too, as the engine reads ahead what it will probably need."""
+    """What the decision lacks; mostly all else, too, as the engine reads ahead what it will probably need.
+
+    While nothing goes wrong any more it is all that there is: what was not read then is absent.
+    """
     view, values = drainer.view, world.values()
+    if not world.faults:
+        view.values = {**values, **view.values}
+        view.complete = view.blank = True
+        return
     if missing.everything:
         view.values.update({name: value for name, value in values.items() if name.startswith("s:")})
         view.complete = True

@@ -19,7 +19,7 @@ from tests.property.reference import Cond, Node, expected
 SCHEDULES = int(os.environ.get("CONVERGIO_TEST_SCHEDULES", "100000"))
 """How many histories are played: about 4 ms each."""
 
-PARTS = 20
+PARTS = 10
 PER_GRAPH = 8
 
 FAULTS = {

@@ -173,7 +173,8 @@ class World:
         """Somebody holds the lock now."""
         if locked is not None:
             budget = self.pick((1, 2, 3, 5, 8, decide.BUDGET)) if self.faults else decide.BUDGET
-            self.drainers.append(Drainer(locked, View(dict(locked.values), blank=blank), budget, self.draw(8) == 0))
+            frugal = self.faults and self.draw(8) == 0
+            self.drainers.append(Drainer(locked, View(dict(locked.values), blank=blank), budget, frugal))
 
     def ring(
         self, step: str, was: str, *, kind: str, lease: str = "", over: bool = False, timer: str = "",
