@@ -11,7 +11,7 @@ PACKAGES := benchmarks config graphflow tasks workers
 SOURCES := $(PACKAGES) tests
 COMPILE = build/lock/bin/uv pip compile --quiet --universal --generate-hashes --no-emit-index-url --no-annotate \
 	--custom-compile-command "make lock" $(if $(UPGRADE),--upgrade) pyproject.toml --all-extras --group build --group data --group model
-# Most tests wait for processes most of the time: two at once need little more than one alone.
+# Most tests wait for processes most of the time: three at once keep two cores busy.
 JOBS ?= 3
 ROUNDS ?= 30
 SEED ?= 1
