@@ -38,8 +38,11 @@ def child(monkeypatch: pytest.MonkeyPatch) -> Child:
         def start(self) -> None:
             made.timers.append(lambda: self.over(*self.args))
 
+    def leave(code: int) -> None:
+        made.said.append(f"exit {code}")
+
     monkeypatch.setattr(threading, "Timer", Timer)
-    monkeypatch.setattr(os, "_exit", lambda code: made.said.append(f"exit {code}"))
+    monkeypatch.setattr(os, "_exit", leave)
     return made
 
 
