@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -29,19 +28,13 @@ from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.agents import autogen_turn
 from convergio.tasks.agents.turn import TurnRequest
 from convergio.tasks.tools.tool import tool
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.refunds import retried
 from tests.integration.test_conformance import played
 from tests.integration.test_turns import die, journaling, run, thread
 from tests.waiting import wait_until
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def graph(

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -14,17 +13,11 @@ from convergio.benchmarks.casts import Case
 from convergio.benchmarks.scripts import Line, Play
 from convergio.graphflow.model.states import RunState
 from convergio.tasks.agents.tables import model_calls
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.test_turns import run
 
 pytestmark = QUIET
 CASES = 24
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def played(stage: Stage, cases: Sequence[Case]) -> list[Play]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -25,17 +24,11 @@ from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.step import Agents
 from convergio.tasks.agents.tables import model_calls
 from tests.failing_provider import RISK, FailingProvider, endpoint, says, serving
-from tests.integration.engine_rig import QUIET, Stage, Worker, stage_on
+from tests.integration.engine_rig import QUIET, Stage, Worker
 
 pytestmark = QUIET
 
 FIRM_ANSWER = '{"level": "low", "why": ""}'
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
-import pytest
 import redis
 
 from convergio.graphflow.board import scripts
@@ -15,18 +12,12 @@ from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import StepState
 from convergio.workers import beats
-from tests.integration.engine_rig import QUIET, Stage, chain, fork, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, fork
 from tests.waiting import wait_until
 
 pytestmark = QUIET
 
 FULL_LEASE = 7.0
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def away(*_: object, **__: object) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import pytest
 
@@ -13,15 +12,9 @@ from convergio.graphflow.engine.canaries import UNCLAIMED, Canary
 from convergio.graphflow.engine.submission import board_time
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
-from tests.integration.engine_rig import QUIET, Doorbell, Stage, chain, stage_on
+from tests.integration.engine_rig import QUIET, Doorbell, Stage, chain
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def watch(stage: Stage, queue: str = "steps", priority: int = FRESH) -> Canary:

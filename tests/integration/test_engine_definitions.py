@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
-
-import pytest
 
 from convergio.graphflow.board import departure
 from convergio.graphflow.engine import definitions
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
-from tests.integration.engine_rig import QUIET, Stage, chain, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, single
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def drop(stage: Stage) -> int:

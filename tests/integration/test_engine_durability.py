@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -17,19 +16,6 @@ from tests.integration.engine_rig import QUIET, Stage, another_service, chain, s
 from tests.waiting import wait_until
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
-    """The same on each database."""
-    with stage_on(valkey, journal_url, tmp_path) as made:
-        yield made
 
 
 class Killed(BaseException):

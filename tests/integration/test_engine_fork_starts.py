@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from threading import Barrier
@@ -21,7 +20,7 @@ from convergio.graphflow.engine.ringer import Ringer
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.refunds import (
     EFFECTS,
     LATE,
@@ -41,19 +40,6 @@ pytestmark = QUIET
 @pytest.fixture(autouse=True)
 def fresh() -> None:
     nothing_happened()
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
-    """The same on each database."""
-    with stage_on(valkey, journal_url, tmp_path) as made:
-        yield made
 
 
 # --- on its way to the board ------------------------------------------------------------------------------------------

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from convergio.graphflow.journal.rows import ForkKind
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.refunds import (
     BROKEN,
     EFFECTS,
@@ -32,19 +30,6 @@ pytestmark = QUIET
 @pytest.fixture(autouse=True)
 def fresh() -> None:
     nothing_happened()
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
-    """The same on each database."""
-    with stage_on(valkey, journal_url, tmp_path) as made:
-        yield made
 
 
 # --- retry ------------------------------------------------------------------------------------------------------------

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Sequence
 from unittest import mock
 
 import pytest
@@ -16,29 +14,9 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
 from convergio.workers.service import Service
-from tests.integration.engine_rig import QUIET, Stage, another_service, chain, fork, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, fork, single
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
-    """The same on each database."""
-    with stage_on(valkey, journal_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def rival(stage: Stage) -> Iterator[Service]:
-    """Another service process."""
-    with ExitStack() as stack:
-        yield another_service(stage.settings, stack)
 
 
 def high_water(stage: Stage) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -13,18 +11,12 @@ from convergio.graphflow.engine.sweeper import DELIVERIES
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
-from tests.integration.engine_rig import QUIET, Stage, chain, fork, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, fork, single
 
 pytestmark = QUIET
 
 FULL_LEASE = 7.0
 """Seconds after which a lease is over and the sweeper has seen the board for a full lease."""
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def deliveries(stage: Stage, ref: RunRef, step: str = "first") -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -12,15 +10,9 @@ from convergio.graphflow.engine import submission
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
-from tests.integration.engine_rig import QUIET, Stage, chain, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def pause(stage: Stage, ref: RunRef) -> None:

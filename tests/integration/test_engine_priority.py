@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
-
 import pytest
 
 from convergio.graphflow.engine.bell import LADDER
@@ -16,17 +13,11 @@ from convergio.graphflow.journal.rows import ForkKind
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.workflow import PRIORITIES, Workflow
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 
 pytestmark = QUIET
 
 SEPARATOR = "\x06\x16"
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def chain(priority: str = "medium", *, second: str | None = None) -> Workflow:

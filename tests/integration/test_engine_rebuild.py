@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,19 +24,6 @@ from tests.integration.engine_rig import QUIET, Stage, chain, fork, sign_off, si
 pytestmark = QUIET
 
 BACKOFF = {"max": 3, "backoff": 30, "jitter": 0}
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
-    """The same on each database."""
-    with stage_on(valkey, journal_url, tmp_path) as made:
-        yield made
 
 
 def new_board(stage: Stage) -> None:

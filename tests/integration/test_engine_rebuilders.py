@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -19,24 +18,11 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState
 from convergio.workers.service import Service
-from tests.integration.engine_rig import QUIET, Stage, another_service, chain, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, another_service, chain, single
 
 pytestmark = QUIET
 
 PHASES = ["rebuild", "raised", "salvaged", "written"]
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
-    """The same on each database."""
-    with stage_on(valkey, journal_url, tmp_path) as made:
-        yield made
 
 
 class Killed(BaseException):
@@ -66,13 +52,6 @@ def half_done(stage: Stage) -> RunRef:
     ref = stage.submit(chain())
     stage.worker.steps.succeed(stage.claim(ref, "first"), {"n": 1})
     return ref
-
-
-@pytest.fixture
-def rival(stage: Stage) -> Iterator[Service]:
-    """Another service process."""
-    with ExitStack() as stack:
-        yield another_service(stage.settings, stack)
 
 
 def epoch_in_sql(stage: Stage) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, cast
 from unittest import mock
 
@@ -22,15 +20,9 @@ from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.workers.answers import Answer, Answers
-from tests.integration.engine_rig import QUIET, Stage, chain, fork, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, fork, single
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def skipped() -> Workflow:

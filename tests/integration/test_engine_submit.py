@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from unittest import mock
 
@@ -29,19 +29,6 @@ pytestmark = QUIET
 
 LATE: float = 10.1
 """Seconds after which the submitter may not start its run any more."""
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
-
-
-@pytest.fixture
-def both(valkey: str, journal_url: str, tmp_path: Path) -> Iterator[Stage]:
-    """The same on each database."""
-    with stage_on(valkey, journal_url, tmp_path) as made:
-        yield made
 
 
 def accepted_only(stage: Stage, ref_to: str = "r1") -> RunRef:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,15 +15,9 @@ from convergio.graphflow.journal.rows import ForkKind
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import RunState, StepState
 from convergio.graphflow.model.workflow import Workflow
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def trip(pay: str = "probe.raises", undo: str = "probe.echo", **header: Any) -> Workflow:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,17 +12,11 @@ from convergio.graphflow.flow.build import WorkflowBuilder
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
-from tests.integration.engine_rig import QUIET, Stage, chain, sign_off, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, chain, sign_off, single
 
 pytestmark = QUIET
 
 UNACKED = ("unacked", "unacked_index", "convergio.unacked", "convergio.unacked_index")
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def assert_costs_nothing(stage: Stage) -> None:

@@ -28,7 +28,7 @@ from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks import foreign
 from convergio.workers import boot
 from tests.integration.engine_bodies import FOLDER
-from tests.integration.engine_rig import QUIET, Stage, migrated, settings_for, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, migrated, settings_for, single
 from tests.integration.test_engine_workers import ROOT, Crew, running
 from tests.waiting import wait_until
 
@@ -44,12 +44,6 @@ def errand(name: str, *, kwargs: str = "{}", **more: Any) -> Workflow:
 
 
 # --- in one process: who is killed when -------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def messages(stage: Stage) -> int:

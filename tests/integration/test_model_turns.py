@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -29,7 +28,7 @@ from convergio.tasks.agents.step import Agents
 from convergio.tasks.agents.tables import model_calls
 from tests.dialects import DIALECTS
 from tests.failing_provider import FailingProvider, Reply, serving
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.test_turns import called, run, thread
 from tests.waiting import wait_until
 
@@ -37,12 +36,6 @@ __all__ = ["called"]  # a fixture: what the tool `turns.look_up` was called with
 
 pytestmark = QUIET
 OPENAI = DIALECTS["openai"]
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture

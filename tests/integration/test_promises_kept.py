@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -18,15 +16,9 @@ from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import new_run_id
 from convergio.graphflow.model.states import BlockedOn, RunState, StepState
-from tests.integration.engine_rig import QUIET, Stage, sign_off, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, sign_off, single
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 # --- inboxes ----------------------------------------------------------------------------------------------------------

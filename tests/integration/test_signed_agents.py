@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.step import Agents
 from convergio.tasks.agents.tables import model_calls
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 
 pytestmark = QUIET
 
@@ -27,12 +27,6 @@ DEFINITION = """
 agents:
   zoe: {title: Tester, tier: tests, domains: [product], system_message: You test.}
 """
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 class Office:

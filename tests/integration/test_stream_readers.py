@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -28,18 +27,12 @@ from convergio.graphflow.model.ids import RunRef
 from convergio.tasks.agents import autogen_turn
 from convergio.tasks.conversation import tables, voice
 from convergio.tasks.conversation.pace import tempos
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.test_turns import agent, looking_up, run, talking
 
 pytestmark = QUIET
 
 WORDS = " ".join(f"w{place}" for place in range(60))
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def feed(stage: Stage, ref: RunRef) -> Feed:

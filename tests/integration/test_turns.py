@@ -8,7 +8,6 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -30,15 +29,9 @@ from convergio.tasks.conversation import tables
 from convergio.tasks.conversation.thread import Kind, heard_by
 from convergio.tasks.conversation.voice import CONTENT
 from convergio.tasks.tools.tool import tool
-from tests.integration.engine_rig import QUIET, Stage, Worker, stage_on
+from tests.integration.engine_rig import QUIET, Stage, Worker
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def agent(name: str, *script: Any, **more: Any) -> dict[str, Any]:

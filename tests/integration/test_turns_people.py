@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -22,7 +21,7 @@ from convergio.tasks.conversation import transcript
 from convergio.tasks.conversation.archive import Place
 from convergio.tasks.conversation.thread import Kind, Message
 from convergio.tasks.conversation.voice import CONTENT
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.test_engine_callers import answer_of, enter
 from tests.integration.test_turns import (
     agent,
@@ -40,12 +39,6 @@ from tests.waiting import wait_until
 pytestmark = QUIET
 
 assert called  # a fixture
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def talking(*agents: Mapping[str, Any], **team: Any) -> Workflow:

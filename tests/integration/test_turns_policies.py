@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -16,16 +15,10 @@ from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.conversation import speaker
 from convergio.tasks.conversation.floor import STOP, SelectionContext
 from convergio.tasks.conversation.thread import Kind, heard_by
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.test_turns import agent, die, journaling, ledger, run, thread, turns
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 def talking(*agents: Mapping[str, Any], **team: Any) -> Workflow:

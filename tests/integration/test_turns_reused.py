@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.tasks.conversation import speaker
 from convergio.tasks.conversation.floor import SelectionContext
-from tests.integration.engine_rig import QUIET, Stage, stage_on
+from tests.integration.engine_rig import QUIET, Stage
 from tests.integration.refunds import retried
 from tests.integration.test_turns import agent, ledger, run, thread, turns
 
@@ -32,12 +31,6 @@ def alternating(context: SelectionContext) -> str:
     if said in BROKEN:
         raise RuntimeError("the policy is broken")
     return context.names[said % len(context.names)]
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture(autouse=True)

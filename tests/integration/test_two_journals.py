@@ -14,16 +14,10 @@ from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import RunState
 from convergio.workers import boot
 from convergio.workers.service import Service
-from tests.integration.engine_rig import QUIET, Stage, another_service, chain, migrated, settings_for, single, stage_on
+from tests.integration.engine_rig import QUIET, Stage, another_service, chain, migrated, settings_for, single
 from tests.waiting import wait_until
 
 pytestmark = QUIET
-
-
-@pytest.fixture
-def stage(valkey: str, sqlite_url: str, tmp_path: Path) -> Iterator[Stage]:
-    with stage_on(valkey, sqlite_url, tmp_path) as made:
-        yield made
 
 
 @pytest.fixture
