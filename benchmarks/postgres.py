@@ -25,11 +25,12 @@ NAME: Final = "journal"
 
 @dataclass(kw_only=True)
 class Server:
-    """One server process on the data in a folder. Its port stays the same."""
+    """One server process on the data in a folder. Its port stays the same. `durable`: a commit waits for the disk."""
 
     folder: Path
     programs: Path
     number: int = field(default_factory=port.free)
+    durable: bool = False
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -43,7 +44,12 @@ class Server:
 
     def start(self) -> None:
         """Starts the server; returns when it answers."""
-        settings = ["fsync=off", f"listen_addresses={port.LOOPBACK}", f"port={self.number}", "unix_socket_directories="]
+        settings = [
+            f"fsync={'on' if self.durable else 'off'}",
+            f"listen_addresses={port.LOOPBACK}",
+            f"port={self.number}",
+            "unix_socket_directories=",
+        ]
         command = [str(self.programs / "postgres"), "-D", str(self.folder / "data")]
         command += [part for setting in settings for part in ("-c", setting)]
         with self.log.open("ab") as log:
@@ -89,10 +95,10 @@ class Server:
 
 
 @contextmanager
-def server(folder: Path) -> Generator[Server]:
+def server(folder: Path, *, durable: bool = False) -> Generator[Server]:
     """A running server with an empty database. Raises RuntimeError where there is no server program."""
     folder.mkdir(parents=True)
-    made = Server(folder=folder, programs=_programs(folder))
+    made = Server(folder=folder, programs=_programs(folder), durable=durable)
     _make_cluster(made.programs, folder / "data", _account())
     try:
         made.start()
@@ -114,7 +120,7 @@ def _programs(folder: Path) -> Path:
     """The folder of its programs; where we are root, a copy that `nobody` can reach."""
     package = importlib.util.find_spec(PACKAGE)  # only its files: importing it touches the machine
     if package is None or package.origin is None:
-        raise RuntimeError(f"--database postgres needs the package {PACKAGE}: make install-dev")
+        raise RuntimeError(f"PostgreSQL needs the package {PACKAGE}: make install-dev")
     installed = Path(package.origin).parent
     if os.geteuid() != 0:
         return installed / "pginstall" / "bin"
