@@ -295,7 +295,7 @@ class _Scripted(ReplayChatCompletionClient):
         made = said + self._untold if self._made is None else self._made
         reply = replies.due(self._script, made, self._attempt)
         if reply.failure is not None and reply.failure != "broken_off":
-            raise replies.FAILURES[reply.failure]
+            raise replies.FAILURES[reply.failure]()
         asked = as_text(messages)
         call = self._book.start(asked)
         for word in reply.words:
@@ -303,7 +303,7 @@ class _Scripted(ReplayChatCompletionClient):
             autogen_adapter.hear(self._book, call, word)
             yield word
         if reply.failure is not None:
-            raise replies.FAILURES[reply.failure]
+            raise replies.FAILURES[reply.failure]()
         calls = [
             FunctionCall(id=f"call_{made}_{place}", name=name, arguments=arguments)
             for place, (name, arguments) in enumerate(reply.calls)

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from convergio.graphflow.model import errors
@@ -17,12 +18,13 @@ from convergio.graphflow.model import errors
 OVER: Final = "(nothing more)"
 """What an agent says whose script is at its end."""
 
-FAILURES: Final[Mapping[str, errors.ConvergioError]] = {
-    "rate_limit": errors.Transient("the scripted model answered 429", retry_after=0.1),
-    "unavailable": errors.ModelUnavailable("no connection to the scripted model"),
-    "refused": errors.ModelRefused("the scripted model answered 400"),
-    "broken_off": errors.Transient("the scripted model's answer broke off"),
+FAILURES: Final[Mapping[str, Callable[[], errors.ConvergioError]]] = {
+    "rate_limit": partial(errors.Transient, "the scripted model answered 429", retry_after=0.1),
+    "unavailable": partial(errors.ModelUnavailable, "no connection to the scripted model"),
+    "refused": partial(errors.ModelRefused, "the scripted model answered 400"),
+    "broken_off": partial(errors.Transient, "the scripted model's answer broke off"),
 }
+"""A new error each time: one that is raised again keeps the frames of all times before, and what these refer to."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
