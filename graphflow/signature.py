@@ -26,6 +26,14 @@ LARGEST: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Revoked:
+    """What counts no more: ids of keys, and digests of files."""
+
+    keys: frozenset[str] = frozenset()
+    files: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
     """Who signed what, and until when that counts. `key`: the key's id; `sha256`: of the definition's file, as hex."""
 

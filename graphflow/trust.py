@@ -2,8 +2,8 @@
 
 A folder holds the public keys that are trusted, each as `ID.pub` (PEM), several at once where one takes over from
 another, and perhaps `revoked.yaml`: ids of keys, and digests of files, that count no more. It is looked at whenever a
-definition is used and read again when anything in it changed: who shares the folder shares a revocation. Nothing tells
-processes that see another folder.
+definition is used and read again when anything in it changed. Processes that see another folder are reached by the
+revocations of their journal, `journal/revoked.py`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import pydantic
 from convergio.graphflow import signature
 from convergio.graphflow.flow import reader
 from convergio.graphflow.model import errors
-from convergio.graphflow.signature import Signature
+from convergio.graphflow.signature import Revoked, Signature
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ HINTS: Final[Mapping[State, str]] = {
     State.UNREADABLE: "sign it anew: convergio agents sign --key FILE.key {path}",
     State.TAMPERED: "restore what was signed, or read it and sign it anew: convergio agents sign --key FILE.key {path}",
     State.UNKNOWN_KEY: "put the signer's public key into CONVERGIO_TRUSTED_KEYS, or let a key that is there sign it",
-    State.REVOKED: "have it looked at, and signed by a key that counts; revoked.yaml says what does not",
+    State.REVOKED: "have it looked at, and signed by a key that counts: convergio agents revoked",
     State.EXPIRED: "look at it and sign it anew: convergio agents sign --key FILE.key {path}",
 }
 """What to do about a file that is refused."""
@@ -109,17 +109,22 @@ class Ring:
 
 class Trust:
     """The folder of trusted keys. If there is one, or if signatures are required, nothing else counts than what is
-    signed by one of its keys, and what is part of the package. Otherwise everything does."""
+    signed by one of its keys, and what is part of the package. Otherwise everything does.
+
+    `revoked`: what else counts no more; asked whenever a signature is looked at, so it should not take long.
+    """
 
     def __init__(
         self,
         keys: Path | None = None,
         *,
         required: bool = False,
+        revoked: Callable[[], Revoked] = Revoked,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._folder = keys
         self._required = required
+        self._revoked = revoked
         self._now = now
         self._ring = Ring()
         self._stamp: object = None
@@ -154,11 +159,11 @@ class Trust:
         return Verdict(state=state, why=f"{path} {why}", signature=found)
 
     def _judged(self, sha256: str, found: Signature) -> tuple[State, str]:
-        ring = self._read()
-        revoked, unknown = found.key in ring.revoked_keys, found.key not in ring.keys
+        ring, journaled = self._read(), self._revoked()
+        revoked, unknown = found.key in ring.revoked_keys | journaled.keys, found.key not in ring.keys
         if found.sha256 != sha256:
             return State.TAMPERED, "is not what was signed: it was changed since"
-        if revoked or sha256 in ring.revoked_files:
+        if revoked or sha256 in ring.revoked_files | journaled.files:
             return State.REVOKED, f"is signed by the key '{found.key}', {'which' if revoked else 'but'} was revoked"
         if unknown:
             return State.UNKNOWN_KEY, f"is signed by the key '{found.key}', which is not trusted here"

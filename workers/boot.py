@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # every role, and every command, loads only what it is made o
     from convergio.graphflow.journal.database import Database
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
+    from convergio.graphflow.signature import Revoked
     from convergio.graphflow.trust import Trust, Verdict
     from convergio.tasks.agents.model import ModelSettings
     from convergio.tasks.agents.registry import Registry
@@ -189,11 +190,11 @@ def migrate(url: str) -> None:
     upgrade(url, migrations())
 
 
-def catalog(settings: Settings) -> Catalog:
+def catalog(settings: Settings, revoked: Callable[[], Revoked] | None = None) -> Catalog:
     """The workflows this process knows: shipped, from directories, and built by the included modules."""
     from convergio.graphflow.library import Catalog
 
-    return Catalog(settings.workflow_dirs, built=include(settings), trust=trust(settings))
+    return Catalog(settings.workflow_dirs, built=include(settings), trust=trust(settings, revoked))
 
 
 def include(settings: Settings) -> list[Workflow]:
@@ -341,14 +342,14 @@ def embedded_model(settings: Settings) -> ModelEndpoint | None:
     return ModelEndpoint.given() or (ModelEndpoint.given(running.env) if running is not None else None)
 
 
-def agents(settings: Settings, link: Link | None = None) -> Agents:
+def agents(settings: Settings, link: Link | None = None, revoked: Callable[[], Revoked] | None = None) -> Agents:
     """Roster and models of the agent steps. `link`: where workers keep the models' limits together."""
     from convergio.tasks.agents.quota import Quota
     from convergio.tasks.agents.step import Agents
 
     known = models(settings)
     gate = None if link is None else Quota(link.client, link.prefix)
-    return Agents(roster=roster(settings), model=known.default, models=known, gate=gate)
+    return Agents(roster=roster(settings, revoked), model=known.default, models=known, gate=gate)
 
 
 def models(settings: Settings) -> Registry:
@@ -385,19 +386,22 @@ def chosen_model(settings: Settings) -> ModelSettings | None:
     return None if name is None else known.named(name)
 
 
-def roster(settings: Settings) -> Roster:
+def roster(settings: Settings, revoked: Callable[[], Revoked] | None = None) -> Roster:
     """The agents this process knows."""
     from convergio.tasks.agents.roster import Roster
 
     path = Path(settings.agents) if settings.agents else None
-    return Roster.load(path, trust=trust(settings), models=settings.tier_models)
+    return Roster.load(path, trust=trust(settings, revoked), models=settings.tier_models)
 
 
-def trust(settings: Settings) -> Trust:
-    """Whose definitions count here."""
+def trust(settings: Settings, revoked: Callable[[], Revoked] | None = None) -> Trust:
+    """Whose definitions count here. `revoked`: what the journal says counts no more."""
     from convergio.graphflow.trust import Trust
 
-    return Trust(Path(settings.trusted_keys) if settings.trusted_keys else None, required=settings.require_signed)
+    folder = Path(settings.trusted_keys) if settings.trusted_keys else None
+    if revoked is None:
+        return Trust(folder, required=settings.require_signed)
+    return Trust(folder, required=settings.require_signed, revoked=revoked)
 
 
 def definitions(settings: Settings) -> list[Path]:
@@ -409,9 +413,9 @@ def definitions(settings: Settings) -> list[Path]:
     return [*agents, *(path for folder in settings.workflow_dirs for path in library.files(folder))]
 
 
-def verdicts(settings: Settings, files: Iterable[Path]) -> dict[Path, Verdict]:
+def verdicts(settings: Settings, files: Iterable[Path], revoked: Callable[[], Revoked]) -> dict[Path, Verdict]:
     """What these files are found to be. Raises DefinitionRefused if the folder of keys cannot be read."""
     from convergio.graphflow.trust import Definition
 
-    asked = trust(settings)
+    asked = trust(settings, revoked)
     return {path: asked.verdict(Definition.of(path, path.read_bytes())) for path in files}

@@ -16,7 +16,9 @@ from celery import signals
 from convergio.config.settings import Settings
 from convergio.graphflow.engine.steps import Steps
 from convergio.graphflow.engine.submission import Entrance
+from convergio.graphflow.journal.revoked import Recent, RevokedSignatures
 from convergio.graphflow.model import errors
+from convergio.graphflow.signature import Revoked
 from convergio.tasks import entries, hooks, revocation, step, turn
 from convergio.tasks.agents.step import Agents
 from convergio.tasks.conversation.archive import Archive
@@ -59,7 +61,8 @@ class WorkerProcess:
         self.hooks = hooks.REGISTERED
         self.draining = False
         self.overtime: Callable[[], Callable[[], None]] | None = None
-        self.catalog = boot.catalog(settings)
+        self.revoked = Recent(self._revoked)
+        self.catalog = boot.catalog(settings, self.revoked)
         step.register(core.app)
         turn.register(core.app)
         entries.register(core.app)
@@ -121,6 +124,10 @@ class WorkerProcess:
             self.steps = Steps(core.link, core.plans, core.ringer, core.drain, core.nonces, worker=self.name)
         return self.steps
 
+    def _revoked(self) -> Revoked:
+        """What the journal says counts no more, by a connection of the process that runs bodies."""
+        return RevokedSignatures(self.callers.history.database).now()
+
     # --- signs of life ----------------------------------------------------------------------------------------------
 
     def show(self, doing: Doing) -> None:
@@ -143,7 +150,7 @@ class WorkerProcess:
     def _open(self, core: boot.Core) -> None:
         """Threads, loop and connections: made in the process that runs the bodies, so after a fork."""
         self.core = core
-        self.agents = boot.agents(self.settings, core.link)
+        self.agents = boot.agents(self.settings, core.link, self.revoked)
         self.entrance = boot.entrance(self.settings, core, lambda: self.catalog)
         self.callers = Callers(core.app, core.link, boot.history(self.settings))
         blobs = core.drain.blobs = self.entrance.blobs

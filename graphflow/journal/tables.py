@@ -232,6 +232,16 @@ identity: Final = _table(
     sa.CheckConstraint("id = 1", name="id"),
 )
 
+revoked_signatures: Final = _table(
+    "revoked_signatures",
+    _text("kind", key=True),
+    _text("value", key=True),
+    _text("reason"),
+    _text("revoked_by"),
+    _int("revoked_ms"),
+    sa.CheckConstraint("kind IN ('key', 'sha256')", name="kind"),
+)
+
 blobs: Final = _table(
     "blobs",
     _text("tenant", key=True),

@@ -32,6 +32,7 @@ REVISIONS = (
     "journal_0005",
     "journal_0006",
     "journal_0007",
+    "journal_0008",
 )
 
 DOMAIN = """

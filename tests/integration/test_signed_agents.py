@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ import sqlalchemy as sa
 
 from convergio.graphflow import signature
 from convergio.graphflow.flow import document
+from convergio.graphflow.journal.revoked import Recent
+from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import RunState
 from convergio.graphflow.model.workflow import Workflow
 from convergio.graphflow.trust import Trust
@@ -19,7 +21,9 @@ from convergio.tasks.agents.model import ModelSettings
 from convergio.tasks.agents.roster import Roster
 from convergio.tasks.agents.step import Agents
 from convergio.tasks.agents.tables import model_calls
-from tests.integration.engine_rig import QUIET, Stage
+from convergio.workers import cli
+from tests.integration.engine_rig import QUIET, Stage, Worker, stage_on
+from tests.waiting import wait_until
 
 pytestmark = QUIET
 
@@ -106,3 +110,84 @@ def test_a_revocation_reaches_a_worker_that_runs(stage: Stage, office: Office) -
     assert error is not None
     assert error["code"] == "DEFINITION_REFUSED"
     assert "revoked" in error["message"]
+
+
+# --- revocations of the journal ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def branch(valkey: str, journal_url: str, tmp_path: Path, office: Office) -> Iterator[Stage]:
+    """Two workers, each with its own copy of the roster; what they share is the journal. On each database."""
+    settings = {"agents": str(office.file), "trusted_keys": str(office.keys)}
+    with stage_on(valkey, journal_url, tmp_path, **settings) as made:
+        made.another_worker()
+        yield made
+
+
+def refused_by(worker: Worker, code: str = "DEFINITION_REFUSED") -> Callable[[], bool]:
+    """Whether this worker does not ask the agent any more."""
+
+    def asked() -> bool:
+        try:
+            worker.process.agents.roster.get("zoe")
+        except errors.ConvergioError as error:
+            return error.code == code
+        return False
+
+    return asked
+
+
+@pytest.mark.parametrize("what", [["--key", "ops"], ["FILE"]], ids=["key", "definition"])
+def test_a_revocation_in_the_journal_reaches_every_worker_that_runs(
+    branch: Stage, office: Office, monkeypatch: pytest.MonkeyPatch, what: list[str]
+) -> None:
+    assert [refused_by(worker)() for worker in branch.workers] == [False, False]
+    monkeypatch.setenv("CONVERGIO_JOURNAL_URL", branch.settings.journal_url)
+    given = [str(office.file) if one == "FILE" else one for one in what]
+    assert cli.main(["agents", "revoke", *given, "--reason", "a key was lost"]) == 0
+    for worker in branch.workers:
+        wait_until(refused_by(worker), timeout=10)
+    branch.wipe()
+    branch.rebuild()
+    error = error_of(branch, ASKED)
+    assert error is not None
+    assert error["code"] == "DEFINITION_REFUSED"
+    assert "revoked" in error["message"]
+    assert "convergio agents revoked" in error["hint"]
+    assert paid(branch) == 0
+
+
+def test_a_new_key_counts_where_the_old_one_was_revoked(
+    branch: Stage, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVERGIO_JOURNAL_URL", branch.settings.journal_url)
+    private, public = signature.new_key()
+    (office.keys / "ops2.pub").write_bytes(public)
+    assert cli.main(["agents", "revoke", "--key", "ops", "--reason", "rotated"]) == 0
+    signed = signature.sign(office.file.read_bytes(), private, "ops2", now=datetime.now(UTC))
+    signature.beside(office.file).write_text(signed.text())
+    newcomer = branch.another_worker()
+    assert not refused_by(newcomer)()
+    for worker in branch.workers[:2]:
+        wait_until(refused_by(worker), timeout=10)
+
+
+def test_what_was_revoked_holds_while_sql_is_away_and_is_asked_for_before_anybody_is(office: Office) -> None:
+    now, away = [0.0], [False]
+
+    def read() -> signature.Revoked:
+        if away[0]:
+            raise errors.JournalUnavailable
+        return signature.Revoked(keys=frozenset({"ops"}))
+
+    recent = Recent(read, clock=lambda: now[0])
+    away[0] = True
+    with pytest.raises(errors.JournalUnavailable):
+        recent()
+    away[0] = False
+    assert recent().keys == {"ops"}
+    away[0], now[0] = True, 5.0
+    assert recent().keys == {"ops"}
+    roster = Roster.load(office.file, trust=Trust(office.keys, revoked=recent))
+    with pytest.raises(errors.DefinitionRefused, match="revoked"):
+        roster.get("zoe")

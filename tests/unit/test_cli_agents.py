@@ -12,11 +12,12 @@ import pytest
 from convergio.config import settings
 from convergio.graphflow import signature
 from convergio.graphflow.flow import document
+from convergio.graphflow.flow.known import Known
 from convergio.graphflow.library import Catalog
 from convergio.graphflow.model import errors
 from convergio.graphflow.trust import Trust
 from convergio.workers import boot, cli
-from convergio.workers.cli import exits
+from convergio.workers.cli import exits, teams
 
 AGENTS = """
 agents:
@@ -194,3 +195,43 @@ def test_workers_verify_what_the_settings_say(office: Path) -> None:
     for ask in (lambda: process[0].roster.get("zoe"), lambda: process[1].get("mine")):
         with pytest.raises(errors.DefinitionRefused, match="not trusted here"):
             ask()
+
+
+def test_what_was_revoked_is_shown_with_who_and_why_and_is_found_by_verify(
+    office: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CONVERGIO_JOURNAL_URL", f"sqlite:///{office}/journal.sqlite3")
+    signed(office)
+    assert cli.main(["agents", "verify"]) == exits.OK
+    assert not (office / "journal.sqlite3").exists(), "to look makes no journal"
+    assert cli.main(["migrate"]) == exits.OK
+    assert cli.main(["agents", "revoke", "agents/zoe.yaml", "--reason", "an old version"]) == exits.OK
+    assert cli.main(["agents", "revoke", "agents/zoe.yaml", "--key", "ops", "--reason", "lost"]) == exits.OK
+    assert "1 revoked, 1 were before" in capsys.readouterr().out
+    assert cli.main(["agents", "verify", "--json"]) == exits.INVALID
+    assert [one["state"] for one in json.loads(capsys.readouterr().out)] == ["revoked", "revoked"]
+    assert cli.main(["agents", "revoked", "--json"]) == exits.OK
+    told = json.loads(capsys.readouterr().out)
+    assert [(one["kind"], one["reason"]) for one in told] == [("sha256", "an old version"), ("key", "lost")]
+    assert told[1]["value"] == "ops"
+    for given in ([], ["--sha256", "12"]):
+        assert cli.main(["agents", "revoke", *given, "--reason", "?"]) == exits.USAGE
+
+
+TEAM = "{team: x, version: 2, agents: [{name: ann, role: You plan.}, zoe]}"
+
+
+def test_a_teams_file_counts_with_a_signature_where_one_is_needed(office: Path) -> None:
+    signed(office)
+    file, trust = office / "x.yaml", Trust(office / "trusted")
+    file.write_text(TEAM)
+    with pytest.raises(errors.DefinitionRefused, match="is not signed"):
+        teams.workflow_of(str(file), tools={}, known=Known(), trust=trust)
+    assert cli.main(["agents", "sign", "--key", "private/ops.key", "x.yaml"]) == exits.OK
+    flow = teams.workflow_of(str(file), tools={}, known=Known(), trust=trust)
+    assert [one["name"] for one in flow.steps["talk"].spec["agents"]] == ["ann", "zoe"]
+    file.write_text(TEAM.replace("plan", "obey"))
+    with pytest.raises(errors.DefinitionRefused, match="is not what was signed"):
+        teams.workflow_of(str(file), tools={}, known=Known(), trust=trust)
+    file.write_text("{team: x, version: 2}")
+    assert cli.main(["agents", "sign", "--key", "private/ops.key", "x.yaml"]) == exits.INVALID

@@ -17,6 +17,7 @@ from convergio.benchmarks.casts import assistant, component, condition, edge, re
 from convergio.graphflow.flow import component_team, document, teamfile
 from convergio.graphflow.flow.known import Known
 from convergio.graphflow.model import errors
+from convergio.graphflow.trust import Trust
 from convergio.workers import cli
 from convergio.workers.cli import exits, teams
 
@@ -244,7 +245,7 @@ def test_chat_takes_teams_in_every_form(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_text(content)
-    flow = teams.workflow_of(name if content is None else str(tmp_path / name), tools={}, known=Known())
+    flow = teams.workflow_of(name if content is None else str(tmp_path / name), tools={}, known=Known(), trust=Trust())
     assert list(flow.steps) == steps
     assert [one["name"] for one in flow.steps[steps[0]].spec["agents"]] == agents
 

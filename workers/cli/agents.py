@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,7 @@ FILE = click.Path(dir_okay=False, exists=True, path_type=Path)
 
 @click.group(cls=Group)
 def agents() -> None:
-    """List and show agents; sign and verify definitions, of agents and of workflows."""
+    """List and show agents; sign, verify and revoke definitions, of agents, workflows and teams."""
 
 
 @agents.command("list")
@@ -32,7 +33,7 @@ def list_agents(session: Session, json_wanted: bool) -> int:
     """Every agent of the roster, and whether its definition counts."""
     from convergio.workers import boot
 
-    roster = boot.roster(session.settings)
+    roster = boot.roster(session.settings, session.revoked)
     found = [(profile, roster.verdict(profile)) for profile in roster]
     if json_wanted:
         click.echo(as_json([_told(*one) for one in found]))
@@ -57,7 +58,7 @@ def show(session: Session, name: str, json_wanted: bool) -> int:
     """One agent, whole."""
     from convergio.workers import boot
 
-    roster = boot.roster(session.settings)
+    roster = boot.roster(session.settings, session.revoked)
     profile = roster.look(name)
     told = _told(profile, roster.verdict(profile))
     if json_wanted:
@@ -106,7 +107,7 @@ def _write(path: Path, content: bytes, *, mode: int) -> None:
 @click.option("--key-id", help="The key's id among the trusted ones; else the name of its file.")
 @with_session
 def sign(session: Session, files: tuple[Path, ...], key_file: Path, key_id: str | None) -> int:
-    """Sign FILES, definitions of agents or workflows, for 365 days: FILE.sig beside each."""
+    """Sign FILES, definitions of agents, workflows or teams, for 365 days: FILE.sig beside each."""
     from convergio.graphflow import signature
 
     private, named = key_file.read_bytes(), key_id or key_file.stem
@@ -122,16 +123,77 @@ def sign(session: Session, files: tuple[Path, ...], key_file: Path, key_id: str 
 
 def _valid(path: Path) -> bytes:
     """The content of a definition. Nobody signs what cannot be read. Raises InvalidWorkflow, InvalidSetting."""
-    from convergio.graphflow.flow import document, reader
+    from convergio.graphflow.flow import component_team, document, reader, teamfile
     from convergio.tasks.agents import roster
 
     content = path.read_bytes()
     found, _ = reader.read_content(content, path)
-    if isinstance(found, dict) and "agents" in found:
+    if component_team.is_component(found):
+        pass  # AutoGen's: what is wrong with it is said where it is read, with the tools that are given there
+    elif teamfile.is_team(found):
+        teamfile.parse(found, path.name)
+    elif isinstance(found, dict) and "agents" in found:
         roster.read(content, path)
     else:
         document.parse_content(content, path)
     return content
+
+
+@agents.command("revoke")
+@click.argument("files", nargs=-1, type=FILE)
+@click.option("--key", "keys", multiple=True, metavar="ID", help="All that this key signed, whenever it did.")
+@click.option("--sha256", "digests", multiple=True, metavar="HEX", help="A definition's digest: an old version, say.")
+@click.option("--reason", required=True, help="Why, for whoever asks later.")
+@with_session
+def revoke(
+    session: Session, files: tuple[Path, ...], keys: tuple[str, ...], digests: tuple[str, ...], reason: str
+) -> int:
+    """Let FILES as they are now, or what a key signed, count no more: for every worker of the journal, in a second.
+
+    Nothing takes it back. What is to count again is signed by another key, or has another content."""
+    from convergio.graphflow import signature
+    from convergio.graphflow.journal.revoked import RevokedSignatures
+
+    found = [*(signature.digest(path.read_bytes()) for path in files), *map(_digest, digests)]
+    if not (found or keys):
+        raise click.UsageError("give FILES, --key ID or --sha256 HEX")
+    revoked = RevokedSignatures(session.database)
+    new = revoked.revoke("key", keys, reason=reason, by=session.submitter)
+    new += revoked.revoke("sha256", found, reason=reason, by=session.submitter)
+    click.echo(f"{new} revoked, {len({*keys}) + len({*found}) - new} were before: workers know within a second")
+    if not (session.settings.trusted_keys or session.settings.require_signed):
+        click.echo(
+            "note: signatures are looked at where CONVERGIO_TRUSTED_KEYS or CONVERGIO_REQUIRE_SIGNED is set", err=True
+        )
+    return exits.OK
+
+
+def _digest(text: str) -> str:
+    """A SHA-256 as it is kept. Raises UsageError."""
+    if len(text) != 64 or not set(text.lower()) <= set("0123456789abcdef"):
+        raise click.UsageError(f"'{text}' is no SHA-256: 64 hexadecimal digits")
+    return text.lower()
+
+
+@agents.command("revoked")
+@click.option("--json", "json_wanted", is_flag=True, help="JSON on standard output.")
+@with_session
+def list_revoked(session: Session, json_wanted: bool) -> int:
+    """What was revoked in this journal, by whom and why."""
+    from convergio.graphflow.journal.revoked import RevokedSignatures
+
+    found = RevokedSignatures(session.database).all()
+    if json_wanted:
+        click.echo(as_json([asdict(one) for one in found]))
+        return exits.OK
+    from convergio.workers.cli import look
+
+    table = look.table("WHAT", "VALUE", "BY", "AT", "WHY")
+    for one in found:
+        at = datetime.fromtimestamp(one.at_ms / 1000, UTC)
+        table.add_row(one.kind, one.value, one.by, f"{at:%Y-%m-%d %H:%M:%S}Z", one.reason)
+    look.show(table)
+    return exits.OK
 
 
 @agents.command("verify")
@@ -142,7 +204,8 @@ def verify(session: Session, files: tuple[Path, ...], json_wanted: bool) -> int:
     """Look at the signatures of FILES; without any, of your roster and your workflows. Ends with 3 if one is bad."""
     from convergio.workers import boot
 
-    verdicts = boot.verdicts(session.settings, files or boot.definitions(session.settings))
+    files = files or tuple(boot.definitions(session.settings))
+    verdicts = boot.verdicts(session.settings, files, session.revoked)
     if json_wanted:
         click.echo(as_json([{"file": str(path), **_found(verdict)} for path, verdict in verdicts.items()]))
     for verdict in () if json_wanted else verdicts.values():

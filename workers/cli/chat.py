@@ -67,10 +67,13 @@ def chat(session: Session, /, words: tuple[str, ...], earlier: str | None, json_
 
 
 def _team(session: Session, text: str, more: Mapping[str, Any]) -> Workflow:
+    from convergio.workers import boot
     from convergio.workers.cli import teams
     from convergio.workers.cli.workflows import known
 
-    return teams.workflow_of(text, tools=teams.tools_of(more["tools"]), known=known(session), turns=more["turns"])
+    trust = boot.trust(session.settings, session.revoked)
+    tools = teams.tools_of(more["tools"])
+    return teams.workflow_of(text, tools=tools, known=known(session), trust=trust, turns=more["turns"])
 
 
 def _said(session: Session, earlier: str, text: str, if_busy: str | None) -> RunRow:

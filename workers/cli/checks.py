@@ -97,7 +97,7 @@ def definitions(session: Session) -> Iterator[Check]:
     settings = session.settings
     if not (settings.trusted_keys or settings.require_signed):
         return
-    found = boot.verdicts(settings, boot.definitions(settings))
+    found = boot.verdicts(settings, boot.definitions(settings), session.revoked)
     for path, one in found.items():
         if not one.sound:
             yield fail("definition", one.why, HINTS[one.state].format(path=path))

@@ -70,7 +70,7 @@ def definition_of(session: Session, text: str) -> Workflow:
     from convergio.workers.cli.workflows import known
 
     found, definition = library.load(Path(text), known=known(session))
-    boot.trust(session.settings).check(definition)
+    boot.trust(session.settings, session.revoked).check(definition)
     return found
 
 

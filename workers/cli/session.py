@@ -5,7 +5,10 @@ from __future__ import annotations
 import getpass
 from collections.abc import Callable
 from functools import cached_property, update_wrapper
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+
+import click
 
 if TYPE_CHECKING:
     from convergio.config.settings import Settings
@@ -15,6 +18,7 @@ if TYPE_CHECKING:
     from convergio.graphflow.journal.history import History
     from convergio.graphflow.library import Catalog
     from convergio.graphflow.model.ids import RunRef
+    from convergio.graphflow.signature import Revoked
     from convergio.tasks.conversation.archive import Archive
     from convergio.workers.boot import Core
 
@@ -55,6 +59,28 @@ class Session:
         return boot.database(self.settings)
 
     @cached_property
+    def revoked(self) -> Callable[[], Revoked]:
+        """What the journal says counts no more. Where there is no journal nothing does; if it cannot be asked, that is
+        said on standard error."""
+        from convergio.graphflow.journal.revoked import Recent, RevokedSignatures
+        from convergio.graphflow.model import errors
+        from convergio.graphflow.signature import Revoked
+        from convergio.workers import boot
+
+        file = boot.journal_url(self.settings).partition("sqlite:///")[2]
+
+        def read() -> Revoked:
+            if file and not Path(file).exists():
+                return Revoked()
+            try:
+                return RevokedSignatures(self.database).now()
+            except errors.JournalUnavailable as error:
+                click.echo(f"note: what was revoked is not known: {error.message}", err=True)
+                return Revoked()
+
+        return Recent(read)
+
+    @cached_property
     def history(self) -> History:
         """Reads of the journal."""
         from convergio.graphflow.journal.history import History
@@ -74,7 +100,7 @@ class Session:
         """Workflows by name."""
         from convergio.workers import boot
 
-        return boot.catalog(self.settings)
+        return boot.catalog(self.settings, self.revoked)
 
     @cached_property
     def entrance(self) -> Entrance:

@@ -14,23 +14,29 @@ if TYPE_CHECKING:
     from convergio.graphflow.flow.component_team import Imported
     from convergio.graphflow.flow.known import Known
     from convergio.graphflow.model.workflow import Workflow
+    from convergio.graphflow.trust import Trust
 
 STEP = "talk"
 
 
-def workflow_of(text: str, *, tools: Mapping[str, str], known: Known, turns: int | None = None) -> Workflow:
+def workflow_of(
+    text: str, *, tools: Mapping[str, str], known: Known, trust: Trust, turns: int | None = None
+) -> Workflow:
     """The workflow in which this team talks: a conversation or, of a graph without cycles, its steps.
 
-    Raises InvalidInput, InvalidTeam, InvalidWorkflow with all that is wrong.
+    Raises InvalidInput, InvalidTeam, InvalidWorkflow with all that is wrong; DefinitionRefused for a file whose
+    signature does not count, where it has to.
     """
     from convergio.graphflow.flow import component_team, document, teamfile
+    from convergio.graphflow.trust import Definition
     from convergio.workers.cli import given
 
     if not text.endswith(FILES):
         names = [name.strip() for name in text.split(",") if name.strip()]
         return talking({"agents": names}, source=text, known=known, turns=turns)
-    found = given.value(str(Path(text)), what="TEAM")
-    source = Path(text).name
+    path, source = Path(text), Path(text).name
+    found = given.value(str(path), what="TEAM")
+    trust.check(Definition.of(path, path.read_bytes()))
     if component_team.is_component(found):
         made = component_team.read(found, tools=tools, source=source)
         tell(made)
