@@ -22,7 +22,6 @@ import redis
 from convergio.benchmarks import ours, provider, rig
 from convergio.benchmarks.engine import quantile
 from convergio.graphflow.board.connection import pool
-from convergio.graphflow.client.event import FINISHED
 from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.flow import document
 from convergio.graphflow.journal.rows import RunRow
@@ -65,7 +64,7 @@ def read(url: str, run: RunRow) -> list[Turn]:
         elif event.type == "TEXT_MESSAGE_CONTENT":
             turn.arrivals.append(now)
             turn.pieces += [(int(sent) / 1e9, now) for sent in event.data["delta"].split()]
-        elif event.type == FINISHED and event.data["state"] != "SUCCEEDED":
+        elif event.final and event.data["state"] != "SUCCEEDED":
             raise RuntimeError(f"run {run.run_id} ended as {event.data}")
     client.connection_pool.disconnect()
     return [turn for turn in turns.values() if turn.pieces]

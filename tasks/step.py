@@ -6,6 +6,7 @@ import inspect
 import logging
 import traceback
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, Protocol, cast
 
 from celery import Celery
@@ -18,10 +19,11 @@ from convergio.graphflow.flow import inputs, registry
 from convergio.graphflow.model import errors, instance
 from convergio.graphflow.model.workflow import Step
 from convergio.tasks.agents import tables
-from convergio.tasks.agents.step import AgentRequest, Agents, Ledger
+from convergio.tasks.agents.step import AgentRequest, AgentResult, Agents, Ledger
 from convergio.tasks.agents.tables import MODEL_CALLS
 from convergio.tasks.app import FlowTask, Worker
 from convergio.tasks.body import Again, Body, Later
+from convergio.tasks.conversation.voice import Voice
 from convergio.tasks.liveness import heard
 
 logger = logging.getLogger(__name__)
@@ -192,7 +194,7 @@ def buy(worker: StepWorker, claim: Claim) -> dict[str, Any]:
     definition, ledger = steps.step(claim), Ledger()
     request = request_of(claim, definition, inputs.prompt(definition, steps.names(claim)))
     try:
-        result = worker.loop.run(worker.agents.run_agent_step(request, ledger=ledger), claim)
+        result = worker.loop.run(_heard(worker, claim, request, ledger), claim)
     except errors.ConvergioError as error:
         spend(steps, claim, ledger, error)
         raise
@@ -203,6 +205,22 @@ def buy(worker: StepWorker, claim: Claim) -> dict[str, Any]:
         steps.spend(claim, {MODEL_CALLS: result.rows})
         raise
     return bought
+
+
+async def _heard(worker: StepWorker, claim: Claim, request: AgentRequest, ledger: Ledger) -> AgentResult:
+    """The agent answers, and the run's readers hear it. Items of a map are too many to be listened to: the map's list
+    has what they say."""
+    if instance.index_of(claim.held.step) is not None:
+        return await worker.agents.run_agent_step(request, ledger=ledger)
+    async with Voice(worker.steps.link, claim, speaker=request.agent) as voice:
+        says = partial(_say_on, voice)
+        result = await worker.agents.run_agent_step(request, on_delta=says, ledger=ledger)
+        voice.answered(result.output["text"])
+    return result
+
+
+def _say_on(voice: Voice, text: str) -> None:
+    voice.emit("delta", {"text": text})
 
 
 def spend(steps: Steps, claim: Claim, ledger: Ledger, error: errors.ConvergioError) -> None:

@@ -10,8 +10,14 @@ from typing import Any, Final
 
 from convergio.graphflow.model import instance
 
-FINISHED: Final = "run.finished"
-"""The last event of a run: `data` has `state`, `output` and `error`."""
+STARTED: Final = "RUN_STARTED"
+"""The first event of a run, and the first that any reader is told who begins to read."""
+
+FINISHED: Final = "RUN_FINISHED"
+"""The last event of a run that succeeded or was cancelled; see `lifecycle.ended`."""
+
+FAILED: Final = "RUN_ERROR"
+"""The last event of a run that failed; see `lifecycle.ended`."""
 
 RESET: Final = "stream.reset"
 """The board was rebuilt: ids start anew. A snapshot follows."""
@@ -70,6 +76,11 @@ class Event:
         """Epoch and sequence number."""
         epoch, _, seq = self.id.partition("-")
         return int(epoch), int(seq)
+
+    @property
+    def final(self) -> bool:
+        """Whether it is the last event of its run: there is one of these, and nothing behind it."""
+        return self.type in (FINISHED, FAILED)
 
     def __str__(self) -> str:
         at = f"{datetime.fromtimestamp(self.at_ms / 1000, UTC).astimezone():%H:%M:%S} " if self.at_ms else ""

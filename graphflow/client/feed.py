@@ -13,9 +13,9 @@ import redis
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import UNREACHABLE, unavailable
 from convergio.graphflow.board.keys import Epoch, Keys
+from convergio.graphflow.client import lifecycle
 from convergio.graphflow.client.event import (
     CUSTOM,
-    FINISHED,
     MESSAGES,
     OUTCOME,
     RESET,
@@ -24,6 +24,7 @@ from convergio.graphflow.client.event import (
     SPOKEN,
     Event,
 )
+from convergio.graphflow.client.lifecycle import BEGUN, ENDED
 from convergio.graphflow.client.past import Past, Position, Recall
 from convergio.graphflow.client.transcript import Transcript
 from convergio.graphflow.model import errors, instance, reference
@@ -38,8 +39,6 @@ GROUP: Final = 500
 
 NOWHERE: Final[Position] = (0, 0)
 """Where a reader is who has read nothing, and a turn that another run has made."""
-
-STARTED: Final = "run.started"
 
 LOOK_BACK: Final = 200
 """Events before a turn's outcome in which its last word is looked for."""
@@ -69,7 +68,7 @@ class Feed:
         self._ref = ref
         self._ended = ended
         self._recall = recall
-        self._conversations: frozenset[str] | None = None
+        self._talking: frozenset[str] | None = None
         self._spoken: dict[tuple[str, int], str] = {}
         self._prefix = prefix
         self._patience = patience
@@ -80,13 +79,14 @@ class Feed:
         self._block_ms = min(BLOCK_MS, int(timeout * 500)) if timeout else BLOCK_MS
 
     def events(self, after: str = "") -> Generator[Event | None]:
-        """Every event behind `after`, up to `run.finished`; None after each group, about once a second at least.
+        """Every event behind `after`, up to the `final` one; None after each group, about once a second at least.
 
         Ids are without gap or repeat within an epoch; where events are missing (a new epoch, a trimmed feed, a run that
         has left the board), a snapshot stands in for them. What is told in the middle of a group has the id behind
-        which the reader stood before. Behind `run.finished` there is nothing. Raises BoardUnavailable when Redis stays
-        away for longer than `patience`, BoardRebuilding when it has no board for so long, JournalUnavailable when SQL
-        cannot be asked for so long, and what `ended` and `recall` raise.
+        which the reader stood before. Who begins to read is told `RUN_STARTED` first, whatever is missing. Behind the
+        final event there is nothing. Raises BoardUnavailable when Redis stays away for longer than `patience`,
+        BoardRebuilding when it has no board for so long, JournalUnavailable when SQL cannot be asked for so long, and
+        what `ended` and `recall` raise.
         """
         self._at = _position(after) if after else NOWHERE
         self._seen = time.monotonic()
@@ -94,8 +94,8 @@ class Feed:
             found = self._patiently()
             if found is None:
                 return
-            yield from found
-            if found and found[-1].type == FINISHED:
+            yield from (lifecycle.told(event, self._ref) for event in found)
+            if found and found[-1].type == ENDED:
                 return
             yield None
 
@@ -140,12 +140,15 @@ class Feed:
         """For who has read nothing: from the run's start, if that was on this board, and its events are there."""
         self._at = (epoch, 0)
         entries = self._read(0)
-        if not entries or entries[0].position[1] != 1 or entries[0].type != STARTED:
+        if not entries or entries[0].position[1] != 1 or entries[0].type != BEGUN:
             self._at = NOWHERE
             return self._caught_up(epoch)
         reused = self._reused(epoch)
-        group = [Event(id=_id(NOWHERE), type=MESSAGES, data={"messages": reused})] if reused else []
-        return [*group, *self._delivered(self._whole(entries))]
+        begun, *more = self._delivered(self._whole(entries))
+        if not reused:
+            return [begun, *more]
+        said = Event(id=begun.id, type=MESSAGES, data={"messages": reused})
+        return [replace(begun, id=_id(NOWHERE)), said, *more]
 
     def _reused(self, epoch: int) -> list[Mapping[str, Any]]:
         """What was said in turns that the run has of another one: nobody says it again."""
@@ -168,7 +171,7 @@ class Feed:
         ends = self._back(epoch, last, count=1)
         if not ends:
             return self._off_board(epoch)
-        return None if ends[0].type == FINISHED else ()
+        return None if ends[0].type == ENDED else ()
 
     def _epoch(self) -> int:
         text = cast("str | None", self._client.get(Keys(self._prefix, 0).epoch))
@@ -201,7 +204,7 @@ class Feed:
     def _whole(self, entries: list[Event]) -> list[Event]:
         """A result that is too large for the board is a reference there: whoever knows the end has it whole."""
         *before, last = entries
-        if last.type != FINISHED or not reference.held(last.data.get("output")):
+        if last.type != ENDED or not reference.held(last.data.get("output")):
             return entries
         found = self._ended()
         if found is None and not before:
@@ -229,19 +232,19 @@ class Feed:
         return told
 
     def _talks(self, epoch: int, step: str | None) -> bool:
-        """Whether the step is a conversation whose words the journal can tell."""
+        """Whether the step is an agent's or a conversation, whose words the journal can tell."""
         if self._recall is None or step is None:
             return False
-        if self._conversations is None:
-            self._conversations = self._found_conversations(epoch)
-        return step in self._conversations
+        if self._talking is None:
+            self._talking = self._found_talking(epoch)
+        return step in self._talking
 
-    def _found_conversations(self, epoch: int) -> frozenset[str]:
+    def _found_talking(self, epoch: int) -> frozenset[str]:
         meta = cast("str | None", self._client.hget(self._run(epoch), fields.META))
         digest = json.loads(meta)["digest"] if meta else ""
         plan = cast("str | None", self._client.get(Keys(self._prefix, epoch).plan(digest)))
         steps: Mapping[str, Any] = json.loads(plan)["steps"] if plan else {}
-        return frozenset(name for name, step in steps.items() if "conversation" in step)
+        return frozenset(name for name, step in steps.items() if "conversation" in step or "agent" in step)
 
     def _was_spoken(self, outcome: Event) -> bool:
         """Whether all words of a turn were told before its outcome, by the claim that ended it."""
@@ -271,12 +274,12 @@ class Feed:
 
         Only the last event of the group has the new position: who is stopped before it gets the group again.
         """
-        before, group = _id(self._at), list[Event]()
+        before, group = _id(self._at), self._opening()
         if self._at[0] not in (epoch, NOWHERE[0]):
-            self._conversations = None
+            self._talking = None
             group.append(Event(id=before, type=RESET, data={"epoch": epoch, "was": self._at[0]}))
         seq, kept = self._here(epoch)
-        if kept and kept[-1].type == FINISHED:  # the end is told as itself
+        if kept and kept[-1].type == ENDED:  # the end is told as itself
             seq, kept = seq - 1, kept[:-1]
         # Read after the number: what happens meanwhile is in it, and is told again.
         words = self._words(epoch)
@@ -292,6 +295,10 @@ class Feed:
             return ()
         self._at = (epoch, seq)
         return [*group, Event(id=_id(self._at), type=SNAPSHOT, data={"state": state, "steps": steps})]
+
+    def _opening(self) -> list[Event]:
+        """What comes before anything else for who has read nothing."""
+        return [Event(id=_id(NOWHERE), type=BEGUN)] if self._at == NOWHERE else []
 
     def _here(self, epoch: int) -> tuple[int, list[Event]]:
         """The number of the last event, and the events that are still there."""
@@ -322,8 +329,8 @@ class Feed:
         """The run has left the board, or has not come to it yet."""
         if self._at[0] == epoch:
             entries = self._read(0)  # its events may stay for longer than the run
-            if entries and self._recall is not None and self._conversations is None:
-                self._conversations = frozenset(turn.step for turn in self._recall().turns)
+            if entries and self._recall is not None and self._talking is None:
+                self._talking = frozenset(turn.step for turn in self._recall().turns)
             if entries and entries[0].position[1] == self._at[1] + 1:
                 return self._delivered(self._whole(entries))
         found = self._ended()
@@ -331,7 +338,8 @@ class Feed:
             time.sleep(PAUSE)
             return ()
         if self._recall is None:
-            return [Event(id=_id(self._at if self._at != NOWHERE else (epoch, 0)), type=FINISHED, data=found)]
+            end = Event(id=_id(self._at if self._at != NOWHERE else (epoch, 0)), type=ENDED, data=found)
+            return [*self._opening(), end]
         return self._from_journal(found, self._recall())
 
     def _from_journal(self, found: Mapping[str, Any], past: Past) -> Sequence[Event] | None:
@@ -341,8 +349,8 @@ class Feed:
             return None
         said = [dict(message) for turn in past.turns for message in turn.messages]
         snapshot = Event(id=_id(self._at), type=MESSAGES, data={"messages": said})
-        end = Event(id=f"{epoch}-{seq + 1}", type=FINISHED, data=found)
-        return [snapshot, end] if said else [end]
+        end = Event(id=f"{epoch}-{seq + 1}", type=ENDED, data=found)
+        return [*self._opening(), *([snapshot] if said else []), end]
 
 
 def _good(word: fields.Word) -> bool:

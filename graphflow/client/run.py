@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, cast
 
-from convergio.graphflow.client.event import FINISHED, Event
+from convergio.graphflow.client.event import Event
 from convergio.graphflow.client.post import RESEND, Answer, Post
 from convergio.graphflow.flow import durations
 from convergio.graphflow.model import errors, ids
@@ -134,10 +134,11 @@ class Run:
         """Everything that happens to the run, from its start, or from behind the event with id `after`.
 
         Resumes by itself when Redis is away for a while. After a rebuild of the board comes `stream.reset`, then a
-        snapshot; `client.transcript.Transcript` makes of the events what was said. The last event is `run.finished`;
-        behind it there is nothing. Raises BoardUnavailable after a minute without Redis, BoardRebuilding after a
-        minute without a board, NoWorker if what the stream has no more is to be asked for and nobody answers, and
-        UnknownRun if for the client's patience nobody knows the run, or its end.
+        snapshot; `client.transcript.Transcript` makes of the events what was said. The first one is `RUN_STARTED`, the
+        last one (`event.final`) `RUN_FINISHED` or `RUN_ERROR`; behind it there is nothing. Raises BoardUnavailable
+        after a minute without Redis, BoardRebuilding after a minute without a board, NoWorker if what the stream has no
+        more is to be asked for and nobody answers, and UnknownRun if for the patience of the client nobody knows the
+        run, or its end.
         """
         return (event for event in self._feed(self._recall).events(after) if event is not None)
 
@@ -149,12 +150,12 @@ class Run:
         seconds = None if timeout is None else _seconds(timeout)
         began = time.monotonic()
         for event in self._feed().events():
-            if event is not None and event.type == FINISHED:
+            if event is not None and event.final:
                 return self._outcome(event.data)
             if seconds is not None and time.monotonic() - began > seconds:
                 hint = f"it goes on; look at it with: convergio runs why {self.id}"
                 raise errors.ResultTimeout(f"the run did not end within {seconds:g} s", hint=hint, run=self.id)
-        raise AssertionError("a feed ends with run.finished")
+        raise AssertionError("a feed ends with a final event")
 
     def state(self) -> RunState:
         """The run's state now. Raises UnknownRun for a run of which Redis knows nothing, BoardUnavailable."""

@@ -8,14 +8,14 @@ iteration of its step: 0 is the first. Of a turn that another run made, and this
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import sqlalchemy as sa
 
 from convergio.graphflow.journal.database import Database
-from convergio.graphflow.journal.tables import events, outcomes, runs
+from convergio.graphflow.journal.tables import definitions, events, outcomes, runs
 from convergio.graphflow.model.states import TERMINAL_RUN, RunState, StepState
 from convergio.tasks.agents.tables import model_calls
 from convergio.tasks.conversation.thread import Kind, Message
@@ -150,6 +150,45 @@ def lines(database: Database, tenant: str, run: str) -> list[Line]:
             body=json.loads(row[6]),
         )
         for row in rows
+    ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What an agent's step ended with; `output` may be a reference to a blob. `at`: as a line's."""
+
+    step: str
+    iteration: int
+    at: tuple[int, int]
+    agent: str
+    output: Any
+
+
+def answers(database: Database, tenant: str, run: str) -> list[Answer]:
+    """The agents' steps of a run that have succeeded and are in SQL. Raises JournalUnavailable."""
+    ended = outcomes.c
+    with database.read() as connection:
+        pinned = definitions.join(runs, runs.c.digest == definitions.c.digest)
+        document = sa.select(definitions.c.document).select_from(pinned).where(runs.c.run_id == run)
+        text = connection.execute(document.where(runs.c.tenant == tenant)).scalar()
+        steps: Mapping[str, Any] = {} if text is None else json.loads(text)["steps"]
+        agents = {name: step["agent"] for name, step in steps.items() if "agent" in step}
+        if not agents:
+            return []
+        here = sa.case((ended.reused_from.is_(None), 1), else_=0)
+        select = sa.select(ended.step, ended.iteration, ended.epoch * here, ended.seq * here, ended.output)
+        wanted = select.where(ended.run_id == run, ended.tenant == tenant, ended.state == StepState.SUCCEEDED.value)
+        rows = connection.execute(wanted.order_by(ended.step, ended.iteration)).all()
+    return [
+        Answer(
+            step=row[0],
+            iteration=row[1],
+            at=(row[2], row[3]),
+            agent=agents[row[0]],
+            output=json.loads(row[4] or "null"),
+        )
+        for row in rows
+        if row[0] in agents
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from convergio.graphflow.client.past import Past, Turn
+from convergio.graphflow.flow import values
 from convergio.graphflow.flow.team import HUMAN
 from convergio.graphflow.journal.blobs import Blobs
 from convergio.graphflow.journal.database import Database
@@ -68,13 +69,24 @@ def result_id(name: str, call: str) -> str:
 
 
 def past(database: Database, blobs: Blobs | None, tenant: str, run: str) -> Past:
-    """All turns of a run that are in SQL. Raises JournalUnavailable, Permanent for a lost blob."""
+    """Turns and agents' answers of a run that are in SQL. Raises JournalUnavailable, Permanent for a lost blob."""
     found: dict[tuple[str, int], tuple[tuple[int, int], list[Line]]] = {}
     for row in tables.lines(database, tenant, run):
         body = row.body if blobs is None or reference.digest_of(row.body) is None else blobs.opened(tenant, row.body)
         found.setdefault((row.step, row.iteration), (row.at, []))[1].append((row.kind, row.source, body))
     turns = [_turn(step, iteration, at, lines) for (step, iteration), (at, lines) in found.items()]
+    turns += [_answer(one, blobs, tenant) for one in tables.answers(database, tenant, run)]
     return Past(turns=turns, last=tables.last(database, tenant, run))
+
+
+def _answer(found: tables.Answer, blobs: Blobs | None, tenant: str) -> Turn:
+    """What an agent's step has answered. One that a person has settled with something else has said nothing."""
+    output = found.output
+    if blobs is not None and reference.digest_of(output) is not None:
+        output = blobs.opened(tenant, output)
+    text = output.get("text") if values.is_map(output) else None
+    lines: list[Line] = [(Kind.TEXT, found.agent, {"text": text})] if isinstance(text, str) and text else []
+    return _turn(found.step, found.iteration, found.at, lines)
 
 
 def _turn(step: str, iteration: int, at: tuple[int, int], lines: Sequence[Line]) -> Turn:

@@ -1,4 +1,4 @@
-"""What a turn tells the readers of its run while it lasts: AG-UI events, in order, the first words at once.
+"""What a turn, or an agent's step, tells the readers of its run meanwhile: AG-UI events, the first words at once.
 
 What cannot be told because the board is away is told from the beginning of the turn when there is a board again: a new
 one knows nothing of what was said.
@@ -46,7 +46,7 @@ CONTENT: Final = "TEXT_MESSAGE_CONTENT"
 
 
 class Voice:
-    """The events of one turn, on the process's event loop."""
+    """The events of one turn or of one agent's step, on the process's event loop."""
 
     def __init__(self, link: Link, claim: Claim, *, speaker: str, added: Sequence[Message] = ()) -> None:
         """`added`: what the turn adds to the thread before anybody speaks, such as what begins the conversation."""
@@ -149,6 +149,14 @@ class Voice:
             self._end_text()
         lines = [(one.kind, one.source, one.body) for one in messages]
         self._whole = self._fold([*self._said, *self._new]) == told.messages(self._step, self._iteration, lines)
+
+    def answered(self, text: str) -> None:
+        """All that a step has to say, which is one message: told now, if it did not come in pieces."""
+        if self.pace.chunks == 0:
+            self._text(text)
+        self._end_text()
+        line = (Kind.TEXT, self._speaker, {"text": text})
+        self._whole = self._fold([*self._said, *self._new]) == told.messages(self._step, self._iteration, [line])
 
     def _text(self, delta: str) -> None:
         message = {"messageId": self._message}

@@ -32,7 +32,7 @@ def test_a_team_talks_and_goes_on_where_it_was_days_later(town: Place, tmp_path:
     events = [json.loads(line) for line in other.stdout.splitlines()]
     words = "".join(event["data"]["delta"] for event in events if event["type"] == "TEXT_MESSAGE_CONTENT")
     assert words == "{'not': 'so'} APPROVED"
-    assert [event["type"] for event in events].count("run.finished") == 1
+    assert [event["type"] for event in events].count("RUN_FINISHED") == 1
     assert town.cli("chat", "--resume", "Go on").returncode == 2
     assert watched(town, run) == ["we begin", "{'not': 'so'} APPROVED"]
 
@@ -54,7 +54,7 @@ def watched(town: Place, run: str) -> list[str]:
         for event in remote.run(run).events():
             transcript.tell(event)
             types.append(event.type)
-    assert types == ["MESSAGES_SNAPSHOT", "run.finished"]
+    assert types == ["RUN_STARTED", "MESSAGES_SNAPSHOT", "RUN_FINISHED"]
     texts = [str(one["content"]) for one in transcript.messages if one["role"] == "assistant"]
     assert [line.partition(": ")[2] for line in said if line[:3] in ("ann", "bob")] == texts
     return texts

@@ -144,7 +144,7 @@ def test_a_failed_step_asks_and_is_answered_from_the_command_line(town: Place, t
 def test_watching_with_json_prints_every_event_once(town: Place, tmp_path: Path) -> None:
     run = started(town, tmp_path, "workflow: e\nversion: 1\nsteps: {a: {task: demo.echo, with: {value: 1}}}\n")
     events = [json.loads(line) for line in town.ok("runs", "watch", run, "--json").splitlines()]
-    assert [event["type"] for event in events][-1] == "run.finished"
+    assert [event["type"] for event in events][-1] == "RUN_FINISHED"
     assert [int(event["id"].split("-")[1]) for event in events] == list(range(1, len(events) + 1))
 
 

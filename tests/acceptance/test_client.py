@@ -44,7 +44,7 @@ def approved(run: Run) -> list[str]:
 def test_a_run_is_started_followed_signalled_and_ends_with_its_result(client: Client, town: Place) -> None:
     run = client.start("market_entry", BRIEF, priority="high")
     types = approved(run)
-    assert types[0] == "run.started"
+    assert types[0] == "RUN_STARTED"
     assert types[-1] == FINISHED
     result = run.result("10s")
     assert set(result) == {"country", "market", "strategy", "risks", "finance", "break_even_units", "plan"}

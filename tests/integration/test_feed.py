@@ -13,7 +13,7 @@ import redis
 
 from convergio.graphflow.board import fields
 from convergio.graphflow.board.connection import pool
-from convergio.graphflow.client.event import FINISHED, RESET, SNAPSHOT, Event
+from convergio.graphflow.client.event import FAILED, FINISHED, RESET, SNAPSHOT, STARTED, Event
 from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.client.past import Past
 from convergio.graphflow.model import errors, reference
@@ -47,6 +47,12 @@ def told(events: Iterator[Event | None], until: str) -> list[Event]:
     raise AssertionError(f"the feed ended before {until}")
 
 
+def success(ref: RunRef, output: Any = None) -> dict[str, Any]:
+    """The data of `RUN_FINISHED`, but for the result."""
+    named = {"threadId": ref.run, "runId": ref.run, "outcome": {"type": "success"}}
+    return {**named, "state": "SUCCEEDED", "output": output, "error": None}
+
+
 def feed(stage: EngineStage, ref: RunRef) -> Feed:
     return Feed(stage.core.link.client, ref, never)
 
@@ -62,9 +68,9 @@ def test_every_event_is_told_once_and_in_order_to_the_end(stage: EngineStage) ->
     play(stage, ref, "first", "second")
     events = told(feed(stage, ref).events(), FINISHED)
     assert [event.position[1] for event in events] == list(range(1, len(events) + 1))
-    assert [event.type for event in events][:4] == ["run.started", "step.ready", "step.running", "step.succeeded"]
+    assert [event.type for event in events][:4] == [STARTED, "step.ready", "step.running", "step.succeeded"]
     assert events[2].data == {"worker": "w1"}
-    assert events[-1].data == {"state": "SUCCEEDED", "output": None, "error": None}
+    assert events[-1].data == success(ref)
 
 
 def test_a_reader_goes_on_behind_the_event_it_names(stage: EngineStage) -> None:
@@ -108,7 +114,8 @@ def test_who_begins_to_read_on_a_new_board_is_told_where_the_run_is(stage: Engin
     stage.core.link.client.flushall()
     stage.rebuild()
     for state in ("READY", "SUCCEEDED"):
-        (snapshot,) = told(feed(stage, ref).events(), SNAPSHOT)
+        begun, snapshot = told(feed(stage, ref).events(), SNAPSHOT)
+        assert (begun.type, begun.id) == (STARTED, "0-0")
         steps = {name: facts["state"] for name, facts in snapshot.data["steps"].items()}
         assert steps == {"first": "SUCCEEDED", "second": state}
         if state == "READY":
@@ -123,11 +130,11 @@ def test_what_was_trimmed_is_told_as_a_snapshot(stage: EngineStage) -> None:
     link.client.xtrim(link.keys(link.epoch()).feed(ref), maxlen=2, approximate=False)
     reading = feed(stage, ref).events()
     snapshot = told(reading, SNAPSHOT)
-    assert [event.type for event in snapshot] == [SNAPSHOT]
-    assert snapshot[0].data["steps"]["first"]["state"] == "SUCCEEDED"
+    assert [event.type for event in snapshot] == [STARTED, SNAPSHOT]
+    assert snapshot[1].data["steps"]["first"]["state"] == "SUCCEEDED"
     play(stage, ref, "second")
     rest = told(reading, FINISHED)
-    first = snapshot[0].position[1]
+    first = snapshot[1].position[1]
     assert [event.position[1] for event in rest] == list(range(first + 1, first + 1 + len(rest)))
 
 
@@ -150,7 +157,40 @@ def test_a_run_that_left_the_board_is_told_by_whoever_knows_its_end(stage: Engin
     link.client.delete(link.keys(link.epoch()).run(ref))
     end = {"state": "SUCCEEDED", "output": 7, "error": None}
     events = told(Feed(link.client, ref, lambda: end).events(), FINISHED)
-    assert [event.data for event in events] == [end]
+    assert [event.type for event in events] == [STARTED, FINISHED]
+    assert events[-1].data == {**success(ref, 7), "result": 7}
+
+
+@pytest.mark.parametrize(
+    ("facts", "kind", "said"),
+    [
+        (
+            {"state": "FAILED", "output": None, "error": {"code": "STEP_FAILED", "message": "no milk"}},
+            FAILED,
+            {"message": "no milk", "code": "STEP_FAILED"},
+        ),
+        (
+            {"state": "CANCELLED", "output": None, "error": {"code": "RUN_CANCELLED", "message": "why not"}},
+            FINISHED,
+            {"outcome": {"type": "cancelled"}},
+        ),
+    ],
+)
+def test_a_run_that_did_not_succeed_ends_as_ag_ui_has_it(
+    stage: EngineStage, facts: dict[str, Any], kind: str, said: dict[str, Any]
+) -> None:
+    ref = stage.submit(CHAIN)
+    link = stage.core.link
+    link.client.delete(link.keys(link.epoch()).run(ref))
+    past = Past(last=(1, 5))
+    events = told(Feed(link.client, ref, lambda: facts, recall=lambda: past).events(), kind)
+    named = {"threadId": ref.run, "runId": ref.run}
+    assert [(one.type, one.data) for one in events] == [
+        (STARTED, named),
+        (kind, {**facts, **said, **(named if kind == FINISHED else {})}),
+    ]
+    assert events[-1].final
+    assert list(Feed(link.client, ref, lambda: facts, recall=lambda: past).events(events[-1].id)) == []
 
 
 def test_a_reader_that_has_had_the_end_is_told_nothing_again(stage: EngineStage) -> None:
@@ -224,7 +264,7 @@ def test_a_large_result_is_told_when_its_whole_value_is_known(stage: EngineStage
 
     events = told(Feed(stage.core.link.client, ref, ended).events(), FINISHED)
     assert [event.position[1] for event in events] == list(range(1, len(events) + 1))
-    assert events[-1].data == end
+    assert events[-1].data == {**success(ref, end["output"]), "result": end["output"]}
 
 
 @pytest.mark.parametrize("text", ["x", "1", "1-x", "-", "1-2-3"])

@@ -23,7 +23,7 @@ import redis
 
 from convergio.graphflow.board import voice as board_voice
 from convergio.graphflow.client import feed
-from convergio.graphflow.client.event import CUSTOM, FINISHED, MESSAGES, RESET, RETOLD, SNAPSHOT, Event
+from convergio.graphflow.client.event import CUSTOM, FINISHED, MESSAGES, RESET, RETOLD, SNAPSHOT, STARTED, Event
 from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.client.past import Past
 from convergio.graphflow.client.transcript import Transcript
@@ -91,7 +91,10 @@ class Reader:
 
     def _keep(self, event: Event) -> None:
         was, now = _position(self.at or "0-0"), event.position
-        if event.type in (RESET, MESSAGES) or _retold(event):
+        assert self.at or event.type == STARTED, event
+        if event.type == STARTED and event.id == "0-0":
+            assert not self.at or self.at == event.id
+        elif event.type in (RESET, MESSAGES) or _retold(event):
             assert now == was or (_retold(event) and now == (was[0], was[1] + 1)), (event, self.at)
         elif event.type in (SNAPSHOT, FINISHED):
             assert now > was, (event, self.at)

@@ -15,7 +15,7 @@ from unittest import mock
 import pytest
 
 from convergio.graphflow.board import voice as board_voice
-from convergio.graphflow.client.event import CUSTOM, FINISHED, MESSAGES, RETOLD, SPOKEN, Event
+from convergio.graphflow.client.event import CUSTOM, FINISHED, MESSAGES, RETOLD, SPOKEN, STARTED, Event
 from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.client.past import Past
 from convergio.graphflow.client.transcript import Transcript
@@ -24,7 +24,7 @@ from convergio.graphflow.flow import document
 from convergio.graphflow.journal.rows import ForkKind
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from convergio.tasks.agents import autogen_turn
+from convergio.tasks.agents import autogen_adapter, autogen_turn
 from convergio.tasks.conversation import tables, voice
 from convergio.tasks.conversation.pace import tempos
 from tests.integration.engine_rig import QUIET, Stage
@@ -84,6 +84,7 @@ def word_by_word(told: Callable[[], object] = lambda: None, *, first: int = 1) -
     with (
         mock.patch.object(board_voice, "speak", speaking),
         mock.patch.object(autogen_turn, "asyncio", SimpleNamespace(sleep=paced)),
+        mock.patch.object(autogen_adapter, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": paced})),
     ):
         yield
 
@@ -157,7 +158,7 @@ def test_a_turn_is_told_again_before_its_beginning_is_trimmed(stage: Stage, monk
     with word_by_word(told, first=len(WORDS)):
         run(stage, ref)
     assert len(begun) > len(WORDS.split())
-    assert begun[-1][0][0].type == MESSAGES, "it begins where the stream is trimmed"
+    assert [one.type for one in begun[-1][0][:2]] == [STARTED, MESSAGES], "it begins where the stream is trimmed"
     for events, last in begun:
         assert messages([*events, *read(stage, ref, after=last)]) == thread(stage, ref)
 

@@ -266,6 +266,42 @@ def test_a_terminal_is_shown_of_a_snapshot_what_it_does_not_have() -> None:
         assert shown[-1].endswith("four\n") or shown[-2:] == ["four", "\n"]
 
 
+def test_of_several_who_speak_at_once_a_terminal_shows_one_after_the_other() -> None:
+    def event(step: str, kind: str, **data: Any) -> Event:
+        return Event(id="1-1", type=kind, step=step, data={"messageId": f"{step}.1.0", **data})
+
+    both = [
+        event("a", "TEXT_MESSAGE_START", role="assistant", name="ann"),
+        event("a", "TEXT_MESSAGE_CONTENT", delta="one "),
+        event("b", "TEXT_MESSAGE_START", role="assistant", name="bob"),
+        event("b", "TEXT_MESSAGE_CONTENT", delta="three "),
+        event("b", "TOOL_CALL_START", parentMessageId="b.1.1", toolCallId="c", toolCallName="look_up", speaker="bob"),
+        event("a", "TEXT_MESSAGE_CONTENT", delta="two"),
+        event("a", "TEXT_MESSAGE_END"),
+        event("b", "TEXT_MESSAGE_CONTENT", delta="four"),
+    ]
+    for piece in (True, False):
+        for last in (event("b", "TEXT_MESSAGE_END"), event("b", "step.failed")):
+            shown: list[str] = []
+            talk = Talk(partial(_line, shown), piece=shown.append if piece else None)
+            for one in (*both, last):
+                talk.tell(one)
+            assert not talk.open
+            heard = "bob: three four\n" if piece or last.type == "TEXT_MESSAGE_END" else ""
+            assert "".join(shown) == f"ann: one two\n  uses look_up\n{heard}"
+
+
+def test_words_that_others_stand_in_for_begin_a_line_of_their_own() -> None:
+    shown: list[str] = []
+    talk = Talk(partial(_line, shown), piece=shown.append)
+    about = {"messageId": "a.1.0", "role": "assistant", "name": "ann"}
+    for kind, data in (("START", about), ("CONTENT", {**about, "delta": "no JSON"}), ("END", about)):
+        talk.tell(Event(id="1-1", type=f"TEXT_MESSAGE_{kind}", step="a", data=data))
+    said = {"id": "a.1.0", "role": "assistant", "name": "ann", "content": "{repaired: 1}", "step": "a", "turn": 1}
+    talk.tell(Event(id="1-1", type="CUSTOM", step="a", data={"name": "turn.messages", "value": {"messages": [said]}}))
+    assert "".join(shown) == "ann: no JSON\nann: {repaired: 1}\n"
+
+
 def test_how_fast_a_conversation_was_is_said_in_a_line() -> None:
     row = {
         "step": "talk",

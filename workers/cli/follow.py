@@ -13,7 +13,7 @@ from typing import Any, Final, Protocol
 import click
 from rich.live import Live
 
-from convergio.graphflow.client.event import FINISHED, RESET, Event
+from convergio.graphflow.client.event import RESET, Event
 from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.engine.reason import RunView, StepView
 from convergio.graphflow.model import errors
@@ -97,7 +97,7 @@ class Follower:
                     continue
                 self._screen.tell(event)
                 self.at = event.id
-                if event.type == FINISHED:
+                if event.final:
                     self._look(wait=False)
                     return exits.OK if event.data["state"] == RunState.SUCCEEDED else exits.FAILED
         finally:
