@@ -346,7 +346,7 @@ def test_readers_are_told_of_a_turn_in_typed_events_numbered_without_a_gap(stage
     run(stage, ref)
     events = heard(stage, ref)
     assert [event.position[1] for event in events] == list(range(1, len(events) + 1))
-    first = [event.type for event in events if event.iteration == 0 and event.type.isupper()]
+    first = [event.type for event in events if event.step == "talk" and event.iteration == 0 and event.type.isupper()]
     tool = ["TOOL_CALL_START", "TOOL_CALL_ARGS", "TOOL_CALL_END", "TOOL_CALL_RESULT"]
     text = ["TEXT_MESSAGE_START", CONTENT, "TEXT_MESSAGE_END"]
     squeezed = [kind for place, kind in enumerate(first) if kind != CONTENT or first[place - 1] != CONTENT]
