@@ -56,7 +56,7 @@ HINTS: Final[Mapping[State, str]] = {
     State.UNREADABLE: "sign it anew: convergio agents sign --key FILE.key {path}",
     State.TAMPERED: "restore what was signed, or read it and sign it anew: convergio agents sign --key FILE.key {path}",
     State.UNKNOWN_KEY: "put the signer's public key into CONVERGIO_TRUSTED_KEYS, or let a key that is there sign it",
-    State.REVOKED: "have it looked at, and signed by a key that counts: convergio agents revoked",
+    State.REVOKED: "convergio agents revoked says why; another key may sign it, or it has to say something else",
     State.EXPIRED: "look at it and sign it anew: convergio agents sign --key FILE.key {path}",
 }
 """What to do about a file that is refused."""

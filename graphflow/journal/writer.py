@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -103,16 +104,24 @@ class Writer:
     def _write(
         self, guard: sa.Update, marks: Mapping[str, int], events: Sequence[StreamEvent], epoch: int
     ) -> Committed:
+        try:
+            with self._guarded(guard, marks) as connection:
+                return self._apply(connection, Group(epoch, self._domain_tables).add(events)) if events else Committed()
+        except errors.InvalidPayload:  # seldom, so that the way above has no savepoint
+            with self._guarded(guard, marks) as connection:
+                return self._settle(connection, events, epoch)
+
+    @contextmanager
+    def _guarded(self, guard: sa.Update, marks: Mapping[str, int]) -> Generator[sa.Connection]:
+        """A transaction that has the board's row. Raises `EpochLost`."""
         with self._database.write() as connection:
             # First, not last: the row's lock makes rivals wait here, before they hold rows that we need.
             if connection.execute(guard, {**marks, "now_ms": now_ms()}).rowcount != 1:
                 raise errors.EpochLost
-            return self._settle(connection, events, epoch)
+            yield connection
 
     def _settle(self, connection: sa.Connection, events: Sequence[StreamEvent], epoch: int) -> Committed:
         """Writes the events together; where SQL refuses that, each half alone, down to the event at fault."""
-        if not events:
-            return Committed()
         try:
             with self._database.savepoint(connection):
                 return self._apply(connection, Group(epoch, self._domain_tables).add(events))

@@ -214,8 +214,42 @@ def test_what_was_revoked_is_shown_with_who_and_why_and_is_found_by_verify(
     told = json.loads(capsys.readouterr().out)
     assert [(one["kind"], one["reason"]) for one in told] == [("sha256", "an old version"), ("key", "lost")]
     assert told[1]["value"] == "ops"
-    for given in ([], ["--sha256", "12"]):
+    for given in ([], ["--sha256", "12"], ["--key", "ops.pub"]):
         assert cli.main(["agents", "revoke", *given, "--reason", "?"]) == exits.USAGE
+    assert cli.main(["agents", "revoke", "--key", "opps", "--reason", "?"]) == exits.OK
+    assert "no key 'opps' is trusted here" in capsys.readouterr().err
+
+
+def test_who_cannot_ask_what_was_revoked_calls_nothing_good(
+    office: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed(office)
+    (office / "journal.sqlite3").write_text("no database")
+    monkeypatch.setenv("CONVERGIO_JOURNAL_URL", f"sqlite:///{office}/journal.sqlite3")
+    capsys.readouterr()
+    assert cli.main(["agents", "verify"]) not in (exits.OK, exits.INVALID)
+    said = capsys.readouterr()
+    assert "JOURNAL_UNAVAILABLE" in said.err
+    assert said.out == ""
+    cli.main(["doctor", "--json"])
+    told = {one["name"]: one for one in json.loads(capsys.readouterr().out)}
+    assert "JOURNAL_UNAVAILABLE" in told["definitions"]["saw"]
+
+
+def test_keys_are_rotated_by_the_command_line(office: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVERGIO_JOURNAL_URL", f"sqlite:///{office}/journal.sqlite3")
+    assert cli.main(["migrate"]) == exits.OK
+    signed(office)
+    assert cli.main(["agents", "key", "ops2", "--out", "private"]) == exits.OK
+    (office / "private" / "ops2.pub").rename(office / "trusted" / "ops2.pub")
+    assert cli.main(["agents", "sign", "--key", "private/ops2.key", FILES[0]]) == exits.OK
+    assert cli.main(["agents", "verify"]) == exits.OK, "the old key counts beside the new one"
+    assert cli.main(["agents", "revoke", "--key", "ops", "--reason", "rotated"]) == exits.OK
+    assert cli.main(["agents", "verify", FILES[0]]) == exits.OK
+    assert cli.main(["agents", "verify", FILES[1]]) == exits.INVALID
+    (office / "trusted" / "ops.pub").unlink()
+    assert cli.main(["agents", "sign", "--key", "private/ops2.key", FILES[1]]) == exits.OK
+    assert cli.main(["agents", "verify"]) == exits.OK
 
 
 TEAM = "{team: x, version: 2, agents: [{name: ann, role: You plan.}, zoe]}"

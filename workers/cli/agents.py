@@ -157,6 +157,7 @@ def revoke(
     found = [*(signature.digest(path.read_bytes()) for path in files), *map(_digest, digests)]
     if not (found or keys):
         raise click.UsageError("give FILES, --key ID or --sha256 HEX")
+    _tell_unknown(session, keys)
     revoked = RevokedSignatures(session.database)
     new = revoked.revoke("key", keys, reason=reason, by=session.submitter)
     new += revoked.revoke("sha256", found, reason=reason, by=session.submitter)
@@ -166,6 +167,16 @@ def revoke(
             "note: signatures are looked at where CONVERGIO_TRUSTED_KEYS or CONVERGIO_REQUIRE_SIGNED is set", err=True
         )
     return exits.OK
+
+
+def _tell_unknown(session: Session, keys: tuple[str, ...]) -> None:
+    """A key's id that is written wrong protects nobody. Raises UsageError for the name of a file."""
+    folder = session.settings.trusted_keys
+    for one in keys:
+        if one.endswith((".pub", ".key")):
+            raise click.UsageError(f"'{one}' is a file: the key's id is '{one[:-4]}'")
+        if folder and not (Path(folder) / f"{one}.pub").exists():
+            click.echo(f"note: no key '{one}' is trusted here: is it written right?", err=True)
 
 
 def _digest(text: str) -> str:

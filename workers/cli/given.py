@@ -20,16 +20,23 @@ def value(text: str, *, what: str) -> Any:
         return _read(sys.stdin.read(), what=f"{what} (standard input)")
     if text.lstrip()[:1] in ("{", "[", '"'):
         return _read(text, what=what)
-    path = Path(text)
+    found, _ = file(text, what=what)
+    return found
+
+
+def file(name: str, *, what: str) -> tuple[Any, bytes]:
+    """The value in a file of JSON or YAML, and the very bytes that it was read from. Raises InvalidInput."""
+    path = Path(name)
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        content = path.read_bytes()
+        text = content.decode("utf-8-sig")
     except FileNotFoundError as error:
         hint = "give JSON, the path of a file, or - for standard input"
-        raise errors.InvalidInput(f"{what}: there is no file '{text[:80]}'", hint=hint) from error
+        raise errors.InvalidInput(f"{what}: there is no file '{name[:80]}'", hint=hint) from error
     except (OSError, UnicodeDecodeError, ValueError) as error:
         hint = "give a UTF-8 text file that can be read"
-        raise errors.InvalidInput(f"{what}: '{text[:80]}' cannot be read: {error}", hint=hint) from error
-    return _read(content, what=text, is_yaml=path.suffix in (".yaml", ".yml"))
+        raise errors.InvalidInput(f"{what}: '{name[:80]}' cannot be read: {error}", hint=hint) from error
+    return _read(text, what=name, is_yaml=path.suffix in (".yaml", ".yml")), content
 
 
 def lines(path: str, *, what: str) -> Iterator[Any]:

@@ -8,8 +8,6 @@ from functools import cached_property, update_wrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
-import click
-
 if TYPE_CHECKING:
     from convergio.config.settings import Settings
     from convergio.graphflow.engine.inquiry import Inquiry
@@ -60,23 +58,16 @@ class Session:
 
     @cached_property
     def revoked(self) -> Callable[[], Revoked]:
-        """What the journal says counts no more. Where there is no journal nothing does; if it cannot be asked, that is
-        said on standard error."""
+        """What the journal says counts no more; nothing does before the first stack made an embedded one. It raises
+        JournalUnavailable: who cannot ask does not call a definition good."""
         from convergio.graphflow.journal.revoked import Recent, RevokedSignatures
-        from convergio.graphflow.model import errors
         from convergio.graphflow.signature import Revoked
         from convergio.workers import boot
 
         file = boot.journal_url(self.settings).partition("sqlite:///")[2]
 
         def read() -> Revoked:
-            if file and not Path(file).exists():
-                return Revoked()
-            try:
-                return RevokedSignatures(self.database).now()
-            except errors.JournalUnavailable as error:
-                click.echo(f"note: what was revoked is not known: {error.message}", err=True)
-                return Revoked()
+            return Revoked() if file and not Path(file).exists() else RevokedSignatures(self.database).now()
 
         return Recent(read)
 

@@ -35,8 +35,8 @@ def workflow_of(
         names = [name.strip() for name in text.split(",") if name.strip()]
         return talking({"agents": names}, source=text, known=known, turns=turns)
     path, source = Path(text), Path(text).name
-    found = given.value(str(path), what="TEAM")
-    trust.check(Definition.of(path, path.read_bytes()))
+    found, content = given.file(text, what="TEAM")
+    trust.check(Definition.of(path, content))
     if component_team.is_component(found):
         made = component_team.read(found, tools=tools, source=source)
         tell(made)
