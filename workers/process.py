@@ -23,7 +23,7 @@ from convergio.tasks import entries, hooks, revocation, step, turn
 from convergio.tasks.agents.step import Agents
 from convergio.tasks.conversation.archive import Archive
 from convergio.tasks.handover import Handover
-from convergio.workers import boot, malloc
+from convergio.workers import boot
 from convergio.workers.beats import Beats
 from convergio.workers.callers import Callers
 from convergio.workers.children import Children
@@ -99,7 +99,6 @@ class WorkerProcess:
             optimization="fair",
             max_memory_per_child=self.settings.child_memory_mb * 1024 or None,
         )
-        malloc.share_arenas()
         gc.freeze()  # what there is now stays: no collection need look at it again
         worker.start()
         self.close()
