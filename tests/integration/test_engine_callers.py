@@ -185,7 +185,9 @@ def test_a_client_gets_a_result_whole_that_is_too_large_to_travel(stage: Stage) 
     with Client(stage.settings.redis_url) as client:
         run = client.run(run_id)
         assert run.result(5) == whole
-        assert list(run.events())[-1].data == {"state": "SUCCEEDED", "output": whole, "error": None}
+        last = list(run.events())[-1]
+        assert (last.final, last.data["state"], last.data["error"]) == (True, "SUCCEEDED", None)
+        assert last.data["output"] == last.data["result"] == whole
 
 
 # --- runs that nobody knows -------------------------------------------------------------------------------------------
