@@ -50,7 +50,7 @@ class Pace:
 
     def row(self, *, output_tokens: int, model_ms: int) -> Mapping[str, Any]:
         """The figures of the turn, at its end; times in microseconds. `model_ms`: what its model calls took."""
-        wall = time.monotonic() - self.began
+        wall_us, tools_us = _us(time.monotonic() - self.began), _us(self.tools_s)
         return {
             "first_token_us": None if self.first is None else _us(self.first - self.began),
             "first_told_us": None if self.first is None or self.told is None else _us(self.told - self.first),
@@ -59,10 +59,10 @@ class Pace:
             "chunks": self.chunks,
             "output_tokens": output_tokens,
             "streamed_us": _us(sum(self.gaps)),
-            "wall_us": _us(wall),
+            "wall_us": wall_us,
             "model_us": model_ms * 1000,
-            "tools_us": _us(self.tools_s),
-            "overhead_us": max(0, _us(wall - self.tools_s) - model_ms * 1000),
+            "tools_us": tools_us,
+            "overhead_us": max(0, wall_us - tools_us - model_ms * 1000),
         }
 
 

@@ -317,3 +317,14 @@ def test_how_fast_a_conversation_was_is_said_in_a_line() -> None:
         "talk: 2 turns, first words after 310 ms and 2 ms to readers, 40 tokens/s, 12 ms a turn beside models and tools"
     )
     assert picture.tempo(pace.tempos([silent])[0]) == "talk: 1 turn, 13 ms a turn beside models and tools"
+
+
+@pytest.mark.parametrize(("wall_s", "tools_s"), [(0.0546234, 0.0025366), (0.0000014, 0.0000014), (1.0, 0.0)])
+def test_the_times_of_a_turn_add_up_to_the_microsecond(
+    wall_s: float, tools_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = pace.Pace()
+    its.began, its.tools_s = 0.0, tools_s
+    monkeypatch.setattr("time.monotonic", lambda: wall_s)
+    row = its.row(output_tokens=1, model_ms=0)
+    assert row["overhead_us"] + row["tools_us"] + row["model_us"] == row["wall_us"]
