@@ -165,11 +165,12 @@ class Journaler:
         """Lets go on what waited for SQL, and tells who asked when a run has ended."""
         while True:
             parked, waiting = scripts.reach(self.link, epoch, high_water=high_water, limit=RELEASE_CHUNK)
-            self._awaited = waiting > 0
-            if not parked:
+            self._awaited = waiting > len(parked)  # who comes from now on waits for a later event, and nudges
+            if parked:
+                self._release(epoch, parked, high_water)
+            if len(parked) < RELEASE_CHUNK:  # there are no more: what has been released does not wait any longer
                 self._owes_release = False
                 return
-            self._release(epoch, parked, high_water)
 
     def _release(self, epoch: Epoch, members: Sequence[str], high_water: int) -> None:
         by_run: defaultdict[RunRef, list[str]] = defaultdict(list)

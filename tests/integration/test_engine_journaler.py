@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from convergio.graphflow.board import fields
+from convergio.graphflow.board import fields, scripts
 from convergio.graphflow.engine import journaler
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.model import errors
@@ -45,6 +45,20 @@ def test_what_is_there_is_one_group(both: Stage) -> None:
     assert {both.row(ref).state for ref in refs} == {RunState.SUCCEEDED}
     assert {both.row(ref).output["n"] for ref in refs} == {1}
     assert both.service.journaler.step(wait_ms=1) == 0
+
+
+@pytest.mark.parametrize(("waiting", "chunk", "looks"), [(2, 3, 1), (3, 3, 2), (5, 2, 3)])
+def test_who_waited_for_sql_is_let_go_in_as_few_looks_as_can_be(
+    stage: Stage, waiting: int, chunk: int, looks: int
+) -> None:
+    assert stage.service.journaler.step(wait_ms=1) == 0, "it knows where it is"
+    refs = [ended(stage) for _ in range(waiting)]
+    reach = mock.Mock(wraps=scripts.reach)
+    with mock.patch.object(journaler, "RELEASE_CHUNK", chunk), mock.patch.object(scripts, "reach", reach):
+        stage.service.journaler.step(wait_ms=1)
+    assert reach.call_count == looks
+    assert stage.client.zcard(stage.keys.parked) == 0
+    assert {stage.row(ref).state for ref in refs} == {RunState.SUCCEEDED}
 
 
 def test_a_group_ends_a_run_that_it_began(stage: Stage) -> None:
