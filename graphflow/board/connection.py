@@ -71,6 +71,25 @@ def script(name: str, then: str = "") -> tuple[str, str]:
     return text, hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
 
 
+Whole = tuple[tuple[str, str], Sequence[str], Sequence[Any]]
+"""One call of the server: a script's text and SHA-1, its keys, its arguments."""
+
+
+def _whole(first: Call, second: Call | None) -> Whole:
+    """One script, or two in one move."""
+    if second is None:
+        return script(first.name), first.keys, first.args
+    args = [len(first.keys), len(first.args), *first.args, *second.args]
+    return script(first.name, second.name), [*first.keys, *second.keys], args
+
+
+def _parts(answer: list[Any], second: Call | None) -> tuple[list[Any], list[Any]]:
+    """What came of a call that `_whole` made: of the first script, and of the second one, if it was called."""
+    if second is None:
+        return answer, []
+    return answer[0], answer[1] if len(answer) > 1 else []
+
+
 def _source(name: str) -> str:
     return (resources.files("convergio.graphflow.board") / "lua" / f"{name}.lua").read_text()
 
@@ -221,33 +240,38 @@ class Link:
         """One script. Its answer; raises BoardRebuilding or BoardUnavailable. All scripts may be asked twice."""
         return self._call(script(name), epoch, keys, args)
 
-    def call_each(self, epoch: Epoch, calls: Sequence[Call]) -> list[list[Any]]:
-        """Many calls, in two moves: the first alone, so that the server knows the script, then all others.
+    def call_each(self, epoch: Epoch, calls: Sequence[tuple[Call, Call | None]]) -> list[tuple[list[Any], list[Any]]]:
+        """Many calls like those of `call_both`, in two moves: the first one of each kind alone, so that the server
+        knows its script, then all others. What is one call is one move of its own there.
 
-        Each is a script of its own. Their answers; raises like `call`.
+        Their answers; raises like `call`.
         """
-        answers = [self.call(one.name, epoch, one.keys, one.args) for one in calls[:1]]
+        wholes = [_whole(*both) for both in calls]
+        known, answers = set[tuple[str, str]](), dict[int, list[Any]]()
+        for place, (text, keys, args) in enumerate(wholes):
+            if text not in known:
+                known.add(text)
+                answers[place] = self._call(text, epoch, keys, args)
+        rest = [place for place in range(len(wholes)) if place not in answers]
         try:
-            answers += self._at_once(epoch, calls[1:])
+            told = self._at_once(epoch, [wholes[place] for place in rest])
         except (redis.ResponseError, *UNREACHABLE):
             self._drop_idle()
-            answers += [self.call(one.name, epoch, one.keys, one.args) for one in calls[1:]]
-        if any(answer[0] == "REBUILD" for answer in answers):
+            told = [self._call(text, epoch, keys, args) for text, keys, args in (wholes[place] for place in rest)]
+        answers |= zip(rest, told, strict=True)
+        if any(answer[0] == "REBUILD" for answer in told):
             self.forget(epoch)
             raise errors.BoardRebuilding()
-        return answers
+        return [_parts(answers[place], second) for place, (_, second) in enumerate(calls)]
 
-    def _at_once(self, epoch: Epoch, calls: Sequence[Call]) -> list[list[Any]]:
-        if not calls:
+    def _at_once(self, epoch: Epoch, wholes: Sequence[Whole]) -> list[list[Any]]:
+        if not wholes:
             return []
         connection = self._of_board(epoch)
         try:
-            packed = [
-                _pack(("EVALSHA", script(one.name)[1], len(one.keys), *one.keys, epoch.text, *one.args))
-                for one in calls
-            ]
+            packed = [_pack(("EVALSHA", sha, len(keys), *keys, epoch.text, *args)) for (_, sha), keys, args in wholes]
             connection.send_packed_command(packed, check_health=False)
-            answers = [cast("list[Any]", connection.read_response()) for _ in calls]
+            answers = [cast("list[Any]", connection.read_response()) for _ in wholes]
         except BaseException:  # answers that nobody has read may be on their way
             connection.disconnect()
             raise
@@ -256,12 +280,8 @@ class Link:
 
     def call_both(self, epoch: Epoch, first: Call, second: Call | None) -> tuple[list[Any], list[Any]]:
         """Two scripts in one move. Their answers; that of the second is empty if the first could not do its work."""
-        if second is None:
-            return self.call(first.name, epoch, first.keys, first.args), []
-        keys = [*first.keys, *second.keys]
-        args = [len(first.keys), len(first.args), *first.args, *second.args]
-        answer = self._call(script(first.name, second.name), epoch, keys, args)
-        return answer[0], answer[1] if len(answer) > 1 else []
+        text, keys, args = _whole(first, second)
+        return _parts(self._call(text, epoch, keys, args), second)
 
     def _call(self, text: tuple[str, str], epoch: Epoch, keys: Sequence[str], args: Sequence[Any]) -> list[Any]:
         try:

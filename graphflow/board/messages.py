@@ -78,6 +78,28 @@ class Locked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    """What of a run waits for the journal: steps, and its own end as `@`.
+
+    `token`: what to lock the run's inbox with once they are released, and the fields `wanted` then; None: it is left.
+    """
+
+    ref: RunRef
+    steps: Sequence[str]
+    token: str | None = None
+    wanted: Sequence[str] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Released:
+    """What of a run goes on: how many outcomes, the state that it has ended in or "", its inbox if that is ours now."""
+
+    outcomes: int
+    ended: str
+    locked: Locked | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parked:
     """The outcome waits for the journal: it is released when SQL has everything up to `sequence`."""
 

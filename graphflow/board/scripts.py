@@ -25,15 +25,17 @@ from convergio.graphflow.board.messages import (
     Next,
     Parked,
     Refused,
+    Released,
     Ringing,
     Taken,
+    Waiting,
 )
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
 __all__ = [
     "Asking", "Batch", "Beat", "Claimed", "Doorbell", "Following", "Locked", "Next", "Parked", "Refused",
-    "Ringing", "Taken",
+    "Released", "Ringing", "Taken", "Waiting",
 ]  # fmt: skip
 
 LEASE_MS: Final = 6_000
@@ -207,12 +209,16 @@ def post(link: Link, ref: RunRef, *, entry: str, token: str, wanted: Sequence[st
     Raises UnknownRun if the run is not on the board.
     """
     epoch = link.epoch()
-    keys = link.keys(epoch)
-    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes]
-    answer = link.call("post", epoch, names, [str(ref), entry, token, LOCK_MS, *wanted])
+    call = _post(link.keys(epoch), ref, entry=entry, token=token, wanted=wanted)
+    answer = link.call(call.name, epoch, call.keys, call.args)
     if answer[0] == "GONE":
         raise errors.UnknownRun(f"run {ref.run} is not on the board", hint="it ended, or was never started")
     return _locked(answer, epoch, ref, token, wanted)
+
+
+def _post(keys: Keys, ref: RunRef, *, entry: str, token: str, wanted: Sequence[str]) -> Call:
+    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes]
+    return Call("post", names, [str(ref), entry, token, LOCK_MS, *wanted])
 
 
 def commit(link: Link, locked: Locked, *, submitter: str, batch: Batch) -> list[Mapping[str, Any]] | None:
@@ -384,18 +390,34 @@ def record(link: Link, held: Claimed, *, key: str, value: str) -> int:
     return int(answer[1])
 
 
-def release(
-    link: Link, epoch: Epoch, waiting: Mapping[RunRef, Sequence[str]], *, grace_ms: int, high_water: int
-) -> dict[RunRef, tuple[int, str]]:
-    """RELEASE what waited up to `high_water`, by run: how many outcomes that were, and the state it ended in or ""."""
-    calls = [_release(link.keys(epoch), epoch, ref, [grace_ms, high_water, *steps]) for ref, steps in waiting.items()]
-    answers = link.call_each(epoch, calls)
-    return {ref: (int(answer[1]), answer[2]) for ref, answer in zip(waiting, answers, strict=True)}
+def release(link: Link, epoch: Epoch, waiting: Sequence[Waiting], *, grace_ms: int, high_water: int) -> list[Released]:
+    """RELEASE what waited up to `high_water`, run by run; whose inbox is asked for is POSTed to in the same move."""
+    keys = link.keys(epoch)
+    calls = [_release(keys, epoch, one, grace_ms=grace_ms, high_water=high_water) for one in waiting]
+    return [
+        Released(
+            outcomes=int(answer[1]),
+            ended=answer[2],
+            locked=None if one.token is None else _locked(posted, epoch, one.ref, one.token, one.wanted),
+        )
+        for one, (answer, posted) in zip(waiting, link.call_each(epoch, calls), strict=True)
+    ]
 
 
-def _release(keys: Keys, epoch: Epoch, ref: RunRef, args: Sequence[Any]) -> Call:
-    names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes, keys.parked]
-    return Call("release", [*names, keys.runs, keys.done, keys.feed(ref)], [epoch.number, str(ref), *args])
+def _release(keys: Keys, epoch: Epoch, one: Waiting, *, grace_ms: int, high_water: int) -> tuple[Call, Call | None]:
+    ref = one.ref
+    names = [
+        keys.epoch,
+        keys.run(ref),
+        keys.inbox(ref),
+        keys.inboxes,
+        keys.parked,
+        keys.runs,
+        keys.done,
+        keys.feed(ref),
+    ]
+    call = Call("release", names, [epoch.number, str(ref), grace_ms, high_water, *one.steps])
+    return call, None if one.token is None else _post(keys, ref, entry="", token=one.token, wanted=one.wanted)
 
 
 def reach(link: Link, epoch: Epoch, *, high_water: int, limit: int) -> tuple[list[str], int]:

@@ -1,4 +1,4 @@
-"""The journaler: event stream -> SQL in group commits -> RELEASE what waited for it -> trim behind a grace tail.
+"""The journaler: event stream -> SQL in group commits -> RELEASE what waited, and decide on it -> trim behind a tail.
 
 What is there is committed, the next group collects meanwhile; while nothing waits for SQL it may collect longer. There
 is one journaler for the board; that only one writes is kept by the row (epoch, high water) in SQL, not by the leader's
@@ -19,7 +19,7 @@ from convergio.graphflow.board import scripts
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.engine.drain import Drain
-from convergio.graphflow.engine.submission import wake
+from convergio.graphflow.engine.submission import go_on
 from convergio.graphflow.journal.boards import Boards
 from convergio.graphflow.journal.rows import StreamEvent
 from convergio.graphflow.journal.writer import Writer
@@ -37,6 +37,9 @@ GRACE_MS: Final = 60_000
 """How long an ended run stays on the board for its readers."""
 
 RELEASE_CHUNK: Final = 500
+
+LOCKED_AT_ONCE: Final = 50
+"""Runs whose locks are taken in one move, and decided on one after the other: all well before a lock is over."""
 
 GATHER: Final = 0.3
 """Seconds that the next group collects while nothing waits for the journal: fewer, larger commits."""
@@ -180,10 +183,19 @@ class Journaler:
         ended = [ref for ref, steps in by_run.items() if RUN_END in steps]
         if ended:
             self.finished(ended)  # before, not after: who dies in between does it again, and nobody waits for ever
-        moved = scripts.release(self.link, epoch, by_run, grace_ms=GRACE_MS, high_water=high_water)
-        for ref, (outcomes, _) in moved.items():
-            if outcomes:
-                wake(self.link, self.drain, self.nonces, ref, None, [step for step in by_run[ref] if step != RUN_END])
+        waiting = [self._waiting(ref, steps) for ref, steps in by_run.items()]
+        for first in range(0, len(waiting), LOCKED_AT_ONCE):
+            some = waiting[first : first + LOCKED_AT_ONCE]
+            for released in scripts.release(self.link, epoch, some, grace_ms=GRACE_MS, high_water=high_water):
+                if released.locked is not None:
+                    go_on(self.drain, released.locked)
+
+    def _waiting(self, ref: RunRef, steps: Sequence[str]) -> scripts.Waiting:
+        """What a run waits for, and what is needed to decide on the outcomes among it."""
+        arrived = [step for step in steps if step != RUN_END]
+        if not arrived:
+            return scripts.Waiting(ref=ref, steps=steps)
+        return scripts.Waiting(ref=ref, steps=steps, token=self.nonces.next(), wanted=self.drain.ahead(ref, arrived))
 
     def _trim(self, epoch: Epoch, last: int) -> None:
         self._trimmed = last

@@ -337,6 +337,14 @@ def wake(
         return None
 
 
+def go_on(drain: Drain, locked: scripts.Locked) -> None:
+    """Drains a run whose lock is held. If that fails, the sweeper does it when the lock is over."""
+    try:
+        drain.run(locked)
+    except (*AWAY, errors.JournalUnavailable) as error:
+        logger.info("run %s goes on later: %s", locked.ref, error)
+
+
 def wake_once(link: Link, drain: Drain, nonces: Nonces, ref: RunRef, entry: dict[str, Any] | None) -> Epoch | None:
     """`wake` for who looks again and again at what is to be done: what is in the inbox already is not put there once
     more, or it would grow without end while it cannot be drained."""

@@ -274,7 +274,9 @@ class Stage:
 
     def release(self, ref: RunRef, *steps: str, up_to: int) -> tuple[int, str]:
         """RELEASE as the journaler does it."""
-        return scripts.release(self.link, self.epoch, {ref: steps}, grace_ms=60_000, high_water=up_to)[ref]
+        waiting = [scripts.Waiting(ref=ref, steps=steps)]
+        (moved,) = scripts.release(self.link, self.epoch, waiting, grace_ms=60_000, high_water=up_to)
+        return moved.outcomes, moved.ended
 
 
 def run_ref(name: str = "r1") -> RunRef:

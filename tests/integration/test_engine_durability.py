@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
+from convergio.graphflow.board import scripts
+from convergio.graphflow.engine import journaler
 from convergio.graphflow.engine.claims import Claim
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
@@ -98,6 +101,42 @@ def test_a_parked_outcome_needs_no_lease(stage: Stage) -> None:
     stage.pass_time(20)
     assert stage.word(ref, "first").blocked_on is BlockedOn.JOURNAL
     assert stage.client.zcard(stage.keys.leases) == 0
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 50])
+def test_what_sql_has_is_let_go_and_decided_on_without_asking_for_each_inbox(stage: Stage, at_once: int) -> None:
+    refs = [parked(stage)[0] for _ in range(5)]
+    post = mock.Mock(wraps=scripts.post)
+    with mock.patch.object(journaler, "LOCKED_AT_ONCE", at_once), mock.patch.object(scripts, "post", post):
+        stage.service.journaler.step(wait_ms=1)
+    assert post.call_count == 0
+    assert stage.bells() == [("last", "1.1")] * 5
+    assert {stage.word(ref, "first").state for ref in refs} == {StepState.SUCCEEDED}
+    assert not any("@lock" in stage.client.hgetall(stage.keys.run(ref)) for ref in refs)
+
+
+def test_what_is_let_go_of_a_run_that_somebody_decides_on_is_left_to_them(stage: Stage) -> None:
+    ref, _ = parked(stage)
+    theirs = f"theirs|{(stage.client.time()[0] + 60) * 1000}"
+    stage.client.hset(stage.keys.run(ref), "@lock", theirs)
+    stage.service.journaler.step(wait_ms=1)
+    assert stage.bells() == []
+    assert stage.client.lrange(stage.keys.inbox(ref), 0, -1) == ['{"t":"arrived","step":"first"}']
+    assert stage.client.hget(stage.keys.run(ref), "@lock") == theirs
+
+
+def test_a_run_that_cannot_be_decided_on_holds_up_no_other_and_goes_on_when_its_lock_is_over(stage: Stage) -> None:
+    refs = [parked(stage)[0] for _ in range(3)]
+    drain = stage.service.journaler.drain
+    fails = [errors.JournalUnavailable("SQL is away"), mock.DEFAULT, mock.DEFAULT]
+    with mock.patch.object(drain, "run", mock.Mock(wraps=drain.run, side_effect=fails)):
+        stage.service.journaler.step(wait_ms=1)
+    assert stage.bells() == [("last", "1.1")] * 2
+    assert stage.client.hget(stage.keys.run(refs[0]), "@lock") is not None
+    stage.client.hset(stage.keys.run(refs[0]), "@lock", "over|0")
+    stage.pass_time(3)
+    assert stage.bells() == [("last", "1.1")] * 3
+    assert {stage.word(ref, "first").state for ref in refs} == {StepState.SUCCEEDED}
 
 
 # --- the journaler dies, or stumbles ----------------------------------------------------------------------------------

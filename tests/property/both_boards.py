@@ -342,9 +342,15 @@ class Both:
     def release(self) -> None:
         ref, steps = run_ref(self.pick(RUNS)), [step for step in (*STEPS, "@") if self.draw(2)]
         call: dict[str, Any] = {"grace_ms": LATER, "high_water": self.draw(40)}
+
+        def released() -> tuple[int, str]:
+            waiting = [scripts.Waiting(ref=ref, steps=steps)]
+            (moved,) = scripts.release(self.stage.link, self.model.epoch, waiting, **call)
+            return moved.outcomes, moved.ended
+
         self.ask(
             f"release {ref} {steps} {call}",
-            lambda: scripts.release(self.stage.link, self.model.epoch, {ref: steps}, **call)[ref],
+            released,
             lambda: self.model.release(ref, steps=steps, **call),
         )
 
