@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from convergio.tasks.agents.step import Agents
 from convergio.tasks.agents.tables import model_calls
 from convergio.workers import cli
 from tests.integration.engine_rig import QUIET, Stage, Worker, stage_on
+from tests.integration.worker_crew import Crew, crew_on
 from tests.waiting import wait_until
 
 pytestmark = QUIET
@@ -155,6 +157,33 @@ def test_a_revocation_in_the_journal_reaches_every_worker_that_runs(
     assert "revoked" in error["message"]
     assert "convergio agents revoked" in error["hint"]
     assert paid(branch) == 0
+
+
+def outcome_of(crew: Crew, queue: str) -> str:
+    """What the one worker that serves this queue makes of a question: an error's code, or that the agent was asked."""
+    ref = crew.submit(one_step({**ASKED, "queue": queue}))
+    wait_until(lambda: crew.ended(ref), timeout=30)
+    (outcome,) = crew.history.outcomes(ref.run, ["it"])
+    return str(outcome.error["code"]) if outcome.error else "asked"
+
+
+def refuses(crew: Crew, queue: str) -> bool:
+    return outcome_of(crew, queue) == "DEFINITION_REFUSED"
+
+
+@pytest.mark.slow
+def test_a_revocation_reaches_every_process_that_runs(
+    valkey: str, sqlite_url: str, tmp_path: Path, office: Office, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signed = {"agents": str(office.file), "trusted_keys": str(office.keys)}
+    with crew_on(valkey, sqlite_url, tmp_path, **signed) as crew:
+        workers = {queue: crew.started(queue, queues=queue, **signed) for queue in ("steps", "tools")}
+        assert [outcome_of(crew, queue) for queue in workers] == ["asked", "asked"]
+        monkeypatch.setenv("CONVERGIO_JOURNAL_URL", sqlite_url)
+        assert cli.main(["agents", "revoke", "--key", "ops", "--reason", "a key was lost"]) == 0
+        for queue, process in workers.items():
+            wait_until(partial(refuses, crew, queue), timeout=15)
+            assert process.poll() is None, "nobody restarted it"
 
 
 def test_a_new_key_counts_where_the_old_one_was_revoked(
