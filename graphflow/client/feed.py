@@ -136,7 +136,7 @@ class Feed:
             return self._caught_up(epoch)
         return self._after_all(epoch, last) if state in TERMINAL_RUN else ()
 
-    def _begun(self, epoch: int) -> Sequence[Event]:
+    def _begun(self, epoch: int) -> Sequence[Event] | None:
         """For who has read nothing: from the run's start, if that was on this board, and its events are there."""
         self._at = (epoch, 0)
         entries = self._read(0)
@@ -269,7 +269,7 @@ class Feed:
 
     # --- where events are missing -----------------------------------------------------------------------------------
 
-    def _caught_up(self, epoch: int) -> Sequence[Event]:
+    def _caught_up(self, epoch: int) -> Sequence[Event] | None:
         """A snapshot instead of what is missing, at the last event that there is: the reader goes on behind it.
 
         Only the last event of the group has the new position: who is stopped before it gets the group again.
@@ -279,6 +279,8 @@ class Feed:
             self._talking = None
             group.append(Event(id=before, type=RESET, data={"epoch": epoch, "was": self._at[0]}))
         seq, kept = self._here(epoch)
+        if not kept and self._state(epoch)[0] in TERMINAL_RUN:  # its stream went before the run leaves the board
+            return self._off_board(epoch)
         if kept and kept[-1].type == ENDED:  # the end is told as itself
             seq, kept = seq - 1, kept[:-1]
         # Read after the number: what happens meanwhile is in it, and is told again.

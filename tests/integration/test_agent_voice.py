@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -14,7 +13,6 @@ from autogen_core.models import CreateResult, LLMMessage
 from convergio.graphflow.board import fields
 from convergio.graphflow.board import voice as board_voice
 from convergio.graphflow.client.event import CUSTOM, FAILED, FINISHED, RESTARTED, RETOLD, STARTED, Event
-from convergio.graphflow.client.feed import Feed
 from convergio.graphflow.engine.fork import Fork
 from convergio.graphflow.flow import document
 from convergio.graphflow.journal.rows import ForkKind
@@ -27,8 +25,7 @@ from tests.dialects import DIALECTS
 from tests.failing_provider import FailingProvider, serving
 from tests.integration.engine_rig import QUIET, Stage, stage_on
 from tests.integration.test_model_turns import answers, asking
-from tests.integration.test_stream_cuts import ended
-from tests.integration.test_stream_readers import messages, read, thread, word_by_word
+from tests.integration.test_stream_readers import messages, read, thread, to_the_end, word_by_word
 from tests.integration.test_turns import run
 
 pytestmark = QUIET
@@ -59,13 +56,6 @@ def kinds(events: Sequence[Event]) -> list[str]:
     names = [str(one.data["name"]) if one.type == CUSTOM else one.type for one in events]
     upper = [name for name in names if name.isupper() or name in (RESTARTED, RETOLD)]
     return [name for place, name in enumerate(upper) if name != CONTENT or upper[place - 1] != CONTENT]
-
-
-def to_the_end(stage: Stage, ref: RunRef, after: str = "") -> list[Event]:
-    """Of a run that has ended."""
-    recall = partial(stage.worker.process.archive.past, ref.tenant, ref.run)
-    found = Feed(stage.client, ref, partial(ended, stage, ref), recall=recall).events(after)
-    return [event for event in found if event is not None]
 
 
 SAID = ["STEP_STARTED", START, CONTENT, END, "STEP_FINISHED"]

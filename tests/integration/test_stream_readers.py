@@ -49,6 +49,14 @@ def read(stage: Stage, ref: RunRef, after: str = "") -> list[Event]:
     return found
 
 
+def to_the_end(stage: Stage, ref: RunRef, after: str = "") -> list[Event]:
+    """All that a reader of a run that has ended is told behind this."""
+    row = stage.row(ref)
+    facts = {"state": row.state.value, "output": row.output, "error": row.error}
+    recall = partial(stage.worker.process.archive.past, ref.tenant, ref.run)
+    return [one for one in Feed(stage.client, ref, lambda: facts, recall=recall).events(after) if one is not None]
+
+
 def messages(events: Sequence[Event]) -> list[dict[str, Any]]:
     transcript = Transcript()
     for event in events:
@@ -117,6 +125,20 @@ def test_a_reader_has_what_the_thread_has_tools_thoughts_and_handoffs_included(s
     for place in range(0, len(events), 7):
         behind = read(stage, ref, after=events[place].id)
         assert messages([*events[: place + 1], *behind]) == thread(stage, ref)
+
+
+def test_whose_stream_goes_before_the_run_leaves_the_board_has_the_thread_and_one_end(stage: Stage) -> None:
+    ref = stage.submit(talking(agent("ann", "one"), agent("bob", "two"), stop={"turns": 2}), {"x": "it"})
+    run(stage, ref)
+    before = to_the_end(stage, ref)
+    stage.client.delete(stage.keys.feed(ref))
+    for place in (None, 0, len(before) // 2, len(before) - 2):
+        events = to_the_end(stage, ref, after="" if place is None else before[place].id)
+        assert messages(events) == thread(stage, ref)
+        assert [one.type for one in events if one.final] == [FINISHED]
+        assert events[-1].final
+        assert to_the_end(stage, ref, after=events[-1].id) == []
+    assert to_the_end(stage, ref, after=before[-1].id) == []
 
 
 def test_a_turn_that_nobody_could_hear_is_told_from_the_thread_before_its_outcome(stage: Stage) -> None:
