@@ -25,17 +25,15 @@ from convergio.graphflow.board.messages import (
     Next,
     Parked,
     Refused,
-    Released,
     Ringing,
     Taken,
-    Waiting,
 )
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
 
 __all__ = [
     "Asking", "Batch", "Beat", "Claimed", "Doorbell", "Following", "Locked", "Next", "Parked", "Refused",
-    "Released", "Ringing", "Taken", "Waiting",
+    "Ringing", "Taken",
 ]  # fmt: skip
 
 LEASE_MS: Final = 6_000
@@ -124,7 +122,7 @@ def arrive(
     if answer[0] == "PARKED":
         return Parked(sequence=int(answer[1]))
     _refuse(answer, held)
-    return _locked(answer, epoch, ref, token, wanted)
+    return lock_of(answer, epoch, ref, token, wanted)
 
 
 def complete(
@@ -159,7 +157,7 @@ def complete(
         args += [one.step, one.edges, " ".join(one.references), *rings]
     answer = _told(link, epoch, Call("complete", names, [*args, *wanted]), then)
     _refuse(answer, held)
-    return _locked(answer, epoch, ref, token, wanted)
+    return lock_of(answer, epoch, ref, token, wanted)
 
 
 def _told(link: Link, epoch: Epoch, call: Call, then: Next | None) -> list[Any]:
@@ -195,7 +193,8 @@ def _refuse(answer: Sequence[Any], held: Claimed) -> None:
         raise errors.StaleFence(run=held.ref.run, step=held.step, now=answer[1] if len(answer) > 1 else "gone")
 
 
-def _locked(answer: Sequence[Any], epoch: Epoch, ref: RunRef, token: str, wanted: Sequence[str]) -> Locked | None:
+def lock_of(answer: Sequence[Any], epoch: Epoch, ref: RunRef, token: str, wanted: Sequence[str]) -> Locked | None:
+    """The run's lock, if that is what a script has answered."""
     if answer[0] != "LOCKED":
         return None
     entries = [json.loads(text) for text in answer[1]]
@@ -209,14 +208,15 @@ def post(link: Link, ref: RunRef, *, entry: str, token: str, wanted: Sequence[st
     Raises UnknownRun if the run is not on the board.
     """
     epoch = link.epoch()
-    call = _post(link.keys(epoch), ref, entry=entry, token=token, wanted=wanted)
+    call = posting(link.keys(epoch), ref, entry=entry, token=token, wanted=wanted)
     answer = link.call(call.name, epoch, call.keys, call.args)
     if answer[0] == "GONE":
         raise errors.UnknownRun(f"run {ref.run} is not on the board", hint="it ended, or was never started")
-    return _locked(answer, epoch, ref, token, wanted)
+    return lock_of(answer, epoch, ref, token, wanted)
 
 
-def _post(keys: Keys, ref: RunRef, *, entry: str, token: str, wanted: Sequence[str]) -> Call:
+def posting(keys: Keys, ref: RunRef, *, entry: str, token: str, wanted: Sequence[str]) -> Call:
+    """POST as a call, for who makes it together with another one."""
     names = [keys.epoch, keys.run(ref), keys.inbox(ref), keys.inboxes]
     return Call("post", names, [str(ref), entry, token, LOCK_MS, *wanted])
 
@@ -292,7 +292,7 @@ def start(
             break
     if answer[0] == "LATE":
         raise errors.SubmitTooLate(run=ref.run)
-    locked, left = _locked(answer, epoch, ref, token, wanted), _left(committed) if committed else None
+    locked, left = lock_of(answer, epoch, ref, token, wanted), _left(committed) if committed else None
     return locked if locked is None or left is None else replace(locked, entries=left, values={})
 
 
@@ -388,46 +388,6 @@ def record(link: Link, held: Claimed, *, key: str, value: str) -> int:
     answer = link.call("record", epoch, names, args)
     _refuse(answer, held)
     return int(answer[1])
-
-
-def release(link: Link, epoch: Epoch, waiting: Sequence[Waiting], *, grace_ms: int, high_water: int) -> list[Released]:
-    """RELEASE what waited up to `high_water`, run by run; whose inbox is asked for is POSTed to in the same move."""
-    keys = link.keys(epoch)
-    calls = [_release(keys, epoch, one, grace_ms=grace_ms, high_water=high_water) for one in waiting]
-    return [
-        Released(
-            outcomes=int(answer[1]),
-            ended=answer[2],
-            locked=None if one.token is None else _locked(posted, epoch, one.ref, one.token, one.wanted),
-        )
-        for one, (answer, posted) in zip(waiting, link.call_each(epoch, calls), strict=True)
-    ]
-
-
-def _release(keys: Keys, epoch: Epoch, one: Waiting, *, grace_ms: int, high_water: int) -> tuple[Call, Call | None]:
-    ref = one.ref
-    names = [
-        keys.epoch,
-        keys.run(ref),
-        keys.inbox(ref),
-        keys.inboxes,
-        keys.parked,
-        keys.runs,
-        keys.done,
-        keys.feed(ref),
-    ]
-    call = Call("release", names, [epoch.number, str(ref), grace_ms, high_water, *one.steps])
-    return call, None if one.token is None else _post(keys, ref, entry="", token=one.token, wanted=one.wanted)
-
-
-def reach(link: Link, epoch: Epoch, *, high_water: int, limit: int) -> tuple[list[str], int]:
-    """REACH: SQL has everything up to `high_water`.
-
-    Up to `limit` members of what may be released now, and how many wait in all.
-    """
-    keys = link.keys(epoch)
-    answer = link.call("reach", epoch, [keys.epoch, keys.released, keys.parked], [high_water, limit])
-    return answer[1], int(answer[2])
 
 
 def begin(link: Link, epoch: Epoch, *, adopt: bool = False) -> bool:

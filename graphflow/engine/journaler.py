@@ -15,9 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, cast
 
 from convergio.graphflow import nested
-from convergio.graphflow.board import scripts
+from convergio.graphflow.board import releasing
 from convergio.graphflow.board.connection import UNREACHABLE, Link, unavailable
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.board.messages import Waiting
 from convergio.graphflow.engine.drain import Drain
 from convergio.graphflow.engine.submission import go_on
 from convergio.graphflow.journal.boards import Boards
@@ -167,7 +168,7 @@ class Journaler:
     def release(self, epoch: Epoch, high_water: int) -> None:
         """Lets go on what waited for SQL, and tells who asked when a run has ended."""
         while True:
-            parked, waiting = scripts.reach(self.link, epoch, high_water=high_water, limit=RELEASE_CHUNK)
+            parked, waiting = releasing.reach(self.link, epoch, high_water=high_water, limit=RELEASE_CHUNK)
             self._awaited = waiting > len(parked)  # who comes from now on waits for a later event, and nudges
             if parked:
                 self._release(epoch, parked, high_water)
@@ -186,16 +187,16 @@ class Journaler:
         waiting = [self._waiting(ref, steps) for ref, steps in by_run.items()]
         for first in range(0, len(waiting), LOCKED_AT_ONCE):
             some = waiting[first : first + LOCKED_AT_ONCE]
-            for released in scripts.release(self.link, epoch, some, grace_ms=GRACE_MS, high_water=high_water):
+            for released in releasing.release(self.link, epoch, some, grace_ms=GRACE_MS, high_water=high_water):
                 if released.locked is not None:
                     go_on(self.drain, released.locked)
 
-    def _waiting(self, ref: RunRef, steps: Sequence[str]) -> scripts.Waiting:
+    def _waiting(self, ref: RunRef, steps: Sequence[str]) -> Waiting:
         """What a run waits for, and what is needed to decide on the outcomes among it."""
         arrived = [step for step in steps if step != RUN_END]
         if not arrived:
-            return scripts.Waiting(ref=ref, steps=steps)
-        return scripts.Waiting(ref=ref, steps=steps, token=self.nonces.next(), wanted=self.drain.ahead(ref, arrived))
+            return Waiting(ref=ref, steps=steps)
+        return Waiting(ref=ref, steps=steps, token=self.nonces.next(), wanted=self.drain.ahead(ref, arrived))
 
     def _trim(self, epoch: Epoch, last: int) -> None:
         self._trimmed = last

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from convergio.graphflow.board import fields, scripts, turns
+from convergio.graphflow.board import fields, releasing, scripts, turns
 from convergio.graphflow.board.adoption import Beginning, adopt
 from convergio.graphflow.model.ids import RunRef
 from tests.integration.board_stage import LIST, META, Stage, doorbell, joined, ringing, run_ref, rung_next
@@ -136,7 +136,7 @@ def _release(stage: Stage) -> Call:
 
 def _reach(stage: Stage) -> Call:
     sequence = stage.parked(stage.begun())
-    return lambda: scripts.reach(stage.link, stage.epoch, high_water=sequence, limit=10)
+    return lambda: releasing.reach(stage.link, stage.epoch, high_water=sequence, limit=10)
 
 
 def ended(stage: Stage, ref: RunRef) -> int:

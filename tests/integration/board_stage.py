@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import fields, releasing, scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.board.keys import Epoch
+from convergio.graphflow.board.messages import Waiting
 from convergio.graphflow.model.ids import Nonces, RunRef
 
 LIST: Final = "queue"
@@ -274,9 +275,16 @@ class Stage:
 
     def release(self, ref: RunRef, *steps: str, up_to: int) -> tuple[int, str]:
         """RELEASE as the journaler does it."""
-        waiting = [scripts.Waiting(ref=ref, steps=steps)]
-        (moved,) = scripts.release(self.link, self.epoch, waiting, grace_ms=60_000, high_water=up_to)
-        return moved.outcomes, moved.ended
+        return released(self.link, self.epoch, ref, steps, grace_ms=60_000, high_water=up_to)
+
+
+def released(
+    link: Link, epoch: Epoch, ref: RunRef, steps: Sequence[str], *, grace_ms: int, high_water: int
+) -> tuple[int, str]:
+    """RELEASE of one run, whose inbox is left alone: how many outcomes went on, and the state that it ended in."""
+    waiting = [Waiting(ref=ref, steps=steps)]
+    (moved,) = releasing.release(link, epoch, waiting, grace_ms=grace_ms, high_water=high_water)
+    return moved.outcomes, moved.ended
 
 
 def run_ref(name: str = "r1") -> RunRef:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from convergio.graphflow.board import departure, fields, scripts
+from convergio.graphflow.board import departure, fields, releasing, scripts
 from convergio.graphflow.board.fields import Word
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.states import BlockedOn, StepState
@@ -199,9 +199,9 @@ def test_release_lets_go_only_what_sql_has(stage: Stage) -> None:
 def test_what_sql_has_is_named_for_release_and_told_with_the_next_beat(stage: Stage) -> None:
     ref = stage.begun()
     first, second, third = (stage.parked(ref, step) for step in "abc")
-    assert scripts.reach(stage.link, stage.epoch, high_water=first - 1, limit=10) == ([], 3)
-    assert scripts.reach(stage.link, stage.epoch, high_water=second, limit=10) == ([f"{ref}/a", f"{ref}/b"], 3)
-    assert scripts.reach(stage.link, stage.epoch, high_water=third, limit=1) == ([f"{ref}/a"], 3)
+    assert releasing.reach(stage.link, stage.epoch, high_water=first - 1, limit=10) == ([], 3)
+    assert releasing.reach(stage.link, stage.epoch, high_water=second, limit=10) == ([f"{ref}/a", f"{ref}/b"], 3)
+    assert releasing.reach(stage.link, stage.epoch, high_water=third, limit=1) == ([f"{ref}/a"], 3)
     assert scripts.beat(stage.link, stage.epoch, []).released == third
 
 

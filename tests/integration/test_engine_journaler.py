@@ -7,7 +7,7 @@ from unittest import mock
 
 import pytest
 
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import fields, releasing
 from convergio.graphflow.engine import journaler
 from convergio.graphflow.engine.leader import Leader
 from convergio.graphflow.model import errors
@@ -53,8 +53,8 @@ def test_who_waited_for_sql_is_let_go_in_as_few_looks_as_can_be(
 ) -> None:
     assert stage.service.journaler.step(wait_ms=1) == 0, "it knows where it is"
     refs = [ended(stage) for _ in range(waiting)]
-    reach = mock.Mock(wraps=scripts.reach)
-    with mock.patch.object(journaler, "RELEASE_CHUNK", chunk), mock.patch.object(scripts, "reach", reach):
+    reach = mock.Mock(wraps=releasing.reach)
+    with mock.patch.object(journaler, "RELEASE_CHUNK", chunk), mock.patch.object(releasing, "reach", reach):
         stage.service.journaler.step(wait_ms=1)
     assert reach.call_count == looks
     assert stage.client.zcard(stage.keys.parked) == 0

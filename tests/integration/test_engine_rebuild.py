@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from convergio.graphflow.board import fields, scripts
+from convergio.graphflow.board import fields, releasing, scripts
 from convergio.graphflow.board.connection import Link
 from convergio.graphflow.engine.rebuild import Rebuilder
 from convergio.graphflow.engine.starter import Starter
@@ -157,7 +157,7 @@ def test_runs_in_every_state_end_as_they_would_have(both: Stage, journaled: bool
 
 def test_a_run_that_ended_in_sql_but_was_not_released_is_not_run_again(stage: Stage) -> None:
     ref = ended_but_not_journaled(stage)
-    away = mock.patch.object(scripts, "release", side_effect=errors.BoardUnavailable)
+    away = mock.patch.object(releasing, "release", side_effect=errors.BoardUnavailable)
     with away, pytest.raises(errors.BoardUnavailable):
         stage.journal()
     new_board(stage)

@@ -17,7 +17,7 @@ from convergio.graphflow.board.keys import Epoch
 from convergio.graphflow.board.scripts import Claimed, Locked
 from convergio.graphflow.model import errors
 from convergio.graphflow.model.ids import RunRef
-from tests.integration.board_stage import LIST, NEXT, Stage, doorbell, message, published, run_ref, timeless
+from tests.integration.board_stage import LIST, NEXT, Stage, doorbell, message, published, released, run_ref, timeless
 from tests.property.model_board import ModelBoard
 
 STEPS = ("a", "b", "c", "d")
@@ -342,15 +342,9 @@ class Both:
     def release(self) -> None:
         ref, steps = run_ref(self.pick(RUNS)), [step for step in (*STEPS, "@") if self.draw(2)]
         call: dict[str, Any] = {"grace_ms": LATER, "high_water": self.draw(40)}
-
-        def released() -> tuple[int, str]:
-            waiting = [scripts.Waiting(ref=ref, steps=steps)]
-            (moved,) = scripts.release(self.stage.link, self.model.epoch, waiting, **call)
-            return moved.outcomes, moved.ended
-
         self.ask(
             f"release {ref} {steps} {call}",
-            released,
+            lambda: released(self.stage.link, self.model.epoch, ref, steps, **call),
             lambda: self.model.release(ref, steps=steps, **call),
         )
 
