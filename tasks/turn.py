@@ -208,7 +208,7 @@ def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
         spec=spec,
         model=worker.agents.model,
         thread=thread,
-        untold=answers_of(ground.speaker, whole) - answers_of(ground.speaker, thread),
+        untold=_untold(ground.speaker, whole, thread),
         tools=[tool.REGISTERED.get(name) for name in spec.tools],
         handoffs=ground.team.handoffs(ground.speaker),
         key=f"{held.ref.run}:{step}:{iteration}",
@@ -216,6 +216,11 @@ def request_of(worker: TurnWorker, claim: Claim, ground: Ground) -> TurnRequest:
         attempt=held.attempt,
         deadline_s=worker.steps.step(claim).timeout or DEFAULT_DEADLINE,
     )
+
+
+def _untold(speaker: str, whole: Sequence[Message], told: Sequence[Message]) -> int:
+    """How many answers of the speaker's model are in the thread and are not told to it any more."""
+    return 0 if len(told) == len(whole) else answers_of(speaker, whole) - answers_of(speaker, told)
 
 
 def _over_at_once(ground: Ground) -> dict[str, Any] | None:

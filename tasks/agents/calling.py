@@ -158,7 +158,7 @@ def _chunks(client: ChatCompletionClient, messages: Sequence[LLMMessage], option
 
 def as_text(messages: Sequence[LLMMessage]) -> str:
     """All that a model is asked, to count it. Images are counted apart."""
-    return "\n".join(_text(message) for message in messages)
+    return "\n".join([one.content if isinstance(one.content, str) else _parts(one.content) for one in messages])
 
 
 def images_in(messages: Sequence[LLMMessage]) -> int:
@@ -166,10 +166,8 @@ def images_in(messages: Sequence[LLMMessage]) -> int:
     return sum(isinstance(part, Image) for one in messages if isinstance(one.content, list) for part in one.content)
 
 
-def _text(message: LLMMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    return " ".join(str(part) for part in message.content if not isinstance(part, Image))
+def _parts(content: Sequence[object]) -> str:
+    return " ".join(str(part) for part in content if not isinstance(part, Image))
 
 
 def _sayable(message: LLMMessage) -> LLMMessage:

@@ -19,7 +19,7 @@ T = TypeVar("T")
 Kept = tuple[Sequence[Message], Sequence[T]]
 """A thread, and what was made of it."""
 
-MOST: Final = 4_096
+MOST: Final = 32_768
 """Messages of all threads together of which something is kept, about."""
 
 

@@ -92,7 +92,7 @@ def standing(thread: Sequence[Message]) -> list[Message]:
 
 def last_words(thread: Sequence[Message]) -> int:
     """The place of what people said last; 0 if they said nothing."""
-    return max((place for place, message in enumerate(thread) if _is_words(message)), default=0)
+    return next((place for place in range(len(thread) - 1, 0, -1) if _is_words(thread[place])), 0)
 
 
 def turns(thread: Sequence[Message]) -> int:
