@@ -104,7 +104,7 @@ def test_each_bound_can_fail(worse: dict[str, Any]) -> None:
     assert len(selection.judged(GOOD | worse)) == 1
 
 
-def test_asking_offers_the_close_ones_and_counts_its_calls() -> None:
+def test_asking_counts_its_calls_and_none_are_made_without_epsilon() -> None:
     task = one("specialist")
     asking = selection.Asking(tuning.load().model_copy(update={"epsilon": 100.0}))
     never = selection.Asking(tuning.load().model_copy(update={"epsilon": 0.0}))

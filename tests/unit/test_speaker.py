@@ -220,8 +220,19 @@ def test_a_model_is_asked_only_when_it_is_close() -> None:
     assert asked == []
     found = close(moment)
     assert found.asked
-    assert len(asked) == 1
-    assert found.speaker == asked[0][-1]
+    assert [list(names) for names in asked] == [list(moment.names)]
+    assert found.speaker == moment.names[-1]
+
+
+def test_a_model_that_names_somebody_far_off_is_not_followed() -> None:
+    """It errs, too: whom it names has to be nearly as good as the first by the words."""
+    moment = context(("user", "We need to check the greenhouse."), ("luca", "That is not my field."))
+    totals = Scored(TUNING)(moment).totals
+    first, second, *_, last = sorted(totals, key=lambda name: -totals[name])
+    between = TUNING.model_copy(update={"epsilon": (totals[first] - totals[second] + totals[first] - totals[last]) / 2})
+    for answer, expected in ((second, second), (last, first)):
+        found = Scored(between, answering(answer))(moment)
+        assert (found.speaker, found.asked) == (expected, True)
 
 
 def test_a_model_is_asked_rather_where_nobodys_words_fit() -> None:
