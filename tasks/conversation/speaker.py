@@ -94,8 +94,8 @@ def named(name: str, *, ask: Ask | None = None) -> Policy:
 class Scored:
     """Every candidate's factors, weighed. Stop is one of them where it may be chosen.
 
-    A model is asked, if there is one, when the first is ahead of the second by less than epsilon. It is offered the whole
-    team, and followed if the one whom it names is that close, too: its answer is evidence beside the words.
+    A model is asked, if there is one, when the first is ahead of the second by less than epsilon. It is offered the
+    whole team, and followed if the one whom it names is that close, too: its answer is evidence beside the words.
     """
 
     def __init__(self, tuning: Tuning, ask: Ask | None = None) -> None:
