@@ -15,8 +15,8 @@ LISTS = Phrases({"failed": ("gave up", "didn't work", "error"), "again": ("re-do
         ("We GAVE UP.", {"failed", "done"}),
         ("It didn’t work: error!", {"failed"}),
         ("She gave it back; re-do all.", {"again"}),
-        ("He gave. Terrors, upper, redo", set()),
-        ("", set()),
+        ("He gave. Terrors, upper, redo", set[str]()),
+        ("", set[str]()),
     ],
 )
 def test_phrases_are_found_by_all_their_words(text: str, lists: set[str]) -> None:
