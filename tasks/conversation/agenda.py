@@ -65,6 +65,7 @@ class Agenda:
         self.idle: set[str] = set()
         self.retrying: str | None = None
         self.closing = False
+        self.in_turn = False
         self._reader = reader
         self._names = frozenset(self.knowledge.names)
         self._named: str | None = None
@@ -94,6 +95,8 @@ class Agenda:
             self.knowledge.heard(sentence.words)
         if said.speaker == USER or said.speaker not in self._names:
             self._named = self._name(said)
+            # Whoever asks for something of somebody's field, too, does not want all of them.
+            self.in_turn = message.in_turn and not any(self.knowledge.known(one.words) for one in message.sentences)
             for sentence in message.sentences:
                 if sentence.words:
                     self._ask(sentence.words, said.index)

@@ -45,10 +45,11 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A text, read. `closing`, `together`: such a cue is in it; `urgent`: how pressing it is, 0 to 1."""
+    """A text, read. `closing`, `in_turn`, `together`: such a cue is in it; `urgent`: how pressing it is, 0 to 1."""
 
     sentences: tuple[Sentence, ...]
     closing: bool
+    in_turn: bool
     together: bool
     urgent: float
 
@@ -102,6 +103,7 @@ class Reader:
         return Message(
             sentences=tuple(self._sentence(one, names) for one in SENTENCE.split(text) if one),
             closing="closing" in found,
+            in_turn="in_turn" in found,
             together="collaboration" in found,
             urgent=min(1.0, sum(added for added, alarm in self._alarms if alarm.search(text))),
         )

@@ -60,6 +60,7 @@ class Cues(pydantic.BaseModel):
     negation: Words
     asking: Words
     done: Words
+    in_turn: Words
     collaboration: Words
     closing: Words
 

@@ -178,6 +178,18 @@ def test_an_agenda_kept_at_hand_is_the_one_that_a_fresh_reading_makes(window: in
             assert kept(moment) == Scored(tuned)(moment)
 
 
+def test_who_is_asked_in_turn_speaks_in_the_teams_order() -> None:
+    """Whatever they say; but not where something of one's field is asked for, too."""
+    thread = [("user", "Good morning. A short word from each of you, one after the other.")]
+    heard: list[str] = []
+    for _ in range(2 * len(TEAM)):
+        heard.append(speaker.select(context(*thread)).speaker)
+        thread.append((heard[-1], "The budget and the encryption are as they were, luca."))
+    assert heard == 2 * [one.name for one in TEAM]
+    both = context(("user", "Each of you in turn. We need to check the encryption."))
+    assert speaker.select(both).speaker == "luca"
+
+
 def test_a_name_counts_less_after_names_were_wrong() -> None:
     right = context(PLAIN, ("amy", "sara, this is yours."))
     wrong = context(PLAIN, ("amy", "sara, this is yours."), ("sara", "Not my field. luca, this is yours."))
