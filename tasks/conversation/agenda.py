@@ -30,6 +30,8 @@ FORGIVEN: Final = 0.6
 """What is left of a refusal when something else was done since: it may have been too early."""
 REPORTED: Final = 3
 """Content words of a report, at least."""
+CLEAR: Final = 0.5
+"""Share of its words that are of somebody's field in a sentence that is meant for it: one may be there by chance."""
 HEARD: Final = frozenset(("declined", "waiting", "failed", "again", "negation", "asking", "done", "naming"))
 NAMES: Final = re.compile(r"[\w-]+")
 
@@ -96,7 +98,8 @@ class Agenda:
         if said.speaker == USER or said.speaker not in self._names:
             self._named = self._name(said)
             # Whoever asks for something of somebody's field, too, does not want all of them.
-            self.in_turn = message.in_turn and not any(self.knowledge.known(one.words) for one in message.sentences)
+            meant = (len(self.knowledge.told(one.words)) >= CLEAR * len(one.words) > 0 for one in message.sentences)
+            self.in_turn = message.in_turn and not any(meant)
             for sentence in message.sentences:
                 if sentence.words:
                     self._ask(sentence.words, said.index)
