@@ -40,6 +40,10 @@ MEANT: Final = {
 }
 """What phrases of each kind are meant as."""
 
+SEED: Final = 2
+COUNT: Final = 6 * len(FAMILIES)
+"""Tasks of each vocabulary that is learned from."""
+
 EPOCHS: Final = 12
 RATE: Final = 0.15
 MOST: Final = 6.0
@@ -127,6 +131,21 @@ def learned(found: Sequence[Sample]) -> dict[str, list[float]]:
     return weights
 
 
+def read_anew(*, seed: int = SEED, count: int = COUNT) -> dict[str, Tuning]:
+    """For each training vocabulary with a wording of its own the tuning that has never seen it: without the cues that
+    only its phrases have, acts weighed by what the other vocabularies teach."""
+    full, words = tuning.load(), [vocabulary.load(name) for name in vocabulary.TRAINING]
+    own = {one.name: without_own(full, one, words) for one in words}
+    found = {one.name: samples(one, own[one.name], seed=seed, count=count) for one in words}
+    anew: dict[str, Tuning] = {}
+    for one in words:
+        if one.phrases != vocabulary.Phrases():
+            weights = learned([sample for name, some in found.items() if name != one.name for sample in some])
+            acts = {mark: dict(zip(ACTS, row, strict=True)) for mark, row in weights.items()}
+            anew[one.name] = own[one.name].model_copy(update={"acts": acts})
+    return anew
+
+
 def _shares(weights: Mapping[str, Sequence[float]], marks: Iterable[str]) -> list[float]:
     totals = [sum(column) for column in zip(*(weights[mark] for mark in marks if mark in weights), strict=True)]
     grown = [math.exp(total - max(totals)) for total in totals]
@@ -145,8 +164,8 @@ def rightly(weights: Mapping[str, Sequence[float]], found: Sequence[Sample]) -> 
 def main(argv: Sequence[str] | None = None) -> int:
     """Learns, and prints the table."""
     made = argparse.ArgumentParser(prog="python -m convergio.benchmarks.learning", description=__doc__)
-    made.add_argument("--seed", type=int, default=2)
-    made.add_argument("--tasks", type=int, default=6 * len(FAMILIES), help="tasks of each vocabulary")
+    made.add_argument("--seed", type=int, default=SEED)
+    made.add_argument("--tasks", type=int, default=COUNT, help="tasks of each vocabulary")
     made.add_argument("--without", metavar="VOCABULARY", choices=vocabulary.TRAINING)
     given = made.parse_args(argv)
     full, words = tuning.load(), [vocabulary.load(name) for name in vocabulary.TRAINING]

@@ -1,16 +1,18 @@
 """Whether scored selection of speakers needs fewer turns: simulated teams, held-out seeds and vocabularies.
 
-`convergio bench selection [--seeds A-B] [--vocabulary F ...] [--training] [--json]`. A task is a hidden graph of goals;
-agents say what they do in text; selectors see the text, the names and the descriptions. Every selector gets the same
-tasks and the same luck; a conversation ends when every goal is done (a verified success, the same rule for all) or
-after 60 turns, which count as 60. Simulated agents: this measures coordination, not the quality of answers.
+`convergio bench selection [--seeds A-B] [--vocabulary F ...] [--training | --anew] [--json]`. A task is a hidden graph
+of goals; agents say what they do in text; selectors see the text, the names and the descriptions. Every selector gets
+the same tasks and the same luck; a conversation ends when every goal is done (a verified success, the same rule for
+all) or after 60 turns, which count as 60. Simulated agents: this measures coordination, not the quality of answers.
 
-Bounds: against the best baseline (neither ours nor the oracle) the lower end of the 95 % interval of the share of turns
-saved is 0.10 or more, success is at most 2 points lower, and a choice among 14 to 17 agents takes less than 1 ms of
-processor time (median). The last line on stdout is one JSON object; exit code 1 if a bound fails. `losses` names the
-families in which some baseline needs fewer turns than ours; `stopping` says what the stop candidate would have done,
-apart from everything else; `asking` is `scored` with the simulated model to ask (`llm_style`, with its errors) where
-candidates are closer than epsilon and nobody's words fit: with the calls that takes, beside one a turn of `llm_style`.
+Bounds: against the best baseline (neither ours nor the oracle) the lower end of the 95 % interval of the share of
+turns saved is 0.10 or more, success is at most 2 points lower, and a choice among 14 to 17 agents takes less than 1 ms
+of processor time (median). Ours is `scored` with the simulated model to ask (`llm_style`, with its errors) where the
+second is closer than epsilon and words do not tell; `asking` has the calls that takes, beside one a turn of
+`llm_style`, and `alone` what `scored` saves without it. The last line on stdout is one JSON object; exit code 1 if a
+bound fails. `losses` names the families in which some baseline needs fewer turns than ours; `stopping` says what the
+stop candidate would have done, apart from everything else. `--anew` says what to expect of vocabularies that nobody
+has seen: those of the training, each read by a tuning that was made without it.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from itertools import product
 from statistics import fmean
 from typing import Any, Final
 
-from convergio.benchmarks import vocabulary
+from convergio.benchmarks import learning, vocabulary
 from convergio.benchmarks.engine import quantile
 from convergio.benchmarks.errands import FAMILIES, Errand, errands
 from convergio.benchmarks.selectors import BASELINES, ORACLE, READERS, Reader, Selector, oracle
@@ -135,17 +137,24 @@ class Asking:
         return self._model(talk)
 
 
-def asked(outcomes: Mapping[str, Sequence[Outcome]], calls: int) -> dict[str, float]:
-    """What asking gives, and takes: against the best baseline, and in calls of the model."""
-    ours, theirs = outcomes[ASKING], outcomes[best_baseline(outcomes)]
-    share, low, high = reduction(ours, theirs)
+def saved(outcomes: Mapping[str, Sequence[Outcome]], name: str) -> dict[str, float]:
+    """What this one of ours gives, against the best baseline."""
+    share, low, high = reduction(outcomes[name], outcomes[best_baseline(outcomes)])
     return {
         "turn_reduction": round(share, 4),
         "turn_reduction_ci_low": round(low, 4),
         "turn_reduction_ci_high": round(high, 4),
-        "success": fmean(one.solved for one in ours),
-        "calls_per_turn": round(calls / sum(one.turns for one in ours), 4),
-        "calls_per_conversation": round(calls / len(ours), 3),
+        "success": fmean(one.solved for one in outcomes[name]),
+    }
+
+
+def asked(outcomes: Mapping[str, Sequence[Outcome]], calls: int) -> dict[str, float]:
+    """What asking takes: calls of the model, of which `llm_style` takes one for each turn."""
+    found = outcomes[ASKING]
+    return {
+        "epsilon": tuning.load().epsilon,
+        "calls_per_turn": round(calls / sum(one.turns for one in found), 4),
+        "calls_per_conversation": round(calls / len(found), 3),
     }
 
 
@@ -194,22 +203,23 @@ def best_baseline(outcomes: Mapping[str, Sequence[Outcome]]) -> str:
 
 
 def compared(outcomes: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
-    """Ours against the best baseline, and against each of the others."""
+    """Ours, which may ask, against the best baseline, and against each of the others."""
     best = best_baseline(outcomes)
-    ours, theirs = outcomes[OURS], outcomes[best]
-    share, low, high = reduction(ours, theirs)
-    large = [one.chosen_ms for one in ours if len(one.errand.agents) >= LARGE_TEAM]
+    ours = saved(outcomes, ASKING)
+    success = ours.pop("success")
+    chosen = outcomes[OURS]  # without what the simulated model takes
+    large = [one.chosen_ms for one in chosen if len(one.errand.agents) >= LARGE_TEAM]
     return {
         "best_baseline": best,
-        "turn_reduction": round(share, 4),
-        "turn_reduction_ci_low": round(low, 4),
-        "turn_reduction_ci_high": round(high, 4),
-        "success_ours": fmean(one.solved for one in ours),
-        "success_best_baseline": fmean(one.solved for one in theirs),
-        "select_ms_p50": round(quantile([one.chosen_ms for one in ours], 0.5), 3),
+        **ours,
+        "success_ours": success,
+        "success_best_baseline": fmean(one.solved for one in outcomes[best]),
+        "select_ms_p50": round(quantile([one.chosen_ms for one in chosen], 0.5), 3),
         "select_ms_p50_large_teams": round(quantile(large, 0.5), 3) if large else None,
         "reductions": {
-            name: [round(one, 4) for one in reduction(ours, outcomes[name])] for name in outcomes if name != OURS
+            name: [round(one, 4) for one in reduction(outcomes[ASKING], outcomes[name])]
+            for name in outcomes
+            if name != ASKING
         },
     }
 
@@ -218,9 +228,9 @@ def losses(families: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, f
     """Families in which a baseline needs fewer turns than ours: ours, then those that are better."""
     found: dict[str, dict[str, float]] = {}
     for family, turns in families.items():
-        better = {name: turns[name] for name in BASELINES if turns[name] < turns[OURS]}
+        better = {name: turns[name] for name in BASELINES if turns[name] < turns[ASKING]}
         if better:
-            found[family] = {OURS: turns[OURS], **better}
+            found[family] = {ASKING: turns[ASKING], **better}
     return found
 
 
@@ -255,22 +265,39 @@ def judged(result: Mapping[str, Any]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Plays, prints, and says whether the bounds hold."""
     arguments = parser().parse_args(argv)
-    names: Sequence[str] = arguments.vocabulary or (vocabulary.TRAINING if arguments.training else vocabulary.HELD_OUT)
-    first, last = arguments.seeds or (TRAINING_SEEDS if arguments.training else HELD_OUT_SEEDS)
-    ours, asking = Scored(tuning.load()), Asking(tuning.load())
-    selectors: dict[str, Selector] = {**BASELINES, ORACLE: oracle, **READERS, OURS: blind(ours), ASKING: asking}
-    words = [vocabulary.load(name) for name in names]
-    outcomes = played(selectors, words, range(first, last + 1), arguments.tasks)
+    first, last = arguments.seeds or (TRAINING_SEEDS if arguments.training or arguments.anew else HELD_OUT_SEEDS)
+    words = [vocabulary.load(name) for name in named(arguments)]
+    shipped = tuning.load()
+    tunings = learning.read_anew() if arguments.anew else {}
+    outcomes: dict[str, list[Outcome]] = {}
+    calls = 0
+    for one in words:
+        read_by = tunings.get(one.name, shipped)
+        asking = Asking(read_by)
+        ours: dict[str, Selector] = {OURS: blind(Scored(read_by)), ASKING: asking}
+        selectors: dict[str, Selector] = {**BASELINES, ORACLE: oracle, **READERS, **ours}
+        seeds = range(first, last + 1)
+        for name, found in played(selectors, [one], seeds, max(1, arguments.tasks // len(words))).items():
+            outcomes.setdefault(name, []).extend(found)
+        calls += asking.calls
     result = {**compared(outcomes), **summary(outcomes)}
     result["losses"] = losses(result["families"])
-    result["asking"] = {"epsilon": tuning.load().epsilon, **asked(outcomes, asking.calls)}
+    result["alone"] = saved(outcomes, OURS)
+    result["asking"] = asked(outcomes, calls)
     some = errands(words[0], seed=first, count=min(arguments.tasks, STOPPING_TASKS))
-    result["stopping"] = stopping(ours, some, words[0])
-    result["select_cold_ms_p50_large_teams"] = cold_ms(tuning.load(), some, words[0])
+    result["stopping"] = stopping(Scored(shipped), some, words[0])
+    result["select_cold_ms_p50_large_teams"] = cold_ms(shipped, some, words[0])
     failed = judged(result)
     head = {"vocabularies": [one.name for one in words], "seeds": [first, last], "tasks": len(outcomes[OURS])}
     print(json.dumps({**head, **result, "failed": failed, "ok": not failed}))
     return 1 if failed else 0
+
+
+def named(arguments: argparse.Namespace) -> Sequence[str]:
+    """The vocabularies that are played."""
+    if arguments.anew:
+        return [one for one in vocabulary.TRAINING if vocabulary.load(one).phrases != vocabulary.Phrases()]
+    return arguments.vocabulary or (vocabulary.TRAINING if arguments.training else vocabulary.HELD_OUT)
 
 
 def blind(ours: Scored) -> Selector:
@@ -286,6 +313,9 @@ def parser() -> argparse.ArgumentParser:
         "--vocabulary", action="append", metavar="F", help="a YAML file, or a shipped one; may be repeated"
     )
     made.add_argument("--training", action="store_true", help="the seeds and vocabularies that weights are tuned on")
+    made.add_argument(
+        "--anew", action="store_true", help="training vocabularies, each read by a tuning that has never seen it"
+    )
     made.add_argument("--tasks", type=int, default=TASKS, help=f"tasks of one seed; default {TASKS}")
     made.add_argument("--json", action="store_true", help="the result is JSON in any case")
     return made

@@ -141,9 +141,9 @@ class SelectorForm(Form):
 
     model: ModelName | None = Field(None, description="none: the model of the settings")
     script: list[Reply] = Field([], description="its answers, in their order, where no model is to be asked")
-    epsilon: Annotated[float, Field(ge=0, le=10, description="`scored` asks about those who are closer than this")] = (
-        0.1
-    )
+    epsilon: Annotated[
+        float, Field(ge=0, le=10, description="`scored` asks where the second is closer to the first than this")
+    ] = 0.5
     prompt: str | None = Field(
         None,
         min_length=1,

@@ -30,6 +30,8 @@ FORGIVEN: Final = 0.6
 """What is left of a refusal when something else was done since: it may have been too early."""
 REPORTED: Final = 3
 """Content words of a report, at least."""
+CLEAR: Final = 0.5
+"""Share of its words that are of somebody's field in a sentence that is meant for it: one may be there by chance."""
 HEARD: Final = frozenset(("declined", "waiting", "failed", "again", "negation", "asking", "done", "naming"))
 NAMES: Final = re.compile(r"[\w-]+")
 
@@ -65,6 +67,7 @@ class Agenda:
         self.idle: set[str] = set()
         self.retrying: str | None = None
         self.closing = False
+        self.in_turn = False
         self._reader = reader
         self._names = frozenset(self.knowledge.names)
         self._named: str | None = None
@@ -94,6 +97,9 @@ class Agenda:
             self.knowledge.heard(sentence.words)
         if said.speaker == USER or said.speaker not in self._names:
             self._named = self._name(said)
+            # Whoever asks for something of somebody's field, too, does not want all of them.
+            meant = (len(self.knowledge.told(one.words)) >= CLEAR * len(one.words) > 0 for one in message.sentences)
+            self.in_turn = message.in_turn and not any(meant)
             for sentence in message.sentences:
                 if sentence.words:
                     self._ask(sentence.words, said.index)

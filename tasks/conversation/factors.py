@@ -15,6 +15,9 @@ from convergio.tasks.conversation.tuning import Tuning
 RECENT: Final = (1.0, 0.7, 0.4, 0.2)
 """Recency by appearances among the last three speakers."""
 
+UNORDERED: Final = 0.125
+"""What the team's order counts where nobody asked for it."""
+
 FADING: Final = 0.85
 HARD_WORDS: Final = 60
 HARD_ITEMS: Final = 8
@@ -168,10 +171,13 @@ def _urgency(scene: Scene) -> dict[str, float]:
 
 
 def _order(scene: Scene) -> dict[str, float]:
-    """The team's order among those who contributed least: 1 for whose turn it is, 0 for the last."""
-    names = scene.context.names
-    ranked = sorted(range(len(names)), key=lambda place: (scene.agenda.helped[names[place]], place))
-    return {names[place]: 1.0 - rank / len(names) for rank, place in enumerate(ranked)}
+    """The team's order among those who contributed least, of little weight; where all were asked in turn: 1 for who is
+    next among those who spoke least."""
+    names, agenda = scene.context.names, scene.agenda
+    counted = agenda.spoke if agenda.in_turn else agenda.helped
+    ranked = sorted(range(len(names)), key=lambda place: (counted[names[place]], place))
+    found = {names[place]: UNORDERED * (1.0 - rank / len(names)) for rank, place in enumerate(ranked)}
+    return {**found, names[ranked[0]]: 1.0} if agenda.in_turn else found
 
 
 def _repetition(scene: Scene) -> dict[str, float]:

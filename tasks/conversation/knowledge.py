@@ -74,9 +74,13 @@ class Knowledge:
         """Whether any of these belongs to one field alone."""
         return not self._telling.isdisjoint(words)
 
+    def told(self, words: Words) -> set[str]:
+        """Those of these words that belong to one field alone."""
+        return self._telling & words
+
     def shared(self, name: str, words: frozenset[str]) -> tuple[set[str], set[str]]:
         """Of these words those of this agent, and those of others only; words of several fields are nobody's."""
-        told = self._telling & words
+        told = self.told(words)
         mine = {word for word in told if name in self._of[word]}
         return mine, told - mine
 

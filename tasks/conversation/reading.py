@@ -45,10 +45,11 @@ class Sentence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Message:
-    """A text, read. `closing`, `together`: such a cue is in it; `urgent`: how pressing it is, 0 to 1."""
+    """A text, read. `closing`, `in_turn`, `together`: such a cue is in it; `urgent`: how pressing it is, 0 to 1."""
 
     sentences: tuple[Sentence, ...]
     closing: bool
+    in_turn: bool
     together: bool
     urgent: float
 
@@ -82,7 +83,7 @@ class Reader:
     """Reads messages by the cues of a tuning, each text once, but for long ones."""
 
     def __init__(self, tuning: Tuning) -> None:
-        self._patterns = tuning.patterns
+        self._cues = tuning.phrases
         self._alarms = tuning.alarms
         self.acts = Acts(tuning.acts)
         self.domains = {name: frozenset[str]().union(*map(stems, words)) for name, words in tuning.domains.items()}
@@ -98,11 +99,12 @@ class Reader:
         return (self._kept if len(text) <= KEPT_LENGTH else self._read)(text, names)
 
     def _read(self, text: str, names: frozenset[str]) -> Message:
-        found = self._patterns
+        found = self._cues.of(text)
         return Message(
             sentences=tuple(self._sentence(one, names) for one in SENTENCE.split(text) if one),
-            closing=bool(found["closing"].search(text)),
-            together=bool(found["collaboration"].search(text)),
+            closing="closing" in found,
+            in_turn="in_turn" in found,
+            together="collaboration" in found,
             urgent=min(1.0, sum(added for added, alarm in self._alarms if alarm.search(text))),
         )
 
@@ -129,7 +131,7 @@ class Reader:
         naming = any(word in names for word in NAME.findall(text))
         if naming:
             text = NAME.sub(lambda word: " " if word.group() in names else word.group(), text)
-        cues = {name for name, found in self._patterns.items() if found.search(text)}
+        cues = self._cues.of(text)
         if text.rstrip().endswith("?"):
             cues.add("asking")
         if naming:

@@ -94,7 +94,8 @@ def named(name: str, *, ask: Ask | None = None) -> Policy:
 class Scored:
     """Every candidate's factors, weighed. Stop is one of them where it may be chosen.
 
-    A model is asked, if there is one, when the first is ahead of others by less than epsilon: about those only.
+    A model is asked, if there is one, when the first is ahead of the second by less than epsilon. It is offered the
+    whole team, and followed if the one whom it names is that close, too: its answer is evidence beside the words.
     """
 
     def __init__(self, tuning: Tuning, ask: Ask | None = None) -> None:
@@ -115,32 +116,31 @@ class Scored:
             scores[STOP] = _stopping(scene)
             totals[STOP] = self._tuning.stop * min(scores[STOP].values())
         ranked = sorted(totals, key=lambda name: -totals[name])
-        first, margin = ranked[0], totals[ranked[0]] - totals[ranked[1]] if len(ranked) > 1 else None
-        close = self._close(scene, ranked, totals, scores) if self._ask is not None else []
-        asked = _mentioned(self._ask(context, close), close) if self._ask is not None and close else None
+        first, margin = ranked[0], totals[ranked[0]] - totals[ranked[1]] if len(ranked) > 1 else 0.0
+        asked = self._ask is not None and len(ranked) > 1 and self._unsure(scene, first, margin, scores)
+        answer = self._answer(context, totals) if asked else None
         return Selection(
-            speaker=first if asked is None else asked,
+            speaker=first if answer is None else answer,
             policy="scored",
-            reason=self._reason(scores[first]) if asked is None else f"the model's choice among {len(close)}",
+            reason=self._reason(scores[first]) if answer is None else "the model's choice, and close to the first",
             scores=scores,
             totals=totals,
-            margin=margin,
-            asked=bool(close),
+            margin=margin if len(ranked) > 1 else None,
+            asked=asked,
         )
 
-    def _close(
-        self,
-        scene: Scene,
-        ranked: Sequence[str],
-        totals: Mapping[str, float],
-        scores: Mapping[str, Mapping[str, float]],
-    ) -> list[str]:
-        """About whom a model is asked: those within epsilon, where a model may know more than the words tell."""
-        first = ranked[0]
+    def _unsure(self, scene: Scene, first: str, margin: float, scores: Mapping[str, Mapping[str, float]]) -> bool:
+        """Whether an answer may change the choice; where the words tell, the second has to be nearer for that."""
         sure = not scene.agenda.open() or scores[first].get("expertise", 0.0) >= SURE
-        epsilon = self._tuning.epsilon * (CERTAIN if sure else 1.0)
-        close = [name for name in ranked if totals[first] - totals[name] < epsilon]
-        return close if len(close) > 1 else []
+        return margin < self._tuning.epsilon * (CERTAIN if sure else 1.0)
+
+    def _answer(self, context: SelectionContext, totals: Mapping[str, float]) -> str | None:
+        """Whom a model names of the whole team, if that one is close to the first: models err, too."""
+        assert self._ask is not None, "nobody else is asked"
+        named = _mentioned(self._ask(context, context.names), context.names)
+        if named is None or max(totals.values()) - totals[named] >= self._tuning.epsilon:
+            return None
+        return named
 
     def _reason(self, values: Mapping[str, float]) -> str:
         """The factor that weighs most."""

@@ -14,6 +14,7 @@ import yaml
 
 from convergio.graphflow.model import errors
 from convergio.tasks.conversation.acts import ACTS
+from convergio.tasks.conversation.phrases import Phrases
 
 FACTORS: Final = (
     "addressed",
@@ -59,6 +60,7 @@ class Cues(pydantic.BaseModel):
     negation: Words
     asking: Words
     done: Words
+    in_turn: Words
     collaboration: Words
     closing: Words
 
@@ -105,9 +107,9 @@ class Tuning(pydantic.BaseModel):
         return self
 
     @cached_property
-    def patterns(self) -> dict[str, re.Pattern[str]]:
-        """The cues, each list as one pattern."""
-        return {name: pattern(getattr(self.cues, name)) for name in Cues.model_fields}
+    def phrases(self) -> Phrases:
+        """The cues, made ready for searching."""
+        return Phrases({name: getattr(self.cues, name) for name in Cues.model_fields})
 
     @cached_property
     def alarms(self) -> tuple[tuple[float, re.Pattern[str]], ...]:

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import pytest
 
-from convergio.benchmarks import selection, vocabulary
+from convergio.benchmarks import learning, selection, vocabulary
 from convergio.benchmarks.errands import FAMILIES, ROUND_ROBIN_IS_BEST, Errand, errand, errands
 from convergio.benchmarks.selectors import BASELINES, oracle, round_robin
 from convergio.benchmarks.talk import CAP, Talk
@@ -87,8 +87,8 @@ def test_a_vocabulary_that_cannot_be_used_says_why(tmp_path: Any) -> None:
 
 
 def test_losses_name_every_family_in_which_a_baseline_is_better() -> None:
-    turns = dict.fromkeys(BASELINES, 5.0) | {selection.OURS: 4.0}
-    assert selection.losses({"a": turns, "b": {**turns, selection.OURS: 6.0}}).keys() == {"b"}
+    turns = dict.fromkeys(BASELINES, 5.0) | {selection.ASKING: 4.0}
+    assert selection.losses({"a": turns, "b": {**turns, selection.ASKING: 6.0}}).keys() == {"b"}
 
 
 def test_good_figures_are_accepted() -> None:
@@ -104,7 +104,7 @@ def test_each_bound_can_fail(worse: dict[str, Any]) -> None:
     assert len(selection.judged(GOOD | worse)) == 1
 
 
-def test_asking_offers_the_close_ones_and_counts_its_calls() -> None:
+def test_asking_counts_its_calls_and_none_are_made_without_epsilon() -> None:
     task = one("specialist")
     asking = selection.Asking(tuning.load().model_copy(update={"epsilon": 100.0}))
     never = selection.Asking(tuning.load().model_copy(update={"epsilon": 0.0}))
@@ -113,6 +113,18 @@ def test_asking_offers_the_close_ones_and_counts_its_calls() -> None:
     assert 0 < asking.calls <= held[0].turns
     assert never.calls == 0
     assert held[1].turns == selection.held(Talk(errand=task, vocabulary=WORDS), selection.blind(OURS)).turns
+
+
+def test_who_reads_anew_has_no_cue_that_only_the_vocabulary_has_which_it_reads() -> None:
+    own = {name: read_by for name, read_by in learning.read_anew(count=2).items() if name in ("museum", "bank")}
+    everybody = [vocabulary.load(name) for name in vocabulary.TRAINING]
+    for name, read_by in own.items():
+        mine = learning.said_by(vocabulary.load(name))
+        others = "\n".join(learning.said_by(one) for one in everybody if one.name != name)
+        kept = [cue for cue in (*read_by.cues.done, *read_by.cues.failed) if re.search(rf"\b{re.escape(cue)}\b", mine)]
+        assert kept
+        assert all(re.search(rf"\b{re.escape(cue)}\b", others) for cue in kept)
+        assert read_by.acts != tuning.load().acts
 
 
 def test_the_round_robin_of_the_configuration_is_the_one_that_the_bench_measures() -> None:

@@ -178,6 +178,18 @@ def test_an_agenda_kept_at_hand_is_the_one_that_a_fresh_reading_makes(window: in
             assert kept(moment) == Scored(tuned)(moment)
 
 
+def test_who_is_asked_in_turn_speaks_in_the_teams_order() -> None:
+    """Whatever they say; but not where something of one's field is asked for, too."""
+    thread = [("user", "Good morning. A short word from each of you, one after the other.")]
+    heard: list[str] = []
+    for _ in range(2 * len(TEAM)):
+        heard.append(speaker.select(context(*thread)).speaker)
+        thread.append((heard[-1], "The budget and the encryption are as they were, luca."))
+    assert heard == 2 * [one.name for one in TEAM]
+    both = context(("user", "Each of you in turn. We need to check the encryption."))
+    assert speaker.select(both).speaker == "luca"
+
+
 def test_a_name_counts_less_after_names_were_wrong() -> None:
     right = context(PLAIN, ("amy", "sara, this is yours."))
     wrong = context(PLAIN, ("amy", "sara, this is yours."), ("sara", "Not my field. luca, this is yours."))
@@ -220,8 +232,19 @@ def test_a_model_is_asked_only_when_it_is_close() -> None:
     assert asked == []
     found = close(moment)
     assert found.asked
-    assert len(asked) == 1
-    assert found.speaker == asked[0][-1]
+    assert [list(names) for names in asked] == [list(moment.names)]
+    assert found.speaker == moment.names[-1]
+
+
+def test_a_model_that_names_somebody_far_off_is_not_followed() -> None:
+    """It errs, too: whom it names has to be nearly as good as the first by the words."""
+    moment = context(("user", "We need to check the greenhouse."), ("luca", "That is not my field."))
+    totals = Scored(TUNING)(moment).totals
+    first, second, *_, last = sorted(totals, key=lambda name: -totals[name])
+    between = TUNING.model_copy(update={"epsilon": (totals[first] - totals[second] + totals[first] - totals[last]) / 2})
+    for answer, expected in ((second, second), (last, first)):
+        found = Scored(between, answering(answer))(moment)
+        assert (found.speaker, found.asked) == (expected, True)
 
 
 def test_a_model_is_asked_rather_where_nobodys_words_fit() -> None:
