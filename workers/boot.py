@@ -251,8 +251,10 @@ def entrance(settings: Settings, shared: Core | None = None, known: Callable[[],
 
 def worker(settings: Settings, *, name: str | None = None) -> WorkerProcess:
     """A worker process: the app with its tasks, and what they need."""
+    from convergio.workers.allocator import share_arenas
     from convergio.workers.process import WorkerProcess
 
+    share_arenas()
     resolved = resolve(settings)  # children of the process must find what it found
     return WorkerProcess(resolved, core(resolved), name=name or worker_name())
 

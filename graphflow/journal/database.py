@@ -22,6 +22,9 @@ Synchronous = Literal["FULL", "NORMAL"]
 OLDEST_SQLITE: Final = (3, 37)
 """The first with STRICT tables."""
 
+PAGES_KIB: Final = 256
+"""Of the pages of the file, what a connection to SQLite keeps for itself; the operating system keeps them for all."""
+
 _READS: Final = "journal_reads"
 
 
@@ -117,6 +120,7 @@ def _sqlite_engine(address: sa.URL, synchronous: Synchronous, busy_timeout: floa
         _enter_wal(connection, time.monotonic() + busy_timeout)
         connection.execute(f"PRAGMA synchronous={synchronous}")
         connection.execute("PRAGMA foreign_keys=ON")
+        connection.execute(f"PRAGMA cache_size=-{PAGES_KIB}")
 
     def begin(connection: sa.Connection) -> None:
         if connection.get_execution_options().get(_READS):

@@ -43,10 +43,16 @@ def test_sqlite_writes_ahead_and_syncs_as_told(sqlite_url: str, synchronous: dat
     with opened.read() as connection:
         found = {
             pragma: connection.exec_driver_sql(f"PRAGMA {pragma}").scalar()
-            for pragma in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+            for pragma in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout", "cache_size")
         }
     opened.close()
-    assert found == {"journal_mode": "wal", "synchronous": level, "foreign_keys": 1, "busy_timeout": 1500}
+    assert found == {
+        "journal_mode": "wal",
+        "synchronous": level,
+        "foreign_keys": 1,
+        "busy_timeout": 1500,
+        "cache_size": -database.PAGES_KIB,
+    }
 
 
 def test_sqlite_writers_that_read_first_wait_for_each_other(sqlite_journal: Database) -> None:
